@@ -1,0 +1,65 @@
+"""Stable Diffusion XL: two text encoders, pooled text and micro-conditioning (arXiv 2307.01952)."""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from lit_align.backbones.base import Backbone, run_text_encoder
+
+
+class StableDiffusionXL(Backbone):
+    """SDXL base; the sizes and the crop of each image condition it, in float32."""
+
+    pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
+
+    def _load_text_encoders(self, source: dict[str, Any]) -> None:
+        classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        self.text_encoders = nn.ModuleList(
+            encoder.from_pretrained(self.repo, subfolder=folder, dtype=torch.float32, **source)
+            for folder, encoder in classes.items()
+        )
+        self.tokenizers = [
+            CLIPTokenizer.from_pretrained(self.repo, subfolder=folder, revision=source["revision"])
+            for folder in ("tokenizer", "tokenizer_2")
+        ]
+        self.zeros_for_empty_prompt = bool(self.pipeline_config.get("force_zeros_for_empty_prompt", True))
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Penultimate hidden states of both encoders side by side, and the second one's pooled output.
+
+        SDXL was trained with zeros, not with an encoded empty string, where there is no prompt; the pipeline's
+        config says so.
+        """
+        hidden = []
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            output = run_text_encoder(tokenizer, encoder, prompts)
+            hidden.append(output.hidden_states[-2])
+        conditioning = {"hidden": torch.cat(hidden, dim=-1), "pooled": output.text_embeds}
+        if self.zeros_for_empty_prompt and "" in prompts:
+            keep = torch.tensor([prompt != "" for prompt in prompts]).to(hidden[0].device)
+            return {key: value * keep.view(-1, *[1] * (value.ndim - 1)) for key, value in conditioning.items()}
+        return conditioning
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor) -> Tensor:
+        dtype = self.denoiser.dtype
+        added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": geometry.float()}
+        return self.denoiser(
+            latents.to(dtype), timesteps, conditioning["hidden"].to(dtype), added_cond_kwargs=added
+        ).sample
+
+    def pipeline(self) -> Any:
+        return StableDiffusionXLPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoders[0],
+            text_encoder_2=self.text_encoders[1],
+            tokenizer=self.tokenizers[0],
+            tokenizer_2=self.tokenizers[1],
+            unet=self.denoiser,
+            scheduler=EulerDiscreteScheduler.from_config(self.scheduler.config),
+            force_zeros_for_empty_prompt=self.zeros_for_empty_prompt,
+            add_watermarker=False,
+        )

@@ -1,0 +1,41 @@
+"""Stable Diffusion 1.5 and 2.1: one CLIP text encoder, `epsilon` or `v_prediction`."""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from lit_align.backbones.base import Backbone, run_text_encoder
+
+
+class StableDiffusion(Backbone):
+    """Stable Diffusion 1.x and 2.x (arXiv 2112.10752); sizes and crops condition nothing here."""
+
+    pipeline_class: ClassVar[Any] = StableDiffusionPipeline
+
+    def _load_text_encoders(self, source: dict[str, Any]) -> None:
+        encoder = CLIPTextModel.from_pretrained(self.repo, subfolder="text_encoder", dtype=torch.float32, **source)
+        self.text_encoders = nn.ModuleList([encoder])
+        self.tokenizer = CLIPTokenizer.from_pretrained(self.repo, subfolder="tokenizer", revision=source["revision"])
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        return {"hidden": run_text_encoder(self.tokenizer, self.text_encoders[0], prompts).last_hidden_state}
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor) -> Tensor:
+        dtype = self.denoiser.dtype
+        return self.denoiser(latents.to(dtype), timesteps, conditioning["hidden"].to(dtype)).sample
+
+    def pipeline(self) -> Any:
+        return StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoders[0],
+            tokenizer=self.tokenizer,
+            unet=self.denoiser,
+            scheduler=EulerDiscreteScheduler.from_config(self.scheduler.config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )

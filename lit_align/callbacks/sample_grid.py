@@ -1,0 +1,156 @@
+"""A picture of the progress: fixed prompts, the base model's images beside the aligned model's."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from lit_align.backbones.sampling import generate
+from lit_align.module import AlignmentModule
+
+
+class SampleGrid(L.Callback):
+    """Draws the prompts before training, every N steps and at the end, to PNG and TensorBoard.
+
+    Each prompt has one seed, so a row differs from the row above only by what was trained. The ranks share the
+    prompts. Weights, modes, random state and precision are as before afterwards.
+
+    Args:
+        prompts: one image each.
+        every_n_steps: optimizer steps between grids; 0 draws only before and after.
+        height: pixels.
+        width: pixels.
+        steps: Euler steps per image.
+        guidance_scale: of classifier-free guidance; 1 turns it off.
+        seed: prompt i is drawn from seed + i.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        every_n_steps: int = 500,
+        height: int = 1024,
+        width: int = 1024,
+        steps: int = 50,
+        guidance_scale: float = 5.0,
+        seed: int = 0,
+    ) -> None:
+        if not prompts:
+            raise ValueError("SampleGrid.prompts is empty; name at least one prompt, or leave the callback out.")
+        self.prompts, self.every_n_steps, self.seed = list(prompts), every_n_steps, seed
+        self.height, self.width, self.steps, self.guidance_scale = height, width, steps, guidance_scale
+        self.base: list[bytes] = []  # PNGs; in the checkpoint, for a resumed run cannot draw them again
+        self.drawn_at = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0 and not self.base:
+            self.base = [_to_png(image) for image in self._images(trainer, pl_module)]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base": self.base, "drawn_at": self.drawn_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if len(state_dict["base"]) == len(self.prompts):
+            self.base = state_dict["base"]
+        self.drawn_at = state_dict["drawn_at"]
+
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if step == self.drawn_at:  # accumulation ends several batches at one step
+            return
+        self.drawn_at = step
+        rows = {"base": [_from_png(png) for png in self.base]} if self.base else {}
+        rows[f"step {step}"] = self._images(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        grid = draw_grid(self.prompts, rows)
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
+        save_atomically(grid, folder / f"step-{step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = torch.frombuffer(bytearray(grid.tobytes()), dtype=torch.uint8)
+                logger.experiment.add_image("samples", pixels.view(grid.height, grid.width, 3), step, dataformats="HWC")
+
+    def _images(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Tensor]:
+        """All prompts' images, (3, height, width) uint8 each; every rank draws its share."""
+        assert isinstance(pl_module, AlignmentModule)
+        count, world = len(self.prompts), trainer.world_size
+        share = -(-count // world)
+        mine = [number % count for number in range(trainer.global_rank * share, (trainer.global_rank + 1) * share)]
+        with trainer.precision_plugin.forward_context():
+            images = generate(
+                pl_module.backbone,
+                [self.prompts[number] for number in mine],
+                [self.seed + number for number in mine],
+                self.height,
+                self.width,
+                self.steps,
+                self.guidance_scale,
+            )
+        if world > 1:
+            gathered = pl_module.all_gather(images.to(pl_module.device))
+            assert isinstance(gathered, Tensor)
+            images = gathered.flatten(0, 1).cpu()
+        return list(images[:count])
+
+
+def draw_grid(prompts: list[str], rows: dict[str, list[Tensor]], cell: int = 128) -> Image.Image:
+    """One column per prompt, one row per model; images (3, h, w) uint8 are at least `cell` pixels wide."""
+    height, width = next(iter(rows.values()))[0].shape[-2:]
+    scale = max(1, cell // width)
+    height, width, margin, line = height * scale, width * scale, 90, 16
+    grid = Image.new("RGB", (margin + len(prompts) * (width + 4), line + len(rows) * (height + 4)), "white")
+    pen = ImageDraw.Draw(grid)
+    for column, prompt in enumerate(prompts):
+        x = margin + column * (width + 4)
+        pen.text((x, 2), _fit(pen, prompt, width), fill="black")
+        for row, images in enumerate(rows.values()):
+            image = Image.fromarray(images[column].permute(1, 2, 0).numpy())
+            grid.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, line + row * (height + 4)))
+    for row, name in enumerate(rows):
+        pen.text((4, line + row * (height + 4) + height // 2 - 6), name, fill="black")
+    return grid
+
+
+def _fit(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """The text, cut where it is longer than `width` pixels."""
+    if pen.textlength(text) <= width:
+        return text
+    while text and pen.textlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def save_atomically(image: Image.Image, path: Path) -> None:
+    """Write a PNG that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    image.save(part, "PNG")
+    os.replace(part, path)
+
+
+def _to_png(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _from_png(data: bytes) -> Tensor:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)

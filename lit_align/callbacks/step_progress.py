@@ -1,0 +1,89 @@
+"""A progress bar over the whole run: optimizer steps done, time left."""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class StepProgress(ProgressBar):
+    """Counts optimizer steps of the whole fit, where Lightning's own bars count batches of an epoch.
+
+    The last logged values stand beside the bar. In a log file it prints a line every 30 seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        """On all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    @property
+    def is_enabled(self) -> bool:
+        return getattr(self, "_enabled", True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.is_enabled:
+            total, done = total_steps(trainer), trainer.global_step
+            self.bar = _bar(total, done, "fit", "step")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.bar is not None and trainer.global_step > self.bar.n:
+            self.bar.set_postfix(self.values(trainer, pl_module), refresh=False)
+            self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.is_enabled and self.bar is None:
+            self.bar = _bar(sum(int(n) for n in trainer.num_val_batches), 0, "validate", "batch")
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.bar is not None and trainer.state.fn == "validate":
+            self.bar.update()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._close()
+
+    def values(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, str]:
+        """Loss, accuracy and pairs/s, short."""
+        metrics = self.get_metrics(trainer, pl_module)
+        return {k: f"{float(v):.4g}" for k, v in metrics.items() if k != "v_num" and isinstance(v, int | float)}
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _bar(total: int | None, done: int, name: str, unit: str) -> "tqdm[Any]":
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=done, desc=name, unit=unit, mininterval=interval, maxinterval=interval)
+
+
+def total_steps(trainer: L.Trainer) -> int | None:
+    """Optimizer steps of the whole fit, or None where it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if steps != float("inf") else None

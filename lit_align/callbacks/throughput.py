@@ -1,0 +1,45 @@
+"""Training speed in pairs per second."""
+
+import time
+from typing import Any
+
+import lightning as L
+
+from lit_align.module import at_logged_step
+from lit_align.types import PreferenceBatch
+
+
+class Throughput(L.Callback):
+    """Logs `train/pairs_per_second` over all devices, without the time that validation and sampling take."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self.seconds = 0.0
+        self.resumed_at: float | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.resumed_at is None:
+            self.resumed_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        self.pairs += len(batch.prompts) * trainer.world_size
+        if not at_logged_step(trainer):
+            return
+        self._pause()
+        speed = self.pairs / max(self.seconds, 1e-9)
+        pl_module.log("train/pairs_per_second", speed, batch_size=1)
+        pl_module.log("pairs/s", speed, prog_bar=True, logger=False, batch_size=1)
+        self.pairs, self.seconds = 0, 0.0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def _pause(self) -> None:
+        """Stop the clock until the next batch; reading that batch counts as training where no pause lies between."""
+        if self.resumed_at is not None:
+            self.seconds += time.monotonic() - self.resumed_at
+            self.resumed_at = None

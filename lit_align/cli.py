@@ -1,0 +1,66 @@
+"""The command line: `lit-align fit | validate` through LightningCLI, and our own commands beside them."""
+
+import os
+import sys
+
+from jsonargparse import auto_cli
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lit_align.backbones
+import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
+from lit_align.callbacks import StartBanner, StepProgress, Throughput
+from lit_align.commands.export import export
+from lit_align.data import PreferenceDataModule
+from lit_align.module import AlignmentModule
+
+COMMANDS = {"export": export}
+
+
+class AlignmentCLI(LightningCLI):
+    """LightningCLI for our module and data, with one seed for everything."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {"fit": skipped, "validate": skipped}
+
+
+def integer_seed(seed: bool | int) -> int:
+    """The seed as it is.
+
+    Raises:
+        ValueError: for true and false, which would make a run that cannot be repeated.
+    """
+    if isinstance(seed, bool):
+        raise ValueError(f"seed_everything is {seed}; it must be an integer. 0 is a seed like any other.")
+    return seed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `lit-align`."""
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # nothing is unpickled
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in COMMANDS:
+        auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lit-align {words[0]}")
+        return
+    AlignmentCLI(
+        AlignmentModule,
+        PreferenceDataModule,
+        args=arguments,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={
+            "callbacks": [StartBanner(), Throughput(), StepProgress()],
+            "enable_model_summary": False,  # the banner says it
+        },
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={
+            "prog": "lit-align",
+            "description": "Align text-to-image diffusion models with preference pairs.",
+            "epilog": f"Also: {', '.join(f'lit-align {name} --help' for name in COMMANDS)}",
+        },
+    )

@@ -1,0 +1,69 @@
+"""Which shards there are and how many pairs each one holds."""
+
+import glob
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import braceexpand
+
+from lit_align.data.samples import SampleError, parse_sample, read_samples
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+
+
+class Shard(NamedTuple):
+    """A tar file and what a look at its labels found."""
+
+    path: str
+    pairs: int  # decided ones: they are numbered 0 to pairs - 1 in the tar's order
+    ties: int
+    broken: int  # samples left out because of a missing field or a wrong label
+
+
+def expand(shards: str | Sequence[str]) -> list[str]:
+    """Paths from paths, braces (`{000..127}.tar`) and wildcards (`*.tar`), each pattern's matches sorted.
+
+    Raises:
+        FileNotFoundError: if a pattern matches nothing.
+    """
+    paths: list[str] = []
+    for pattern in [shards] if isinstance(shards, str) else shards:
+        for path in braceexpand.braceexpand(pattern):
+            found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * os.path.isfile(path)
+            if not found:
+                raise FileNotFoundError(
+                    f"{pattern!r}: there is no file {path!r} (working directory {os.getcwd()}). "
+                    "Shards are local tar files; braces {000..127} and wildcards * are expanded."
+                )
+            paths += found
+    return paths
+
+
+def scan(paths: Sequence[str], on_error: OnError, threads: int = 8) -> list[Shard]:
+    """Count the pairs of all shards by their labels, without reading images.
+
+    Raises:
+        SampleError: on the first broken sample, if `on_error` is `raise`.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda path: _scan_shard(path, on_error), paths))
+
+
+def _scan_shard(path: str, on_error: OnError) -> Shard:
+    pairs = ties = broken = 0
+    for sample in read_samples(path, with_images=False):
+        try:
+            tie = parse_sample(sample).label_0 == 0.5
+        except SampleError as error:
+            if on_error == "raise":
+                raise
+            log.warning("Skipped: %s", error)
+            broken += 1
+            continue
+        ties, pairs = ties + tie, pairs + (not tie)
+    return Shard(path, pairs, ties, broken)

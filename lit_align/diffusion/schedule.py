@@ -1,0 +1,63 @@
+"""The discrete noise schedule of a pretrained model and the target it was trained on."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+class NoiseSchedule(nn.Module):
+    """x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) noise, with alpha_t the cumulative product (DDPM, arXiv 2006.11239).
+
+    Args:
+        alphas_cumprod: (timesteps,) falling from about 1 towards 0.
+        prediction_type: `epsilon` (the noise) or `v_prediction` (arXiv 2202.00512).
+
+    Raises:
+        ValueError: on another prediction type.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
+        super().__init__()
+        if prediction_type not in get_args(PredictionType):
+            raise ValueError(
+                f"The scheduler's prediction_type is {prediction_type!r}; supported are {get_args(PredictionType)}."
+            )
+        self.prediction_type = prediction_type
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t, (batch, ...) float32, from clean latents and noise of that shape and timesteps (batch,)."""
+        signal, spread = self._scales(timesteps, clean.ndim)
+        return signal * clean.float() + spread * noise.float()
+
+    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser has to predict, (batch, ...) float32."""
+        if self.prediction_type == "epsilon":
+            return noise.float()
+        signal, spread = self._scales(timesteps, clean.ndim)
+        return signal * noise.float() - spread * clean.float()
+
+    def _scales(self, timesteps: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[timesteps].float().view(-1, *[1] * (dimensions - 1))
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
+        """Moves with the module, but stays in float32: half precision would round the signal's share away."""
+        exact = self.alphas_cumprod
+        super()._apply(fn, recurse)
+        self.alphas_cumprod = exact.to(self.alphas_cumprod.device)
+        return self
+
+
+def uniform_timesteps(count: int, timesteps: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(count,) int64, uniform over all timesteps."""
+    return torch.randint(timesteps, (count,), generator=generator, device=device)

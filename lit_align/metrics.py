@@ -1,0 +1,84 @@
+"""Weighted means of per-pair values: exact over micro-batches, accumulation and ranks."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_align.types import ObjectiveOutput, PairErrors
+
+
+class WeightedMeans(Metric):
+    """Means of many named values at once: two small sums that stay on the device until `compute`.
+
+    Args:
+        names: of the values, in the order of the rows that `update` takes.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    weights: Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+        self.add_state("weights", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+
+    def update(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add values and their weights, both (batch,), for every name."""
+        stacked = torch.stack([values[name][0].float() for name in self.names])
+        weights = torch.stack([values[name][1].float() for name in self.names])
+        # A value that counts for nothing must not count as NaN either.
+        self.sums += torch.where(weights > 0, stacked * weights, 0.0).sum(1)
+        self.weights += weights.sum(1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means by name; names that got no weight are left out."""
+        means = self.sums / self.weights
+        counted = (self.weights > 0).tolist()
+        return {name: mean for name, mean, seen in zip(self.names, means, counted, strict=True) if seen}
+
+
+class PreferenceMetrics(WeightedMeans):
+    """What a run logs of its pairs.
+
+    Args:
+        terms: names of the objective's terms.
+        timesteps: of the noise schedule.
+        ranges: parts of equal length into which timesteps are divided for the errors.
+    """
+
+    def __init__(self, terms: Sequence[str], timesteps: int, ranges: int = 4) -> None:
+        edges = [timesteps * part // ranges for part in range(ranges + 1)]
+        self.ranges = {f"t{low}-{high - 1}": (low, high) for low, high in itertools.pairwise(edges)}
+        by_range = [f"{side}_error/{name}" for name in self.ranges for side in ("chosen", "rejected")]
+        self.terms = list(terms)
+        super().__init__([*COMMON, *(f"loss/{term}" for term in terms), *by_range])
+
+    def observe(self, output: ObjectiveOutput, errors: PairErrors, timesteps: Tensor, weight: Tensor) -> None:
+        """Add a micro-batch: output and errors of its pairs, their timesteps and weights, (batch,) each."""
+        chosen, rejected = errors.chosen.detach(), errors.rejected.detach()
+        values = {
+            "loss": (output.loss.detach().expand_as(weight), weight),
+            "accuracy": (implicit_accuracy(output.margin), weight),
+            "margin": (output.margin, weight),
+            "chosen_error": (chosen, weight),
+            "rejected_error": (rejected, weight),
+        }
+        values |= {f"loss/{term}": (output.terms[term], weight) for term in self.terms}
+        for name, (low, high) in self.ranges.items():
+            inside = weight * ((timesteps >= low) & (timesteps < high))
+            values[f"chosen_error/{name}"] = (chosen, inside)
+            values[f"rejected_error/{name}"] = (rejected, inside)
+        self.update(values)
+
+
+COMMON = ("loss", "accuracy", "margin", "chosen_error", "rejected_error")
+
+
+def implicit_accuracy(margin: Tensor) -> Tensor:
+    """1 where the policy prefers the chosen image, 0 where it does not, one half where it cannot tell, (batch,)."""
+    return (margin.sign() + 1) / 2

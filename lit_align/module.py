@@ -1,0 +1,230 @@
+"""The LightningModule: errors in, loss out, and what is logged and saved."""
+
+import random
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW
+
+from lit_align import __version__
+from lit_align.backbones import Backbone
+from lit_align.diffusion import noise_pair, pair_errors
+from lit_align.diffusion.schedule import uniform_timesteps
+from lit_align.metrics import PreferenceMetrics
+from lit_align.objectives import Objective
+from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
+
+COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
+COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
+
+
+class Draw(NamedTuple):
+    """The random part of a step: the same for both images of a pair."""
+
+    latent_generator: torch.Generator | None  # of the VAE's posterior; None takes its mode
+    noise: Tensor  # (batch, channels, h, w) float32
+    timesteps: Tensor  # (batch,)
+
+
+class AlignmentModule(L.LightningModule):
+    """Aligns a backbone's denoiser with preference pairs by an objective.
+
+    Args:
+        backbone: the pretrained model.
+        objective: the loss on denoising errors.
+        optimizer: called with the trainable parameters.
+        lr_scheduler: called with the optimizer, stepped once per optimizer step; none keeps the rate constant.
+        caption_dropout: share of pairs, drawn per pair, that train without their prompt.
+        validation_draws: noises and timesteps per held-out pair; more make the same number less noisy.
+        seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        objective: Objective,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        caption_dropout: float = 0.0,
+        validation_draws: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= caption_dropout <= 1:
+            raise ValueError(f"model.caption_dropout is {caption_dropout}; it must lie between 0 and 1.")
+        if validation_draws < 1:
+            raise ValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
+        self.backbone, self.objective = backbone, objective
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
+        self.strict_loading = False  # checkpoints hold what was trained, `on_load_checkpoint` checks that all of it
+        terms = self._objective_terms()
+        self.train_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
+        self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
+        self.gradient_norm: Tensor | None = None
+
+    def _objective_terms(self) -> list[str]:
+        one = torch.ones(1)
+        errors = PairErrors(one, one)
+        return list(self.objective(errors, errors, one).terms)
+
+    # -- the step
+
+    def errors(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> PairErrors:
+        """Errors of both images of all pairs, from one forward of the denoiser."""
+        images = torch.cat([batch.chosen, batch.rejected])
+        latents = self.backbone.encode_images(images, draw.latent_generator)
+        chosen, rejected = latents.chunk(2)
+        noised = noise_pair(self.backbone.schedule, chosen, rejected, draw.noise, draw.timesteps)
+        conditioning = {key: torch.cat([v, v]) for key, v in self.backbone.encode_prompts(prompts).items()}
+        geometry = torch.cat([batch.chosen_geometry, batch.rejected_geometry])
+        prediction = self.backbone.denoise(noised.latents, noised.timesteps, conditioning, geometry)
+        return pair_errors(prediction, noised.target)
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Loss of a micro-batch."""
+        draw, prompts = self.training_draw(batch)
+        output, errors = self._judge(batch, draw, prompts)
+        self.train_metrics.observe(output, errors, draw.timesteps, batch.weight)
+        return output.loss
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Metrics of held-out pairs, each on its own fixed noise and timesteps."""
+        for repeat in range(self.validation_draws):
+            draw = self.validation_draw(batch, repeat)
+            output, errors = self._judge(batch, draw, batch.prompts)
+            self.val_metrics.observe(output, errors, draw.timesteps, batch.weight)
+
+    def _judge(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[ObjectiveOutput, PairErrors]:
+        errors = self.errors(batch, draw, prompts)
+        return self.objective(errors, None, batch.weight), errors
+
+    # -- the draws
+
+    def training_draw(self, batch: PreferenceBatch) -> tuple[Draw, list[str]]:
+        """Noise, timesteps and prompts of a micro-batch: a function of seed, rank and its number, whatever came before.
+
+        So a resumed run draws what the unbroken one would have drawn, on every rank.
+        """
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        count = len(batch.prompts)
+        noise = torch.randn(self._noise_shape(batch), generator=generator, device=self.device)
+        timesteps = uniform_timesteps(count, self.backbone.schedule.timesteps, generator, self.device)
+        coins = torch.Generator().manual_seed(seed)  # on the CPU, where the prompts are
+        dropped = (torch.rand(count, generator=coins) < self.caption_dropout).tolist()
+        prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, dropped, strict=True)]
+        return Draw(generator, noise, timesteps), prompts
+
+    def validation_draw(self, batch: PreferenceBatch, repeat: int) -> Draw:
+        """Noise and timesteps of held-out pairs: functions of a pair's number, the same in every run.
+
+        Drawn on the CPU, so that they do not depend on the device, the batch size or the number of ranks. The
+        timesteps follow the golden ratio, which spreads any number of pairs evenly.
+        """
+        shape, total = self._noise_shape(batch)[1:], self.backbone.schedule.timesteps
+        noises, times = [], []
+        for number in batch.number.tolist():
+            draw = number * self.validation_draws + repeat
+            noises.append(torch.randn(shape, generator=torch.Generator().manual_seed(draw)))
+            times.append(int((draw + 0.5) * 0.6180339887498949 % 1 * total))
+        return Draw(None, torch.stack(noises).to(self.device), torch.tensor(times, device=self.device))
+
+    def _noise_shape(self, batch: PreferenceBatch) -> tuple[int, ...]:
+        return (len(batch.prompts), *self.backbone.latent_shape(*batch.chosen.shape[-2:]))
+
+    # -- logging
+
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        if at_logged_step(self.trainer):
+            values = {f"train/{name}": value for name, value in self.train_metrics.compute().items()}
+            if self.gradient_norm is not None:
+                values["train/gradient_norm"] = self.gradient_norm
+            rates = {group["lr"] for group in self.trainer.optimizers[0].param_groups}
+            values["train/learning_rate"] = torch.tensor(max(rates))
+            bar = {name: values[f"train/{name}"] for name in ("loss", "accuracy") if f"train/{name}" in values}
+            self.log_dict(values, batch_size=len(batch.prompts))
+            self.log_dict(bar, prog_bar=True, logger=False, batch_size=len(batch.prompts))
+            self.train_metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.log_dict(values, sync_dist=False)  # the metric has already been reduced over ranks
+        self.val_metrics.reset()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the Trainer says and keeps the norm from before, for the log."""
+        gradients = [p.grad for p in self.backbone.trainable_parameters().values() if p.grad is not None]
+        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # -- set-up
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        self.train()  # diffusers loads in eval mode, and Lightning no longer changes it
+        self._cast_frozen()
+
+    def on_validation_start(self) -> None:
+        self._cast_frozen()
+
+    def _cast_frozen(self) -> None:
+        self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what was trained, and what an export needs to know."""
+        trained = self._trained_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["lit_align"] = {"version": __version__, "seed": self.seed, **self.backbone.export_info()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold exactly what this module trains.
+
+        Raises:
+            ValueError: if weights are missing or foreign, or if training began with another seed.
+        """
+        found, wanted = set(checkpoint["state_dict"]), self._trained_names()
+        if found != wanted:
+            missing, foreign = sorted(wanted - found), sorted(found - wanted)
+            raise ValueError(
+                f"The checkpoint does not fit this model: {len(missing)} trained weights are missing "
+                f"({', '.join(missing[:2]) or 'none'}), {len(foreign)} are unknown "
+                f"({', '.join(foreign[:2]) or 'none'}). "
+                "Resume with the model.backbone that the run began with (full or LoRA, its rank and targets)."
+            )
+        began = checkpoint.get("lit_align", {}).get("seed", self.seed)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and began != self.seed:
+            raise ValueError(
+                f"The run began with seed_everything {began}, not {self.seed}; its noise could not go on exactly. "
+                f"Resume with --seed_everything {began}."
+            )
+
+    def _trained_names(self) -> set[str]:
+        return {f"backbone.{name}" for name in self.backbone.trainable_parameters()}
+
+
+def at_logged_step(trainer: L.Trainer) -> bool:
+    """In `on_train_batch_end`: whether an optimizer step was just taken whose number the Trainer logs.
+
+    True on all ranks alike and once a step, whatever the accumulation is.
+    """
+    every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set in Trainer's constructor
+    return not trainer.fit_loop._should_accumulate() and trainer.global_step % every_n_steps == 0
