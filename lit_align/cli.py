@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # nothing is unpickled
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in COMMANDS:
-        auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lit-align {words[0]}")
+        auto_cli(COMMANDS[words[0]], args=words[1:], as_positional=False, prog=f"lit-align {words[0]}")
         return
     AlignmentCLI(
         AlignmentModule,

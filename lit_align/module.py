@@ -26,9 +26,9 @@ COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
 class Draw(NamedTuple):
     """The random part of a step: the same for both images of a pair."""
 
-    latent_generator: torch.Generator | None  # of the VAE's posterior; None takes its mode
     noise: Tensor  # (batch, channels, h, w) float32
     timesteps: Tensor  # (batch,)
+    posterior_noise: Tensor | None  # the shape of `noise`: which sample of the VAE's posterior; None for its mode
 
 
 class AlignmentModule(L.LightningModule):
@@ -78,7 +78,8 @@ class AlignmentModule(L.LightningModule):
     def errors(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> PairErrors:
         """Errors of both images of all pairs, from one forward of the denoiser."""
         images = torch.cat([batch.chosen, batch.rejected])
-        latents = self.backbone.encode_images(images, draw.latent_generator)
+        posterior_noise = None if draw.posterior_noise is None else draw.posterior_noise.repeat(2, 1, 1, 1)
+        latents = self.backbone.encode_images(images, posterior_noise)
         chosen, rejected = latents.chunk(2)
         noised = noise_pair(self.backbone.schedule, chosen, rejected, draw.noise, draw.timesteps)
         conditioning = {key: torch.cat([v, v]) for key, v in self.backbone.encode_prompts(prompts).items()}
@@ -115,12 +116,12 @@ class AlignmentModule(L.LightningModule):
         seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
         generator = torch.Generator(self.device).manual_seed(seed)
         count = len(batch.prompts)
-        noise = torch.randn(self._noise_shape(batch), generator=generator, device=self.device)
+        noise, posterior_noise = torch.randn((2, *self._noise_shape(batch)), generator=generator, device=self.device)
         timesteps = uniform_timesteps(count, self.backbone.schedule.timesteps, generator, self.device)
         coins = torch.Generator().manual_seed(seed)  # on the CPU, where the prompts are
         dropped = (torch.rand(count, generator=coins) < self.caption_dropout).tolist()
         prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, dropped, strict=True)]
-        return Draw(generator, noise, timesteps), prompts
+        return Draw(noise, timesteps, posterior_noise), prompts
 
     def validation_draw(self, batch: PreferenceBatch, repeat: int) -> Draw:
         """Noise and timesteps of held-out pairs: functions of a pair's number, the same in every run.
@@ -134,7 +135,7 @@ class AlignmentModule(L.LightningModule):
             draw = number * self.validation_draws + repeat
             noises.append(torch.randn(shape, generator=torch.Generator().manual_seed(draw)))
             times.append(int((draw + 0.5) * 0.6180339887498949 % 1 * total))
-        return Draw(None, torch.stack(noises).to(self.device), torch.tensor(times, device=self.device))
+        return Draw(torch.stack(noises).to(self.device), torch.tensor(times, device=self.device), None)
 
     def _noise_shape(self, batch: PreferenceBatch) -> tuple[int, ...]:
         return (len(batch.prompts), *self.backbone.latent_shape(*batch.chosen.shape[-2:]))

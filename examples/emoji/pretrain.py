@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from render import STYLES, load_icons, render
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -222,7 +223,7 @@ def train_unet(
     torch.manual_seed(SEED)
     networks = nn.ModuleList(make_networks(tokenizers[0])).train()
     average = copy.deepcopy(networks).requires_grad_(False)
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=5e-4, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=5e-4, weight_decay=1e-2, fused=True)
     state = {"networks": networks, "average": average, "optimizer": optimizer, "loss": 1.0}
     time_ids = torch.tensor([[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]]).repeat(BATCH, 1)
     for step in train_steps("UNet", steps, state, work / "unet.pt"):
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="folder for checkpoints")
     parser.add_argument("--vae_steps", type=int, default=3000)
-    parser.add_argument("--unet_steps", type=int, default=9000)
+    parser.add_argument("--unet_steps", type=int, default=6500)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
 
@@ -271,16 +272,26 @@ def main() -> None:
     )  # SDXL's own
     unet, first, second = train_unet(captions, latents, tokenizers, scheduler, arguments.unet_steps, arguments.work)
     pipeline = StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=first,
+        vae=vae.half(),  # diffusers loads half precision files as float32
+        text_encoder=first,  # transformers does not
         text_encoder_2=second,
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
-        unet=unet,
+        unet=unet.half(),
         scheduler=scheduler,
         add_watermarker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(arguments.output)
+    pipeline.save_pretrained(arguments.output)
+    for folder in ("text_encoder", "text_encoder_2"):
+        use_published_names(arguments.output / folder / "model.safetensors")
+
+
+def use_published_names(path: Path) -> None:
+    """Names as in published checkpoints: transformers 5 drops the prefix, without which version 4 loads nothing."""
+    weights = load_file(path)
+    prefix = "text_model."
+    named = {k if k.startswith((prefix, "text_projection")) else prefix + k: v for k, v in weights.items()}
+    save_file(named, path, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from lit_align.backbones.lora import LoRA
 from lit_align.diffusion import NoiseSchedule
 
-VaePrecision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -45,7 +45,7 @@ class Backbone(nn.Module, ABC):
         variant: str | None = None,
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
-        vae_precision: VaePrecision = "fp32",
+        vae_precision: Precision = "fp32",
         vae_slicing: bool = False,
     ) -> None:
         super().__init__()
@@ -127,15 +127,17 @@ class Backbone(nn.Module, ABC):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode_images(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents (batch, channels, h, w) float32 of images (batch, 3, height, width) uint8.
 
-        Sampled from the VAE's posterior, or its mode where there is no generator. The VAE computes in its own
-        precision, outside the Trainer's autocast.
+        Sampled from the VAE's posterior by standard normal `noise` of the latents' shape, or its mode without. The
+        VAE computes in its own precision, outside the Trainer's autocast.
         """
         with torch.autocast(images.device.type, enabled=False):
             posterior = self.vae.encode((images.float() / 127.5 - 1).to(self.vae.dtype)).latent_dist
-            latents = (posterior.mode() if generator is None else posterior.sample(generator)).float()
+            latents = posterior.mean.float()
+            if noise is not None:
+                latents = latents + posterior.std.float() * noise
         mean, scale = self._latent_statistics(latents)
         return (latents - mean) * scale
 

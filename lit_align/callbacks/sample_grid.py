@@ -76,10 +76,10 @@ class SampleGrid(L.Callback):
         self.drawn_at = step
         rows = {"base": [_from_png(png) for png in self.base]} if self.base else {}
         rows[f"step {step}"] = self._images(trainer, pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # `log_dir` is asked of all ranks
         if not trainer.is_global_zero:
             return
         grid = draw_grid(self.prompts, rows)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         save_atomically(grid, folder / f"step-{step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -3,15 +3,15 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from lit_align.backbones.base import DTYPES, Precision
+
 PREFIX = "backbone.denoiser."
 
 

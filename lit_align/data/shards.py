@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import braceexpand
+from tqdm import tqdm
 
 from lit_align.data.samples import SampleError, parse_sample, read_samples
 
@@ -51,7 +52,9 @@ def scan(paths: Sequence[str], on_error: OnError, threads: int = 8) -> list[Shar
         SampleError: on the first broken sample, if `on_error` is `raise`.
     """
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda path: _scan_shard(path, on_error), paths))
+        scanned = pool.map(lambda path: _scan_shard(path, on_error), paths)
+        few = len(paths) < 20
+        return list(tqdm(scanned, total=len(paths), desc="reading labels", unit="shard", disable=few or None))
 
 
 def _scan_shard(path: str, on_error: OnError) -> Shard:

@@ -11,11 +11,13 @@ Which pair is n-th on a rank is a function of (seed, epoch, world size, rank, wo
 So a stream can start at any batch: whole windows and whole shards before it are not read.
 """
 
+import hashlib
 import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -86,6 +88,12 @@ class Order:
         )
         return positions, min(consumed * self.batch_size, len(positions))
 
+    def _shards_digest(self) -> str:
+        """Names and sizes in short; shards may move to another folder."""
+        listed = repr([(Path(shard.path).name, shard.pairs) for shard in self.shards])
+        pairs = sum(shard.pairs for shard in self.shards)
+        return f"{len(self.shards)} with {pairs} pairs, digest {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
+
     def fingerprint(self) -> dict[str, object]:
         """What must be the same for a resumed run to see the pairs that the unbroken run would have seen."""
         return {
@@ -94,7 +102,7 @@ class Order:
             "world_size": self.world_size,
             "num_workers": self.workers,
             "shuffle_window": self.shuffle_window,
-            "pairs per shard": [shard.pairs for shard in self.shards],
+            "shards": self._shards_digest(),
         }
 
 

@@ -1,0 +1,106 @@
+"""Callbacks: the sample grid leaves no trace and survives a resume; the banner and the speed are true."""
+
+import time
+
+import lightning as L
+import pytest
+import torch
+from PIL import Image
+
+from lit_align.backbones import LoRA
+from lit_align.backbones.sampling import generate
+from lit_align.callbacks import SampleGrid, StartBanner, StepProgress, Throughput
+from lit_align.callbacks.sample_grid import draw_grid
+from tests.test_module import equal, fit, make_data, make_module, weights
+
+
+def grid(**changes):
+    return SampleGrid(
+        ["fox", "tulip", "cactus"], **{"every_n_steps": 2, "height": 32, "width": 32, "steps": 2, **changes}
+    )
+
+
+def test_grid_changes_nothing_in_the_run(tmp_path):
+    runs = []
+    for callbacks in ([], [grid()]):
+        module = make_module()
+        fit(module, make_data(), tmp_path, steps=4, callbacks=callbacks)
+        runs.append((weights(module), torch.get_rng_state()))
+    assert equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+def test_grid_draws_the_live_model_beside_the_base(tmp_path):
+    module, callback = make_module(), grid()
+    base = generate(module.backbone, callback.prompts, [0, 1, 2], 32, 32, steps=2)
+    fit(module, make_data(), tmp_path, steps=3, callbacks=[callback])
+    files = sorted((tmp_path / "samples").iterdir())
+    assert [path.name for path in files] == ["step-0000002.png", "step-0000003.png"]
+    live = generate(module.backbone, callback.prompts, [0, 1, 2], 32, 32, steps=2)
+    expected = draw_grid(callback.prompts, {"base": list(base), "step 3": list(live)})
+    assert Image.open(files[-1]).tobytes() == expected.tobytes()
+
+
+def test_resumed_run_keeps_the_base_images(tmp_path):
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last=True)
+    first = grid()
+    fit(make_module(lora=LoRA(rank=2)), make_data(), tmp_path, steps=2, callbacks=[first, checkpoint])
+    second = grid()
+    fit(make_module(lora=LoRA(rank=2)), make_data(), tmp_path, 3, tmp_path / "last.ckpt", callbacks=[second])
+    assert len(first.base) == 3
+    assert second.base == first.base
+
+
+def test_grid_without_prompts_is_refused():
+    with pytest.raises(ValueError, match=r"SampleGrid\.prompts is empty"):
+        SampleGrid([])
+
+
+def test_banner_counts_parameters_and_pairs(tmp_path):
+    module, data = make_module(lora=LoRA(rank=2)), make_data(batch_size=4)
+    trainer = fit(module, data, tmp_path, steps=1, accumulate_grad_batches=3)
+    text = StartBanner().text(trainer, module)
+    trainable = sum(p.numel() for p in module.backbone.trainable_parameters().values())
+    assert f"{trainable:,} of " in text
+    assert "12 pairs a step = 4 a device x 3 accumulated x 1 devices" in text
+    assert module.objective.formula() in text
+
+
+class Nap(L.Callback):
+    def on_validation_epoch_end(self, trainer, pl_module):
+        time.sleep(1.0)
+
+
+def test_throughput_leaves_validation_out(tmp_path):
+    callback = Throughput()
+    trainer = fit(
+        make_module(),
+        make_data(),
+        tmp_path,
+        steps=4,
+        callbacks=[callback, Nap()],
+        log_every_n_steps=4,
+        limit_val_batches=1,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+    )
+    speed = trainer.callback_metrics["train/pairs_per_second"]
+    assert speed == pytest.approx(8 / (8 / speed))
+    assert 8 / speed < 2.0  # four steps of two pairs, without two naps of a second each
+
+
+def test_progress_counts_optimizer_steps_of_the_whole_run(tmp_path, capsys):
+    trainer = fit(
+        make_module(),
+        make_data(batch_size=4),
+        tmp_path,
+        steps=15,
+        callbacks=[StepProgress(), Throughput()],
+        log_every_n_steps=5,
+    )
+    assert trainer.global_step == 15  # more than the 13 of an epoch
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "15/15" in line
+    assert "loss=" in line
+    assert "accuracy=" in line
+    assert "pairs/s=" in line

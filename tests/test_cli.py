@@ -1,0 +1,218 @@
+"""The command line: every config parses, dumps and runs; exports load in diffusers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+
+from lit_align.backbones import LoRA, StableDiffusionXL
+from lit_align.backbones.sampling import generate
+from lit_align.cli import main
+from tests.conftest import PAIRS, PIPELINE, ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CPU = str(ROOT / "configs/hardware/cpu.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def small(config, folder, sd15, sd21):
+    """Overrides that run a config on one CPU with the bundled pairs and a small pipeline."""
+    name = config.stem
+    repo = {"mapo_sd15": sd15, "mapo_sd21": sd21}.get(name, PIPELINE)
+    vae = {"mapo_sdxl": PIPELINE / "vae", "mapo_sdxl_lora": PIPELINE / "vae"}.get(name)
+    return [
+        f"--config={config}",
+        f"--config={CPU}",
+        f"--model.backbone.init_args.repo={repo}",
+        *([f"--model.backbone.init_args.vae_repo={vae}"] if vae else []),
+        "--model.backbone.init_args.vae_precision=fp32",
+        "--trainer.max_steps=2",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.accumulate_grad_batches=1",
+        "--trainer.val_check_interval=2",
+        "--trainer.limit_val_batches=1",
+        f"--trainer.default_root_dir={folder}",
+        f"--trainer.logger.init_args.save_dir={folder}",
+        f"--data.train_shards={PAIRS}/train/0000{{0..1}}.tar",
+        f"--data.val_shards={PAIRS}/held_out/00000.tar",
+        "--data.resolution=32",
+        "--data.batch_size=2",
+        "--data.num_workers=0",
+        *callbacks(folder),
+    ]
+
+
+def callbacks(folder):
+    """The configs' two callbacks, with the folder and the size of the test: a later list replaces an earlier one."""
+    checkpoints = {"dirpath": f"{folder}/checkpoints", "every_n_train_steps": 1, "save_last": True}
+    grid = {"prompts": ["fox", "tulip"], "every_n_steps": 1, "height": 32, "width": 32, "steps": 2}
+    classes = {"lightning.pytorch.callbacks.ModelCheckpoint": checkpoints, "SampleGrid": grid}
+    listed = [{"class_path": name, "init_args": arguments} for name, arguments in classes.items()]
+    path = Path(folder) / "callbacks.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": listed}}))
+    return [f"--config={path}"]
+
+
+def test_configs_are_all_here():
+    names = [config.stem for config in CONFIGS]
+    assert names == ["mapo_sd15", "mapo_sd21", "mapo_sdxl", "mapo_sdxl_lora", "quickstart"]
+    for config in CONFIGS:
+        assert "Hardware:" in config.read_text() or "CPU cores" in config.read_text()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_config_dumps_to_itself(config, capsys):
+    """What `--print_config` prints is complete and parses to the same."""
+
+    def dump(path):
+        with pytest.raises(SystemExit) as exit_:
+            main(["fit", f"--config={path}", "--print_config"])
+        assert exit_.value.code in (0, None)
+        return yaml.safe_load(capsys.readouterr().out)
+
+    first = dump(config)
+    for part in ("trainer", "model", "data"):
+        for key, value in yaml.safe_load(config.read_text())[part].items():
+            if not isinstance(value, dict | list):
+                assert first[part][key] == value
+    assert first["model"]["objective"]["class_path"] == "lit_align.objectives.MaPO"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_config_runs_and_its_export_loads(config, tmp_path, sd15, sd21, capsys):
+    main(["fit", *small(config, tmp_path, sd15, sd21)])
+    assert sorted(path.name for path in tmp_path.rglob("step-*.png")) == ["step-0000001.png", "step-0000002.png"]
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    saved = yaml.safe_load(next(tmp_path.rglob("config.yaml")).read_text())
+    assert saved["trainer"]["max_steps"] == 2
+
+    checkpoint, output = tmp_path / "checkpoints/last.ckpt", tmp_path / "export"
+    main(["export", f"--ckpt_path={checkpoint}", f"--output={output}"])
+    names = sorted(path.name for path in output.iterdir())
+    if "lora" in config.stem:
+        assert names == ["pytorch_lora_weights.safetensors"]
+    else:
+        assert names == ["config.json", "diffusion_pytorch_model.safetensors"]
+        unet = UNet2DConditionModel.from_pretrained(output)
+        weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+        for name, value in unet.state_dict().items():
+            assert torch.equal(value, weights[f"backbone.denoiser.{name}"])
+    with pytest.raises(FileExistsError, match="export exists"):
+        main(["export", f"--ckpt_path={checkpoint}", f"--output={output}"])
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=6)], ids=["full", "lora"])
+def test_export_gives_the_same_images(tmp_path, lora):
+    """The live module, and diffusers with the exported weights, draw the same."""
+    import lightning as L
+
+    from tests.test_module import fit, make_data, make_module
+
+    module = make_module(lora=lora)
+    module.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # far from the base
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_last=True)
+    fit(module, make_data(), tmp_path, steps=3, callbacks=[checkpoint])
+    ours = generate(module.backbone, ["fox"], [3], 32, 32, steps=3)
+    base = generate(StableDiffusionXL(str(PIPELINE)), ["fox"], [3], 32, 32, steps=3)
+
+    main(["export", f"--ckpt_path={tmp_path}/last.ckpt", f"--output={tmp_path}/out"])
+    if lora is None:
+        unet = UNet2DConditionModel.from_pretrained(tmp_path / "out")
+        pipeline = StableDiffusionXLPipeline.from_pretrained(PIPELINE, unet=unet)
+    else:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(PIPELINE)
+        pipeline.load_lora_weights(tmp_path / "out")
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    theirs = pipeline("fox", latents=noise, num_inference_steps=3, height=32, width=32, output_type="np").images
+    theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 255
+    assert (theirs - ours.float()).abs().max() <= 1
+    assert (base.float() - ours.float()).abs().mean() > 3
+
+
+def test_objective_is_exchanged_without_traces_of_the_old_one(capsys):
+    words = ["--model.objective=PaperMaPO", "--model.objective.beta_paper=64", "--print_config"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=configs/mapo_sdxl.yaml", *words])
+    objective = yaml.safe_load(capsys.readouterr().out)["model"]["objective"]
+    assert objective == {"class_path": "lit_align.objectives.PaperMaPO", "init_args": {"beta_paper": 64.0}}
+
+
+def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, capsys):
+    """The README's commands on a run's folder."""
+    main(["fit", *small(ROOT / "configs/quickstart.yaml", tmp_path, sd15, sd21)])
+    config, checkpoint = next(tmp_path.rglob("config.yaml")), tmp_path / "checkpoints/last.ckpt"
+    main(["fit", f"--config={config}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=3"])
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    steps = {torch.load(path, weights_only=True)["global_step"] for path in checkpoint.parent.glob("*.ckpt")}
+    assert 3 in steps
+    capsys.readouterr()
+    main(["validate", f"--config={config}", f"--ckpt_path={checkpoint}"])
+    table = capsys.readouterr().out
+    assert "val/accuracy" in table
+    assert "val/margin" in table
+
+
+def test_export_of_a_foreign_file(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match=r"foreign\.ckpt was not written by lit-align"):
+        main(["export", f"--ckpt_path={tmp_path}/foreign.ckpt", f"--output={tmp_path}/out"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--seed_everything=false", "seed_everything is False; it must be an integer"),
+        ("--model.objective.init_args.beta_dpo=1", "beta_dpo"),
+        ("--trainer.max_stpes=3", "max_stpes"),
+        ("--data.batch_size=0", "data.batch_size is 0"),
+        ("--data.train_shards=nothing/*.tar", "there is no file 'nothing/*.tar'"),
+    ],
+)
+def test_bad_input_is_named(override, message, capsys, tmp_path):
+    with pytest.raises((SystemExit, ValueError, FileNotFoundError)) as error:
+        main(["fit", "--config=configs/quickstart.yaml", f"--trainer.default_root_dir={tmp_path}", override])
+    assert message in capsys.readouterr().err + str(error.value)
+
+
+def run(*words, folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "lit_align", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        cwd=ROOT,
+    )
+
+
+def test_two_processes_train_the_same_weights(tmp_path, sd15, sd21):
+    """DDP on two CPU processes, with workers: both ranks take part and agree; the banner says what runs."""
+    words = small(ROOT / "configs/quickstart.yaml", tmp_path, sd15, sd21)
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.num_workers=1"]
+    result = run("fit", *words, *two, folder=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "4 pairs a step = 2 a device x 1 accumulated x 2 devices" in result.stderr + result.stdout
+    assert "MaPO (released form)" in result.stderr + result.stdout
+    grid = Image.open(next(tmp_path.rglob("step-0000002.png")))
+    assert len(set(grid.crop((90, 16, 90 + 128, 144)).getdata())) > 5
+    assert (tmp_path / "checkpoints/last.ckpt").exists()
+
+
+def test_help_names_all_commands():
+    result = run("--help", folder=".")
+    assert result.returncode == 0
+    for command in ("fit", "validate", "lit-align export --help"):
+        assert command in result.stdout
+    assert "output" in run("export", "--help", folder=".").stdout

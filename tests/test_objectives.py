@@ -1,0 +1,144 @@
+"""Objectives against numbers worked out by hand and by a twin of 60 digits."""
+
+import inspect
+import math
+
+import mpmath
+import pytest
+import torch
+
+from lit_align.objectives import SFT, MaPO, Objective, PaperMaPO
+from lit_align.objectives.base import weighted_mean
+from lit_align.types import PairErrors
+
+mpmath.mp.dps = 60
+
+
+def phi(x):
+    return x / mpmath.expm1(x)
+
+
+def released(w, l):  # noqa: E741
+    return w + mpmath.mpf("0.1") * mpmath.log1p(mpmath.exp(-1000 * (phi(w / 2) - phi(l / 2))))
+
+
+def paper(beta):
+    return lambda w, l: w + mpmath.log1p(mpmath.exp(-(phi(w) ** beta - phi(l) ** beta))) / beta  # noqa: E741
+
+
+def errors_of_all_sizes(count):
+    """(2, count) float32 from 1e-8 to 100, some pairs nearly or exactly equal."""
+    generator = torch.Generator().manual_seed(0)
+    values = (10 ** (torch.rand(2, count, generator=generator, dtype=torch.float64) * 10 - 8)).float()
+    near = 1 + 1e-3 * torch.randn(count // 4, generator=generator)
+    values[1, : count // 4] = values[0, : count // 4] * near
+    values[1, :3] = values[0, :3]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("objective", "twin"),
+    [(MaPO(), released), (PaperMaPO(), paper(8)), (PaperMaPO(64.0), paper(64)), (PaperMaPO(1024.0), paper(1024))],
+    ids=["released", "paper-8", "paper-64", "paper-1024"],
+)
+def test_mapo_matches_the_twin_in_value_and_gradient(objective, twin):
+    values = errors_of_all_sizes(120)
+    for w, l in zip(*values, strict=True):  # noqa: E741
+        leaves = [w.reshape(1).requires_grad_(), l.reshape(1).requires_grad_()]
+        loss = objective(PairErrors(*leaves), None, torch.ones(1)).loss
+        assert loss.dtype == torch.float32
+        gradients = torch.autograd.grad(loss, leaves)
+        a, b = mpmath.mpf(w.item()), mpmath.mpf(l.item())
+        expected = [
+            twin(a, b),
+            mpmath.diff(lambda x, b=b: twin(x, b), a, h=a * mpmath.mpf(10) ** -20),
+            mpmath.diff(lambda x, a=a: twin(a, x), b, h=b * mpmath.mpf(10) ** -20),
+        ]
+        for ours, exact in zip([loss, *gradients], expected, strict=True):
+            # Below float32's smallest normal number there is nothing to be relative to.
+            assert abs(ours.item() - exact) <= 1e-5 * abs(exact) + 1e-38
+
+
+@pytest.mark.parametrize("objective", [MaPO(), PaperMaPO(), PaperMaPO(1024.0)])
+def test_mapo_is_finite_at_zero_and_beyond_float_range_of_exp(objective):
+    w = torch.tensor([0.0, 0.0, 1e4, 1e4, 1e-30], requires_grad=True)
+    l = torch.tensor([0.0, 1e4, 0.0, 1e4, 1e-30], requires_grad=True)  # noqa: E741
+    output = objective(PairErrors(w, l), None, torch.ones(5))
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert torch.isfinite(w.grad).all()
+    assert torch.isfinite(l.grad).all()
+    assert output.margin[0] == 0
+    assert output.margin[1] > 0 > output.margin[2]
+
+
+def test_mapo_by_hand():
+    # phi(0.1) = 0.1 / (e^0.1 - 1) = 0.95083306; phi(0.05) = 0.97520831; difference at s = 0.5: 0.02437525
+    output = MaPO()(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None, torch.ones(1))
+    assert output.margin.item() == pytest.approx(0.0243752, rel=1e-5)
+    assert output.terms["preference"].item() == pytest.approx(0.1 * math.log1p(math.exp(-24.3752)), rel=1e-3)
+    assert output.loss.item() == pytest.approx(0.1, rel=1e-6)
+    # equal errors: the margin is 0, its term 0.1 ln 2, the gradients -/+ 0.1 * 1000 / 2 * phi'(s L) s
+    w, l = torch.tensor([0.1], requires_grad=True), torch.tensor([0.1], requires_grad=True)  # noqa: E741
+    output = MaPO()(PairErrors(w, l), None, torch.ones(1))
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(0.1 + 0.1 * math.log(2), rel=1e-6)
+    assert l.grad.item() == pytest.approx(-12.2918, rel=1e-4)  # 50 * 0.5 * -0.49167
+    assert w.grad.item() == pytest.approx(1 + 12.2918, rel=1e-4)
+
+
+def test_paper_form_by_hand():
+    # phi(0.1)^8 - phi(0.2)^8 = 0.668112 - 0.446016... by repeated multiplication
+    a, b = 0.1 / math.expm1(0.1), 0.2 / math.expm1(0.2)
+    margin = a**8 - b**8
+    output = PaperMaPO(8.0)(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None, torch.ones(1))
+    assert output.margin.item() == pytest.approx(margin, rel=1e-6)
+    assert output.loss.item() == pytest.approx(0.1 + math.log1p(math.exp(-margin)) / 8, rel=1e-6)
+
+
+def test_near_zero_the_released_form_is_dpo_like():
+    # T * margin is about (T s / 2) (L_l - L_w) = 250 (L_l - L_w)
+    output = MaPO()(PairErrors(torch.tensor([1e-6]), torch.tensor([3e-6])), None, torch.ones(1))
+    assert 1000 * output.margin.item() == pytest.approx(250 * 2e-6, rel=1e-5)
+
+
+def test_sft_is_the_chosen_error():
+    output = SFT()(PairErrors(torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.1])), None, torch.ones(2))
+    assert output.loss.item() == pytest.approx(0.2)
+    assert output.margin.tolist() == pytest.approx([0.1, -0.2])
+
+
+@pytest.mark.parametrize("objective", [MaPO(), PaperMaPO(), SFT()])
+def test_pairs_without_weight_count_for_nothing(objective):
+    w = torch.tensor([0.1, 5.0, 0.3], requires_grad=True)
+    l = torch.tensor([0.2, 0.0, 0.1])  # noqa: E741
+    some = objective(PairErrors(w, l), None, torch.tensor([1.0, 0.0, 1.0]))
+    kept = objective(PairErrors(w[[0, 2]], l[[0, 2]]), None, torch.ones(2))
+    assert some.loss.item() == pytest.approx(kept.loss.item(), rel=1e-6)
+    some.loss.backward()
+    assert w.grad[1] == 0
+    nothing = objective(PairErrors(w, l), None, torch.zeros(3)).loss
+    assert nothing.item() == 0
+
+
+def test_weighted_mean_of_fractions():
+    assert weighted_mean(torch.tensor([1.0, 2.0]), torch.tensor([0.25, 0.25])).item() == 1.5
+
+
+def test_parameter_names_are_unique_among_objectives():
+    names = [name for cls in Objective.__subclasses__() for name in inspect.signature(cls).parameters]
+    assert len(Objective.__subclasses__()) == 3
+    assert len(names) == len(set(names)) == 4
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_senseless_parameters_are_named(value):
+    with pytest.raises(ValueError, match=r"beta_mapo is .*greater than 0"):
+        MaPO(beta_mapo=value)
+    with pytest.raises(ValueError, match="beta_paper is"):
+        PaperMaPO(beta_paper=value)
+
+
+def test_formula_shows_its_numbers():
+    assert "0.25 mean(logsigmoid(1000 (phi(0.5 L_w)" in MaPO(beta_mapo=0.25).formula()
+    assert "1/64 mean(logsigmoid(phi(L_w)^64" in PaperMaPO(64.0).formula()
