@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -14,6 +15,17 @@ from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 
 COMMANDS = {"export": export}
+EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
+
+
+class Parser(LightningArgumentParser):
+    """Names the extra that brings a missing package."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        for package, extra in EXTRAS.items():
+            if f"No module named '{package}'" in message:
+                message += f"\n  Install it with: pip install 'lit-align[{extra}]'"
+        super().error(message, ex)
 
 
 class AlignmentCLI(LightningCLI):
@@ -58,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
             "enable_model_summary": False,  # the banner says it
         },
         save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
         parser_kwargs={
             "prog": "lit-align",
             "description": "Align text-to-image diffusion models with preference pairs.",

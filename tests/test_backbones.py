@@ -145,6 +145,30 @@ def test_vae_from_another_folder():
     assert torch.equal(backbone.vae.quant_conv.weight, StableDiffusionXL(str(PIPELINE)).vae.quant_conv.weight)
 
 
+def test_variant_files_are_loaded_and_train_in_float32(sd15, tmp_path):
+    StableDiffusionPipeline.from_pretrained(sd15, torch_dtype=torch.float16).save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").exists()
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        StableDiffusion(str(tmp_path))
+    backbone = StableDiffusion(str(tmp_path), variant="fp16")
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+
+
+def test_gradient_checkpointing_changes_memory_not_gradients(sdxl):
+    gradients = []
+    for checkpointing in (False, True):
+        backbone = StableDiffusionXL(str(PIPELINE), gradient_checkpointing=checkpointing).train()
+        assert backbone.denoiser.is_gradient_checkpointing == checkpointing
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, 4, 16, 16, generator=generator)
+        conditioning = backbone.encode_prompts(["fox", "tulip"])
+        geometry = torch.tensor([[32, 32, 0, 0, 32, 32]]).repeat(2, 1)
+        backbone.denoise(latents, torch.tensor([10, 900]), conditioning, geometry).square().mean().backward()
+        gradients.append({name: p.grad for name, p in backbone.trainable_parameters().items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])
+
+
 def test_prediction_type_comes_from_the_scheduler(sd15, sd21):
     assert StableDiffusion(str(sd15)).schedule.prediction_type == "epsilon"
     assert StableDiffusion(str(sd21)).schedule.prediction_type == "v_prediction"

@@ -180,13 +180,14 @@ def standardise_latents(vae: AutoencoderKL, images: Tensor) -> None:
     """Fold zero mean and unit variance per latent channel into the VAE's own 1 x 1 convolutions.
 
     The noise schedule does not reach zero signal at its last step, so a latent mean off zero
-    leaks into generated images as a tint.
+    leaks into generated images as a tint. The posterior, wide where a picture is plain white, is narrowed to a
+    deviation of 0.007, about what large VAEs have: the UNet learns from its modes.
     """
     latents = encode(vae, images)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     before, after = vae.quant_conv, vae.post_quant_conv
-    scale = torch.cat([1 / std, torch.ones(4)])  # the encoder's channels: 4 means, then 4 log variances
-    shift = torch.cat([-mean / std, -2 * std.log()])
+    scale = torch.cat([1 / std, torch.zeros(4)])  # the encoder's channels: 4 means, then 4 log variances
+    shift = torch.cat([-mean / std, torch.full((4,), -10.0)])
     before.weight.mul_(scale[:, None, None, None])
     before.bias.mul_(scale).add_(shift)
     after.bias.add_(after.weight[:, :, 0, 0] @ mean)
