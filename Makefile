@@ -8,6 +8,9 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 QUICKSTART := runs/quickstart
 
+# Image processors that nothing here uses ask for torchvision.
+export TRANSFORMERS_VERBOSITY = error
+
 .PHONY: quickstart test lint format clean
 
 quickstart: $(INSTALLED)

@@ -12,14 +12,17 @@ the noise), with all the base's imperfections.
 
 import argparse
 import json
+import logging
+import warnings
 from pathlib import Path
 
 import lightning as L
 import torch
 import yaml
 from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
-from lightning.pytorch.utilities import disable_possible_user_warnings
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from lit_align.backbones import StableDiffusionXL
 from lit_align.backbones.sampling import generate
@@ -111,7 +114,10 @@ def main() -> None:
     parser.add_argument("--prompts_of", help="other shards, to measure on their prompts")
     parser.add_argument("--repeats", type=int, default=2, help="images per prompt")
     arguments = parser.parse_args()
-    disable_possible_user_warnings()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
 
     config = yaml.safe_load(arguments.config.read_text())
     shards = arguments.prompts_of or config["data"]["val_shards"]
