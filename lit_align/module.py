@@ -114,6 +114,7 @@ class AlignmentModule(L.LightningModule):
         """
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
+        torch.manual_seed(seed)  # of dropout inside the denoiser, which knows no generator
         generator = torch.Generator(self.device).manual_seed(seed)
         count = len(batch.prompts)
         noise, posterior_noise = torch.randn((2, *self._noise_shape(batch)), generator=generator, device=self.device)
@@ -191,7 +192,10 @@ class AlignmentModule(L.LightningModule):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained, and what an export needs to know."""
+        """Keep only what was trained, and what an export needs to know.
+
+        The random state is the seed and the Trainer's counters, for all ranks: see `training_draw`.
+        """
         trained = self._trained_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["lit_align"] = {"version": __version__, "seed": self.seed, **self.backbone.export_info()}

@@ -146,7 +146,7 @@ def test_vae_from_another_folder():
 
 
 def test_variant_files_are_loaded_and_train_in_float32(sd15, tmp_path):
-    StableDiffusionPipeline.from_pretrained(sd15, torch_dtype=torch.float16).save_pretrained(tmp_path, variant="fp16")
+    StableDiffusionPipeline.from_pretrained(sd15, dtype=torch.float16).save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").exists()
     with pytest.raises(OSError, match="diffusion_pytorch_model"):
         StableDiffusion(str(tmp_path))

@@ -20,6 +20,10 @@ def grid(**changes):
     )
 
 
+def draw(module, callback):
+    return [generate(module.backbone, [p], [i], 32, 32, steps=2)[0] for i, p in enumerate(callback.prompts)]
+
+
 def test_grid_changes_nothing_in_the_run(tmp_path):
     runs = []
     for callbacks in ([], [grid()]):
@@ -32,12 +36,11 @@ def test_grid_changes_nothing_in_the_run(tmp_path):
 
 def test_grid_draws_the_live_model_beside_the_base(tmp_path):
     module, callback = make_module(), grid()
-    base = generate(module.backbone, callback.prompts, [0, 1, 2], 32, 32, steps=2)
+    base = draw(module, callback)
     fit(module, make_data(), tmp_path, steps=3, callbacks=[callback])
     files = sorted((tmp_path / "samples").iterdir())
     assert [path.name for path in files] == ["step-0000002.png", "step-0000003.png"]
-    live = generate(module.backbone, callback.prompts, [0, 1, 2], 32, 32, steps=2)
-    expected = draw_grid(callback.prompts, {"base": list(base), "step 3": list(live)})
+    expected = draw_grid(callback.prompts, {"base": base, "step 3": draw(module, callback)})
     assert Image.open(files[-1]).tobytes() == expected.tobytes()
 
 
@@ -49,6 +52,17 @@ def test_resumed_run_keeps_the_base_images(tmp_path):
     fit(make_module(lora=LoRA(rank=2)), make_data(), tmp_path, 3, tmp_path / "last.ckpt", callbacks=[second])
     assert len(first.base) == 3
     assert second.base == first.base
+    other = SampleGrid(["fox", "tulip", "rose"], every_n_steps=2, height=32, width=32, steps=2)
+    with pytest.warns(UserWarning, match="prompts or sampling differ"):
+        other.load_state_dict(first.state_dict())
+    assert other.base == []
+
+
+def test_grid_waits_for_a_whole_step(tmp_path):
+    """Under accumulation the step count is 0 for several batches, and the same at several ends of batches."""
+    fit(make_module(), make_data(), tmp_path, steps=2, callbacks=[grid(every_n_steps=1)], accumulate_grad_batches=2)
+    names = [path.name for path in sorted((tmp_path / "samples").iterdir())]
+    assert names == ["step-0000001.png", "step-0000002.png"]
 
 
 def test_grid_without_prompts_is_refused():

@@ -79,7 +79,7 @@ def test_one_seed_gives_the_same_weights_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, dropout=0.3)], ids=["full", "lora"])
 def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, workers, lora):
     """Mid-epoch and across an epoch's end (26 batches), with accumulation and prefetching workers."""
     options = {"accumulate_grad_batches": 2}

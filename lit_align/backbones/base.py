@@ -52,12 +52,10 @@ class Backbone(nn.Module, ABC):
         self.repo, self.lora = repo, lora
         self.pipeline_config = self._check_pipeline(repo, revision)
         source: dict[str, Any] = {"revision": revision, "variant": variant}
-        self.denoiser = UNet2DConditionModel.from_pretrained(
-            repo, subfolder="unet", torch_dtype=torch.float32, **source
-        )
+        self.denoiser = UNet2DConditionModel.from_pretrained(repo, subfolder="unet", dtype=torch.float32, **source)
         vae_source = {"subfolder": "vae", **source} if vae_repo is None else {}
         self.vae_dtype = DTYPES[vae_precision]
-        self.vae = AutoencoderKL.from_pretrained(vae_repo or repo, torch_dtype=self.vae_dtype, **vae_source)
+        self.vae = AutoencoderKL.from_pretrained(vae_repo or repo, dtype=self.vae_dtype, **vae_source)
         self.vae.use_slicing = vae_slicing
         self.scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler", revision=revision)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -55,19 +56,26 @@ class SampleGrid(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        step = trainer.global_step  # 0 until the first accumulation is complete
+        if step > 0 and self.every_n_steps and step % self.every_n_steps == 0:
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._draw(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"base": self.base, "drawn_at": self.drawn_at}
+        return {"base": self.base, "drawn_at": self.drawn_at, "drawing": self._drawing()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if len(state_dict["base"]) == len(self.prompts):
-            self.base = state_dict["base"]
         self.drawn_at = state_dict["drawn_at"]
+        if state_dict["drawing"] == self._drawing():
+            self.base = state_dict["base"]
+        else:
+            rank_zero_warn("SampleGrid: prompts or sampling differ from the checkpoint's; grids lack the base.")
+
+    def _drawing(self) -> list[Any]:
+        """All that decides what the base model draws."""
+        return [self.prompts, self.seed, self.height, self.width, self.steps, self.guidance_scale]
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
@@ -93,20 +101,17 @@ class SampleGrid(L.Callback):
         share = -(-count // world)
         mine = [number % count for number in range(trainer.global_rank * share, (trainer.global_rank + 1) * share)]
         with trainer.precision_plugin.forward_context():
-            images = generate(
-                pl_module.backbone,
-                [self.prompts[number] for number in mine],
-                [self.seed + number for number in mine],
-                self.height,
-                self.width,
-                self.steps,
-                self.guidance_scale,
-            )
+            images = torch.cat([self._image(pl_module, number) for number in mine])
         if world > 1:
             gathered = pl_module.all_gather(images.to(pl_module.device))
             assert isinstance(gathered, Tensor)
             images = gathered.flatten(0, 1).cpu()
         return list(images[:count])
+
+    def _image(self, module: AlignmentModule, number: int) -> Tensor:
+        """(1, 3, height, width) of one prompt alone: a training step has left little memory for more."""
+        prompts, seeds = [self.prompts[number]], [self.seed + number]
+        return generate(module.backbone, prompts, seeds, self.height, self.width, self.steps, self.guidance_scale)
 
 
 def draw_grid(prompts: list[str], rows: dict[str, list[Tensor]], cell: int = 128) -> Image.Image:

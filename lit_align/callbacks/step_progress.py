@@ -17,6 +17,7 @@ class StepProgress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self.bar: tqdm[Any] | None = None
+        self._enabled = True
 
     def disable(self) -> None:
         """On all ranks but the first."""
@@ -27,7 +28,7 @@ class StepProgress(ProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        return getattr(self, "_enabled", True)
+        return self._enabled
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled:
