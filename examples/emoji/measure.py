@@ -22,6 +22,7 @@ import yaml
 from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lit_align.backbones import StableDiffusionXL
@@ -61,11 +62,12 @@ def held_out_pairs(shards: str) -> tuple[list[str], Tensor, Tensor]:
 
 def draw(backbone: StableDiffusionXL, prompts: list[str], repeats: int) -> Tensor:
     """`repeats` images of every prompt, prompt after prompt; prompt i, repeat r from seed 1000 r + i."""
-    images = [
-        generate(backbone, prompts, [1000 * r + i for i in range(len(prompts))], 32, 32, STEPS, GUIDANCE)
-        for r in range(repeats)
-    ]
-    return torch.stack(images, dim=1).flatten(0, 1)
+    jobs = [(i, 1000 * r + i) for i in range(len(prompts)) for r in range(repeats)]
+    images = []
+    for first in tqdm(range(0, len(jobs), 24), desc="  drawing", unit="batch", leave=False):
+        numbers, seeds = zip(*jobs[first : first + 24], strict=True)
+        images.append(generate(backbone, [prompts[i] for i in numbers], list(seeds), 32, 32, STEPS, GUIDANCE))
+    return torch.cat(images)
 
 
 @torch.no_grad()
