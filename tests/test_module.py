@@ -3,9 +3,11 @@
 import lightning as L
 import pytest
 import torch
+import webdataset as wds
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_align.data import PreferenceDataModule
+from lit_align.data.samples import read_samples
 from lit_align.metrics import PreferenceMetrics, WeightedMeans, implicit_accuracy
 from lit_align.module import AlignmentModule
 from lit_align.objectives import SFT, MaPO
@@ -187,6 +189,24 @@ def test_half_precision_trains(tmp_path, precision, lora):
     assert set(seen) == {torch.float32}
     assert next(module.backbone.vae.parameters()).dtype == torch.float32
     assert module.backbone.schedule.alphas_cumprod.dtype == torch.float32
+
+
+def test_skipped_pairs_are_counted_at_the_end_and_train_nothing(tmp_path, caplog):
+    samples = list(read_samples(str(PAIRS / "train/00000.tar")))[:8]
+    samples[3] |= {"jpg_0.png": b"not an image"}
+    del samples[5]["caption.txt"]
+    with wds.TarWriter(str(tmp_path / "broken.tar")) as writer:
+        for sample in samples:
+            writer.write({k: v for k, v in sample.items() if k != "__url__"})
+    data = PreferenceDataModule(
+        str(tmp_path / "broken.tar"), resolution=32, batch_size=7, num_workers=0, on_error="skip"
+    )
+    module = make_module()
+    fit(module, data, tmp_path, steps=2)  # two epochs of one batch
+    assert data.unreadable == 2
+    assert "1 broken samples per epoch, 2 reads of unreadable images" in caplog.text
+    assert samples[5]["__key__"] in caplog.text
+    assert all(torch.isfinite(value).all() for value in weights(module).values())
 
 
 # -- validation and logs
