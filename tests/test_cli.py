@@ -10,6 +10,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_align.backbones import LoRA, StableDiffusionXL
@@ -144,6 +145,11 @@ def test_export_gives_the_same_images(tmp_path, lora):
     theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 255
     assert (theirs - ours.float()).abs().max() <= 1
     assert (base.float() - ours.float()).abs().mean() > 3
+
+    half = ["--precision=fp16", "--overwrite=true"]
+    main(["export", f"--ckpt_path={tmp_path}/last.ckpt", f"--output={tmp_path}/out", *half])
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    assert {value.dtype for value in load_file(file).values()} == {torch.float16}
 
 
 def test_objective_is_exchanged_without_traces_of_the_old_one(capsys):

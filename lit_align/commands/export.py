@@ -42,11 +42,12 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as part:
         folder = Path(part) / output.name  # complete before it gets its name
-        line = _write_unet(weights, info, folder) if info["lora"] is None else _write_lora(weights, info, folder)
+        how_to_load = _write_unet(weights, info, folder) if info["lora"] is None else _write_lora(weights, info, folder)
         if output.exists():
             shutil.rmtree(output)
         folder.rename(output)
-    print(f"Exported {len(weights)} tensors of step {checkpoint['global_step']} to {output}\n{line.format(output)}")
+    print(f"Exported {len(weights)} tensors of step {checkpoint['global_step']} to {output}")
+    print(f"Load it: {how_to_load.replace('OUTPUT', repr(str(output)))}")
 
 
 def _write_unet(weights: dict[str, Tensor], info: dict[str, Any], folder: Path) -> str:
@@ -55,8 +56,8 @@ def _write_unet(weights: dict[str, Tensor], info: dict[str, Any], folder: Path) 
     unet.load_state_dict(weights, strict=True, assign=True)
     unet.save_pretrained(folder, safe_serialization=True)
     return (
-        "Load it: unet = UNet2DConditionModel.from_pretrained('{}'); "
-        f"{info['pipeline']}.from_pretrained('{info['repo']}', unet=unet)"
+        "unet = UNet2DConditionModel.from_pretrained(OUTPUT); "
+        f"pipeline = {info['pipeline']}.from_pretrained({info['repo']!r}, unet=unet)"
     )
 
 
@@ -67,4 +68,4 @@ def _write_lora(weights: dict[str, Tensor], info: dict[str, Any], folder: Path) 
     lora = info["lora"]
     metadata = {"r": lora["rank"], "lora_alpha": lora["alpha"], "target_modules": list(lora["target_modules"])}
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
-    return "Load it: pipeline.load_lora_weights('{}')"
+    return "pipeline.load_lora_weights(OUTPUT)"
