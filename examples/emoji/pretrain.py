@@ -6,7 +6,7 @@
 has both styles (1,594), colour and high contrast; then the UNet and both text encoders learn,
 from nothing, to draw the emoji of the pairs in either style from their name alone, without a
 style word: the base has both styles in it, and a preference has something to choose. The flat
-style is never seen. Takes about 90 minutes on two CPU cores; a killed run goes on at its last
+style is never seen. Takes about 65 minutes on two CPU cores; a killed run goes on at its last
 checkpoint in `--work`.
 """
 
