@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lit_align.backbones.sampling import generate
+from lit_align.callbacks.throughput import Throughput
 from lit_align.module import AlignmentModule
 
 
@@ -82,6 +83,9 @@ class SampleGrid(L.Callback):
         if step == self.drawn_at:  # accumulation ends several batches at one step
             return
         self.drawn_at = step
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer's constructor
+            if isinstance(callback, Throughput):
+                callback.pause()  # drawing is not training
         rows = {"base": [_from_png(png) for png in self.base]} if self.base else {}
         rows[f"step {step}"] = self._images(trainer, pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # `log_dir` is asked of all ranks

@@ -29,17 +29,17 @@ class Throughput(L.Callback):
         self.pairs += len(batch.prompts) * trainer.world_size
         if not at_logged_step(trainer):
             return
-        self._pause()
+        self.pause()
         speed = self.pairs / max(self.seconds, 1e-9)
         pl_module.log("train/pairs_per_second", speed, batch_size=1)
         pl_module.log("pairs/s", speed, prog_bar=True, logger=False, batch_size=1)
         self.pairs, self.seconds = 0, 0.0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pause()
+        self.pause()
 
-    def _pause(self) -> None:
-        """Stop the clock until the next batch; reading that batch counts as training where no pause lies between."""
+    def pause(self) -> None:
+        """Stop the clock until the next batch; waiting for data counts as training where no pause lies between."""
         if self.resumed_at is not None:
             self.seconds += time.monotonic() - self.resumed_at
             self.resumed_at = None
