@@ -18,12 +18,12 @@ def phi(x):
     return x / mpmath.expm1(x)
 
 
-def released(w, l):  # noqa: E741
+def released(w, l):
     return w + mpmath.mpf("0.1") * mpmath.log1p(mpmath.exp(-1000 * (phi(w / 2) - phi(l / 2))))
 
 
 def paper(beta):
-    return lambda w, l: w + mpmath.log1p(mpmath.exp(-(phi(w) ** beta - phi(l) ** beta))) / beta  # noqa: E741
+    return lambda w, l: w + mpmath.log1p(mpmath.exp(-(phi(w) ** beta - phi(l) ** beta))) / beta
 
 
 def errors_of_all_sizes(count):
@@ -43,7 +43,7 @@ def errors_of_all_sizes(count):
 )
 def test_mapo_matches_the_twin_in_value_and_gradient(objective, twin):
     values = errors_of_all_sizes(120)
-    for w, l in zip(*values, strict=True):  # noqa: E741
+    for w, l in zip(*values, strict=True):
         leaves = [w.reshape(1).requires_grad_(), l.reshape(1).requires_grad_()]
         loss = objective(PairErrors(*leaves), None, torch.ones(1)).loss
         assert loss.dtype == torch.float32
@@ -62,7 +62,7 @@ def test_mapo_matches_the_twin_in_value_and_gradient(objective, twin):
 @pytest.mark.parametrize("objective", [MaPO(), PaperMaPO(), PaperMaPO(1024.0)])
 def test_mapo_is_finite_at_zero_and_beyond_float_range_of_exp(objective):
     w = torch.tensor([0.0, 0.0, 1e4, 1e4, 1e-30], requires_grad=True)
-    l = torch.tensor([0.0, 1e4, 0.0, 1e4, 1e-30], requires_grad=True)  # noqa: E741
+    l = torch.tensor([0.0, 1e4, 0.0, 1e4, 1e-30], requires_grad=True)
     output = objective(PairErrors(w, l), None, torch.ones(5))
     output.loss.backward()
     assert torch.isfinite(output.loss)
@@ -79,7 +79,7 @@ def test_mapo_by_hand():
     assert output.terms["preference"].item() == pytest.approx(0.1 * math.log1p(math.exp(-24.3752)), rel=1e-3)
     assert output.loss.item() == pytest.approx(0.1, rel=1e-6)
     # equal errors: the margin is 0, its term 0.1 ln 2, the gradients -/+ 0.1 * 1000 / 2 * phi'(s L) s
-    w, l = torch.tensor([0.1], requires_grad=True), torch.tensor([0.1], requires_grad=True)  # noqa: E741
+    w, l = torch.tensor([0.1], requires_grad=True), torch.tensor([0.1], requires_grad=True)
     output = MaPO()(PairErrors(w, l), None, torch.ones(1))
     output.loss.backward()
     assert output.loss.item() == pytest.approx(0.1 + 0.1 * math.log(2), rel=1e-6)
@@ -88,7 +88,6 @@ def test_mapo_by_hand():
 
 
 def test_paper_form_by_hand():
-    # phi(0.1)^8 - phi(0.2)^8 = 0.668112 - 0.446016... by repeated multiplication
     a, b = 0.1 / math.expm1(0.1), 0.2 / math.expm1(0.2)
     margin = a**8 - b**8
     output = PaperMaPO(8.0)(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None, torch.ones(1))
@@ -111,7 +110,7 @@ def test_sft_is_the_chosen_error():
 @pytest.mark.parametrize("objective", [MaPO(), PaperMaPO(), SFT()])
 def test_pairs_without_weight_count_for_nothing(objective):
     w = torch.tensor([0.1, 5.0, 0.3], requires_grad=True)
-    l = torch.tensor([0.2, 0.0, 0.1])  # noqa: E741
+    l = torch.tensor([0.2, 0.0, 0.1])
     some = objective(PairErrors(w, l), None, torch.tensor([1.0, 0.0, 1.0]))
     kept = objective(PairErrors(w[[0, 2]], l[[0, 2]]), None, torch.ones(2))
     assert some.loss.item() == pytest.approx(kept.loss.item(), rel=1e-6)
