@@ -8,9 +8,6 @@ HARMLESS = (
     r".*module\(s\) in eval mode at the start of training.*",  # frozen parts are meant to be
     r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",  # lightning 2.6 on torch 2.13
     r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # our metrics are reduced over ranks already
-    r".*does not have many workers.*",
-    r".*smaller than the logging interval.*",
-    r".*estimated_stepping_batches.*",
 )
 
 

@@ -124,14 +124,14 @@ class PairStream(IterableDataset[PreferenceBatch]):
 
     def _shuffled(self, positions: range, consumed: int) -> Iterator[tuple[int, RawPair]]:
         """Numbered pairs at `positions` in windows, each shuffled on its own, without the first `consumed`."""
-        window = self.order.shuffle_window or max(1, len(positions))
-        whole_windows = consumed - consumed % window
         if not self.order.shuffled:
-            yield from self._read(range(positions.start + consumed, positions.stop))
+            yield from self._read(positions[consumed:])
             return
-        stream = self._read(range(positions.start + whole_windows, positions.stop))
-        skip = consumed - whole_windows
-        for start in range(positions.start + whole_windows, positions.stop, window):
+        window = self.order.shuffle_window
+        skip = consumed % window
+        unread = positions[consumed - skip :]  # whole windows before it are not read
+        stream = self._read(unread)
+        for start in unread[::window]:
             held = list(islice(stream, window))
             random.Random(f"{self.order.seed}/{self.epoch}/{start}").shuffle(held)
             yield from held[skip:]
