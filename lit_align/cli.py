@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, get_type_hints
 
 from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -11,10 +12,11 @@ import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
 from lit_align.callbacks import StartBanner, StepProgress, Throughput
 from lit_align.commands.export import export
+from lit_align.commands.score import score
 from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 
-COMMANDS = {"export": export}
+COMMANDS: dict[str, Callable[..., None]] = {"export": export, "score": score}
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 
 
@@ -52,12 +54,23 @@ def integer_seed(seed: bool | int) -> int:
     return seed
 
 
+def spell_flags(command: Callable[..., None], words: list[str]) -> list[str]:
+    """`--flag` alone as `--flag true`, for the command's boolean parameters."""
+    flags = {f"--{name}" for name, kind in get_type_hints(command).items() if kind is bool}
+    following = [*words[1:], ""]
+    bare = [
+        word in flags and after.lower() not in ("true", "false") for word, after in zip(words, following, strict=True)
+    ]
+    return [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `lit-align`."""
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # nothing is unpickled
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in COMMANDS:
-        auto_cli(COMMANDS[words[0]], args=words[1:], as_positional=False, prog=f"lit-align {words[0]}")
+        command = COMMANDS[words[0]]
+        auto_cli(command, args=spell_flags(command, words[1:]), as_positional=False, prog=f"lit-align {words[0]}")
         return
     AlignmentCLI(
         AlignmentModule,

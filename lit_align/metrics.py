@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_align.types import ObjectiveOutput, PairErrors
+from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
 
 
 class WeightedMeans(Metric):
@@ -56,10 +56,11 @@ class PreferenceMetrics(WeightedMeans):
         self.ranges = {f"t{low}-{high - 1}": (low, high) for low, high in itertools.pairwise(edges)}
         by_range = [f"{side}_error/{name}" for name in self.ranges for side in ("chosen", "rejected")]
         self.terms = list(terms)
-        super().__init__([*COMMON, *(f"loss/{term}" for term in terms), *by_range])
+        super().__init__([*COMMON, *VOTE, *terms, *by_range])
 
-    def observe(self, output: ObjectiveOutput, errors: PairErrors, timesteps: Tensor, weight: Tensor) -> None:
-        """Add a micro-batch: output and errors of its pairs, their timesteps and weights, (batch,) each."""
+    def observe(self, output: ObjectiveOutput, errors: PairErrors, timesteps: Tensor, batch: PreferenceBatch) -> None:
+        """Add a micro-batch: the objective's output, the policy's errors and timesteps (batch,) of its pairs."""
+        weight, voted = batch.weight, batch.weight * float(batch.voted)
         chosen, rejected = errors.chosen.detach(), errors.rejected.detach()
         values = {
             "loss": (output.loss.detach().expand_as(weight), weight),
@@ -68,7 +69,12 @@ class PreferenceMetrics(WeightedMeans):
             "chosen_error": (chosen, weight),
             "rejected_error": (rejected, weight),
         }
-        values |= {f"loss/{term}": (output.terms[term], weight) for term in self.terms}
+        values |= {
+            "vote/strength": (batch.strength, voted),
+            "vote/ties": (batch.strength == 0, voted),
+            "vote/human_agreement": (implicit_accuracy(batch.human), voted),
+        }
+        values |= {term: (output.terms[term], weight) for term in self.terms}
         for name, (low, high) in self.ranges.items():
             inside = weight * ((timesteps >= low) & (timesteps < high))
             values[f"chosen_error/{name}"] = (chosen, inside)
@@ -77,6 +83,7 @@ class PreferenceMetrics(WeightedMeans):
 
 
 COMMON = ("loss", "accuracy", "margin", "chosen_error", "rejected_error")
+VOTE = ("vote/strength", "vote/ties", "vote/human_agreement")  # of voted pairs alone
 
 
 def implicit_accuracy(margin: Tensor) -> Tensor:

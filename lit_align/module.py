@@ -60,6 +60,8 @@ class AlignmentModule(L.LightningModule):
         if validation_draws < 1:
             raise ValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
         self.backbone, self.objective = backbone, objective
+        if objective.needs_reference:
+            backbone.add_reference()
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
         self.strict_loading = False  # checkpoints hold what was trained, `on_load_checkpoint` checks that all of it
@@ -75,8 +77,11 @@ class AlignmentModule(L.LightningModule):
 
     # -- the step
 
-    def errors(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> PairErrors:
-        """Errors of both images of all pairs, from one forward of the denoiser."""
+    def errors(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[PairErrors, PairErrors | None]:
+        """Errors of both images of all pairs, by the policy and by the reference where the objective needs it.
+
+        Each is one forward pass of a denoiser over chosen and rejected images, on the same noise.
+        """
         images = torch.cat([batch.chosen, batch.rejected])
         posterior_noise = None if draw.posterior_noise is None else draw.posterior_noise.repeat(2, 1, 1, 1)
         latents = self.backbone.encode_images(images, posterior_noise)
@@ -84,14 +89,17 @@ class AlignmentModule(L.LightningModule):
         noised = noise_pair(self.backbone.schedule, chosen, rejected, draw.noise, draw.timesteps)
         conditioning = {key: torch.cat([v, v]) for key, v in self.backbone.encode_prompts(prompts).items()}
         geometry = torch.cat([batch.chosen_geometry, batch.rejected_geometry])
-        prediction = self.backbone.denoise(noised.latents, noised.timesteps, conditioning, geometry)
-        return pair_errors(prediction, noised.target)
+        inputs = noised.latents, noised.timesteps, conditioning, geometry
+        reference = None
+        if self.objective.needs_reference:
+            reference = pair_errors(self.backbone.denoise_by_reference(*inputs), noised.target)
+        return pair_errors(self.backbone.denoise(*inputs), noised.target), reference
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of a micro-batch."""
         draw, prompts = self.training_draw(batch)
         output, errors = self._judge(batch, draw, prompts)
-        self.train_metrics.observe(output, errors, draw.timesteps, batch.weight)
+        self.train_metrics.observe(output, errors, draw.timesteps, batch)
         return output.loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -99,11 +107,16 @@ class AlignmentModule(L.LightningModule):
         for repeat in range(self.validation_draws):
             draw = self.validation_draw(batch, repeat)
             output, errors = self._judge(batch, draw, batch.prompts)
-            self.val_metrics.observe(output, errors, draw.timesteps, batch.weight)
+            self.val_metrics.observe(output, errors, draw.timesteps, batch)
 
     def _judge(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[ObjectiveOutput, PairErrors]:
-        errors = self.errors(batch, draw, prompts)
-        return self.objective(errors, None, batch.weight), errors
+        if self.objective.needs_vote and not batch.voted:
+            raise ValueError(
+                f"{type(self.objective).__name__} learns from votes, but these pairs are ordered by their human label. "
+                "Set data.vote, or choose DiffusionDPO."
+            )
+        policy, reference = self.errors(batch, draw, prompts)
+        return self.objective(policy, reference, batch.weight), policy
 
     # -- the draws
 
@@ -192,12 +205,13 @@ class AlignmentModule(L.LightningModule):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained, and what an export needs to know.
+        """Keep only what was trained, the reference once it has moved, and what an export needs to know.
 
         The random state is the seed and the Trainer's counters, for all ranks: see `training_draw`.
         """
-        trained = self._trained_names()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        reference = self.backbone.reference
+        kept = self._trained_names() | (self._reference_names() if reference is not None and reference.moved else set())
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["lit_align"] = {"version": __version__, "seed": self.seed, **self.backbone.export_info()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -207,14 +221,19 @@ class AlignmentModule(L.LightningModule):
             ValueError: if weights are missing or foreign, or if training began with another seed.
         """
         found, wanted = set(checkpoint["state_dict"]), self._trained_names()
+        moved = found & self._reference_names()
+        if moved:
+            wanted |= self._reference_names()
         if found != wanted:
             missing, foreign = sorted(wanted - found), sorted(found - wanted)
             raise ValueError(
                 f"The checkpoint does not fit this model: {len(missing)} trained weights are missing "
                 f"({', '.join(missing[:2]) or 'none'}), {len(foreign)} are unknown "
-                f"({', '.join(foreign[:2]) or 'none'}). "
-                "Resume with the model.backbone that the run began with (full or LoRA, its rank and targets)."
+                f"({', '.join(foreign[:2]) or 'none'}). Resume with the model.backbone that the run began with "
+                "(full or LoRA, its rank and targets), and with an objective that has a reference if the run's had one."
             )
+        if self.backbone.reference is not None:
+            self.backbone.reference.moved = bool(moved)
         began = checkpoint.get("lit_align", {}).get("seed", self.seed)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and began != self.seed:
             raise ValueError(
@@ -224,6 +243,9 @@ class AlignmentModule(L.LightningModule):
 
     def _trained_names(self) -> set[str]:
         return {f"backbone.{name}" for name in self.backbone.trainable_parameters()}
+
+    def _reference_names(self) -> set[str]:
+        return {f"backbone.{name}" for name in self.backbone.reference_weights()}
 
 
 def at_logged_step(trainer: L.Trainer) -> bool:

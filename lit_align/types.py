@@ -6,15 +6,19 @@ from torch import Tensor
 
 
 class PreferenceBatch(NamedTuple):
-    """Preference pairs, ordered: which image is preferred has been decided, ties are out."""
+    """Preference pairs, ordered: which image is preferred has been decided, by the human label or by a vote."""
 
     chosen: Tensor  # (batch, 3, height, width) uint8
     rejected: Tensor  # the same shape
     prompts: list[str]  # batch of them
-    weight: Tensor  # (batch,) float32: 1 for a pair that counts, 0 for one that could not be read
+    weight: Tensor  # (batch,) float32: 1 for a pair that counts, 0 for one that is unreadable or undecided
     chosen_geometry: Tensor  # (batch, 6) original h, w; crop top, left; target h, w (SDXL's order), pixels
     rejected_geometry: Tensor  # (batch, 6)
     number: Tensor  # (batch,) the pair's number in its data set: the seed of a fixed draw
+    flipped: Tensor  # (batch,) bool: whether both images are mirrored
+    human: Tensor  # (batch,) int64: 1 where the human label agrees with this order, -1 where not, 0 for a tie
+    voted: bool  # whether the order is that of a vote of scorers, and of its tie rule
+    strength: Tensor  # (batch,) float32: by which share of the votes it was decided; 0 where the tie rule did
 
     # Geometry and number are int64 and images uint8 because Lightning casts floating point inputs to the
     # Trainer's precision, and bfloat16 cannot hold sizes such as 683 or 1001.
@@ -32,4 +36,4 @@ class ObjectiveOutput(NamedTuple):
 
     loss: Tensor  # scalar: mean over the pairs that count
     margin: Tensor  # (batch,) positive where the policy prefers the chosen image
-    terms: dict[str, Tensor]  # the loss's parts, (batch,) each, detached, for the log
+    terms: dict[str, Tensor]  # what else there is to log, by its name in the log, (batch,) each, detached

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.images import PairTransform, decode
+from lit_align.data.labels import HumanLabels
 from lit_align.data.samples import parse_sample, read_samples
 from lit_align.data.shards import Shard, expand, scan
 from lit_align.data.stream import Order, PairStream
@@ -99,7 +100,7 @@ def test_no_emoji_is_in_train_and_held_out():
 def test_label_decides(tmp_path, label_0, chosen_is_red):
     label_1 = "1" if label_0 == "0" else "0.0"
     shard = write(tmp_path / "a.tar", [sample(200, label_0=label_0, **{"label_1.txt": label_1})])
-    batch = next(iter(stream(scan([shard], "raise"), batch_size=1)))
+    batch = next(iter(stream(scan([shard], HumanLabels(), "raise"), batch_size=1)))
     assert (batch.chosen[0, 0].float().mean() == 200) == chosen_is_red
     assert (batch.rejected[0, 2].float().mean() == 200) == chosen_is_red
     assert batch.prompts == ["pair 200"]
@@ -108,8 +109,8 @@ def test_label_decides(tmp_path, label_0, chosen_is_red):
 
 def test_ties_are_left_out_and_counted(tmp_path, caplog):
     shard = write(tmp_path / "a.tar", [sample(i, label_0="0.5" if i % 3 == 0 else "1") for i in range(9)])
-    assert scan([shard], "raise") == [Shard(shard, pairs=6, ties=3, broken=0)]
-    prompts = [prompt for batch in stream(scan([shard], "raise")) for prompt in batch.prompts]
+    assert scan([shard], HumanLabels(), "raise") == [Shard(shard, pairs=6, ties=3, broken=0)]
+    prompts = [prompt for batch in stream(scan([shard], HumanLabels(), "raise")) for prompt in batch.prompts]
     assert sorted(prompts) == [f"pair {i}" for i in (1, 2, 4, 5, 7, 8)]
     with caplog.at_level(logging.INFO):
         PreferenceDataModule(shard, resolution=8, batch_size=2).setup("fit")
@@ -149,7 +150,7 @@ def test_broken_sample_is_named_or_counted(tmp_path, caplog, fault):
     if fault != "prompt not UTF-8":
         with pytest.raises(SampleError, match=f"shard {shard}, {message}"):
             data.setup("fit")  # before the first step
-    skipped = scan([shard], "skip")
+    skipped = scan([shard], HumanLabels(), "skip")
     assert skipped == [Shard(shard, pairs=5, ties=0, broken=1)]
     assert "key 0003" in caplog.text
     prompts = [prompt for batch in stream(skipped, on_error="skip", batch_size=1) for prompt in batch.prompts]
@@ -159,7 +160,7 @@ def test_broken_sample_is_named_or_counted(tmp_path, caplog, fault):
 @pytest.mark.parametrize("bad", [b"", b"no image", png("red")[:45]], ids=["empty", "text", "cut"])
 def test_unreadable_image_is_named_or_weighs_nothing(tmp_path, caplog, bad):
     shard = write(tmp_path / "a.tar", [sample(i, **({"jpg_1.png": bad} if i == 3 else {})) for i in range(6)])
-    shards = scan([shard], "raise")
+    shards = scan([shard], HumanLabels(), "raise")
     with pytest.raises(SampleError, match=f"shard {shard}, key 0003: an image cannot be decoded"):
         list(stream(shards))
     batches = list(stream(shards, on_error="skip"))
@@ -172,14 +173,14 @@ def test_missing_cut_and_changed_shards_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing-\{0..3\}.tar.*there is no file"):
         expand(str(tmp_path / "nothing-{0..3}.tar"))
     (whole,) = make_shards(tmp_path, [6])
-    shards = scan([whole], "raise")
+    shards = scan([whole], HumanLabels(), "raise")
     data = (tmp_path / "000.tar").read_bytes()
     (tmp_path / "000.tar").write_bytes(data[: len(data) // 2])
     with pytest.raises(SampleError, match=r"000\.tar"):
         list(stream(shards))
     (tmp_path / "text.tar").write_text("not a tar file" * 100)
     with pytest.raises(SampleError, match=r"text.tar cannot be read"):
-        scan([str(tmp_path / "text.tar")], "raise")
+        scan([str(tmp_path / "text.tar")], HumanLabels(), "raise")
     write(tmp_path / "000.tar", [sample(i) for i in range(4)])
     with pytest.raises(SampleError, match="4 pairs left of 6: it changed during the run"):
         list(stream(shards))
@@ -193,14 +194,14 @@ def test_a_field_twice_is_an_error(tmp_path):
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
     with pytest.raises(SampleError, match=r"a\.tar holds a field twice"):
-        scan([str(path)], "raise")
+        scan([str(path)], HumanLabels(), "raise")
 
 
 # -- order
 
 
 def test_order_is_a_function_of_seed_and_epoch(tmp_path):
-    shards = scan(make_shards(tmp_path, [5, 9, 3, 7]), "raise")
+    shards = scan(make_shards(tmp_path, [5, 9, 3, 7]), HumanLabels(), "raise")
     first = numbers_of(stream(shards))
     assert first == numbers_of(stream(shards))
     assert len(first) == 12
@@ -214,7 +215,7 @@ def test_order_is_a_function_of_seed_and_epoch(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_no_pair_is_lost_or_repeated_over_ranks_and_workers(tmp_path, world_size, workers):
     """Fewer shards than readers works, and every rank has the same number of batches."""
-    shards = tuple(scan(make_shards(tmp_path, [13, 20]), "raise"))
+    shards = tuple(scan(make_shards(tmp_path, [13, 20]), HumanLabels(), "raise"))
     seen = []
     for rank in range(world_size):
         order = Order(shards, 2, rank, world_size, seed=0, shuffle_window=4, workers=workers)
@@ -229,14 +230,14 @@ def test_no_pair_is_lost_or_repeated_over_ranks_and_workers(tmp_path, world_size
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_validation_reads_every_pair_once_in_file_order(tmp_path, world_size):
-    shards = tuple(scan(make_shards(tmp_path, [5, 6]), "raise"))
+    shards = tuple(scan(make_shards(tmp_path, [5, 6]), HumanLabels(), "raise"))
     streams = [stream(shards, shuffle_window=0, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [n for one in streams for batch in one for n in batch.number.tolist()] == list(range(11))
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 def test_a_stream_can_start_at_any_batch(tmp_path, workers):
-    shards = tuple(scan(make_shards(tmp_path, [5, 9, 3, 12]), "raise"))
+    shards = tuple(scan(make_shards(tmp_path, [5, 9, 3, 12]), HumanLabels(), "raise"))
     order = Order(shards, 2, seed=0, shuffle_window=5, workers=workers)
     transform = PairTransform(8, "center", 0.5)
 
@@ -251,7 +252,7 @@ def test_a_stream_can_start_at_any_batch(tmp_path, workers):
 
 
 def test_skipped_shards_are_not_opened(tmp_path, monkeypatch):
-    shards = scan(make_shards(tmp_path, [10, 10, 10]), "raise")
+    shards = scan(make_shards(tmp_path, [10, 10, 10]), HumanLabels(), "raise")
     opened = []
     monkeypatch.setattr("lit_align.data.stream.read_samples", lambda path: opened.append(path) or read_samples(path))
     assert len(numbers_of(stream(shards, skip=11, shuffle_window=10))) == 4

@@ -7,7 +7,7 @@ import mpmath
 import pytest
 import torch
 
-from lit_align.objectives import SFT, MaPO, Objective, PaperMaPO
+from lit_align.objectives import SFT, BalancedDPO, DiffusionDPO, MaPO, Objective, PaperMaPO
 from lit_align.objectives.base import weighted_mean
 from lit_align.types import PairErrors
 
@@ -76,7 +76,7 @@ def test_mapo_by_hand():
     # phi(0.1) = 0.1 / (e^0.1 - 1) = 0.95083306; phi(0.05) = 0.97520831; difference at s = 0.5: 0.02437525
     output = MaPO()(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None, torch.ones(1))
     assert output.margin.item() == pytest.approx(0.0243752, rel=1e-5)
-    assert output.terms["preference"].item() == pytest.approx(0.1 * math.log1p(math.exp(-24.3752)), rel=1e-3)
+    assert output.terms["loss/preference"].item() == pytest.approx(0.1 * math.log1p(math.exp(-24.3752)), rel=1e-3)
     assert output.loss.item() == pytest.approx(0.1, rel=1e-6)
     # equal errors: the margin is 0, its term 0.1 ln 2, the gradients -/+ 0.1 * 1000 / 2 * phi'(s L) s
     w, l = torch.tensor([0.1], requires_grad=True), torch.tensor([0.1], requires_grad=True)
@@ -107,16 +107,108 @@ def test_sft_is_the_chosen_error():
     assert output.margin.tolist() == pytest.approx([0.1, -0.2])
 
 
-@pytest.mark.parametrize("objective", [MaPO(), PaperMaPO(), SFT()])
+def errors(chosen, rejected):
+    return PairErrors(torch.tensor(chosen), torch.tensor(rejected))
+
+
+# inside = -0.5 beta ((0.10 - 0.30) - (0.15 - 0.20)) = 0.075 beta, and for the second pair -0.5 beta (0.1 - 0.0) = -0.05 beta
+POLICY, REFERENCE = errors([0.10, 0.30], [0.30, 0.20]), errors([0.15, 0.20], [0.20, 0.20])
+
+
+@pytest.mark.parametrize(
+    ("options", "losses"),
+    [
+        ({"beta_dpo": 20.0}, [math.log1p(math.exp(-1.5)), math.log1p(math.exp(1.0))]),
+        (
+            {"beta_dpo": 20.0, "label_smoothing": 0.1},
+            [
+                0.9 * math.log1p(math.exp(-1.5)) + 0.1 * math.log1p(math.exp(1.5)),
+                0.9 * math.log1p(math.exp(1.0)) + 0.1 * math.log1p(math.exp(-1.0)),
+            ],
+        ),
+        ({"beta_dpo": 20.0, "loss_type": "hinge"}, [0.0, 2.0]),
+        ({"beta_dpo": 20.0, "loss_type": "ipo"}, [(0.075 - 0.025) ** 2, (-0.05 - 0.025) ** 2]),
+    ],
+)
+@pytest.mark.parametrize("objective", [DiffusionDPO, BalancedDPO])
+def test_dpo_by_hand(objective, options, losses):
+    output = objective(**options)(POLICY, REFERENCE, torch.ones(2))
+    assert output.loss.dtype == torch.float32
+    assert output.loss.item() == pytest.approx(sum(losses) / 2, rel=1e-5)  # reduced after logsigmoid
+    assert output.margin.tolist() == pytest.approx([1.5, -1.0], rel=1e-5)
+    assert output.terms["chosen_drift"].tolist() == pytest.approx([-0.05, 0.10], rel=1e-5)
+    assert output.terms["rejected_drift"].tolist() == pytest.approx([0.10, 0.0], rel=1e-5, abs=1e-7)
+    assert output.terms["chosen_worse"].tolist() == [0, 1]
+
+
+def test_dpo_matches_the_twin_in_value_and_gradient():
+    """Also where reference and policy nearly agree and float32 would cancel."""
+    policy, reference = errors_of_all_sizes(100), errors_of_all_sizes(100).flip(1)
+    policy[:, 50:] = reference[:, 50:] * (1 + 1e-5 * torch.randn(2, 50, generator=torch.Generator().manual_seed(1)))
+
+    def twin(w, l, rw, rl):
+        return mpmath.log1p(mpmath.exp(mpmath.mpf(2500) * ((w - l) - (rw - rl))))
+
+    for w, l, rw, rl in zip(*policy, *reference, strict=True):
+        leaves = [w.reshape(1).requires_grad_(), l.reshape(1).requires_grad_()]
+        fixed = PairErrors(rw.reshape(1), rl.reshape(1))
+        loss = DiffusionDPO(5000.0)(PairErrors(*leaves), fixed, torch.ones(1)).loss
+        gradients = torch.autograd.grad(loss, leaves)
+        a, b, c, d = (mpmath.mpf(x.item()) for x in (w, l, rw, rl))
+        inside = -2500 * ((a - b) - (c - d))
+        slope = 2500 / (1 + mpmath.exp(inside))
+        for ours, exact in zip([loss, *gradients], [twin(a, b, c, d), slope, -slope], strict=True):
+            assert abs(ours.item() - exact) <= 1e-5 * abs(exact) + 1e-38
+
+
+@pytest.mark.parametrize("beta", [1.0, 5000.0])
+def test_dpo_is_ln_2_at_the_reference(beta):
+    values = PairErrors(*errors_of_all_sizes(50))
+    output = DiffusionDPO(beta)(values, values, torch.ones(50))
+    assert output.loss.item() == pytest.approx(math.log(2), abs=1e-7)
+    assert output.margin.abs().max() == 0  # an exact tie: accuracy one half
+
+
+def test_dpo_swapped_images_and_swapped_vote_are_the_same_pair():
+    """Image 0 chosen by vote +1, or image 1 by vote -1 after the images changed places."""
+    images, swapped = (POLICY, REFERENCE), tuple(PairErrors(e.rejected, e.chosen) for e in (POLICY, REFERENCE))
+
+    def order(errors, vote):
+        return PairErrors(*(errors if vote > 0 else errors[::-1]))
+
+    for vote in (1, -1):
+        one = DiffusionDPO()(*(order(e, vote) for e in images), torch.ones(2))
+        other = DiffusionDPO()(*(order(e, -vote) for e in swapped), torch.ones(2))
+        assert torch.equal(one.loss, other.loss)
+        assert torch.equal(one.margin, other.margin)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta_dpo": 0.0}, "beta_dpo is 0.0; it must be greater than 0"),
+        ({"loss_type": "log"}, "loss_type is 'log'; it must be one of sigmoid, hinge, ipo"),
+        ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
+        ({"label_smoothing": 0.1, "loss_type": "ipo"}, "which loss_type 'ipo' does not have"),
+    ],
+)
+def test_senseless_dpo_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusionDPO(**options)
+
+
+@pytest.mark.parametrize("objective", [MaPO(), PaperMaPO(), SFT(), DiffusionDPO(20.0), DiffusionDPO(20.0, "ipo")])
 def test_pairs_without_weight_count_for_nothing(objective):
     w = torch.tensor([0.1, 5.0, 0.3], requires_grad=True)
     l = torch.tensor([0.2, 0.0, 0.1])
-    some = objective(PairErrors(w, l), None, torch.tensor([1.0, 0.0, 1.0]))
-    kept = objective(PairErrors(w[[0, 2]], l[[0, 2]]), None, torch.ones(2))
+    reference = PairErrors(torch.full((3,), 0.2), torch.full((3,), 0.3))
+    some = objective(PairErrors(w, l), reference, torch.tensor([1.0, 0.0, 1.0]))
+    rest = PairErrors(reference.chosen[[0, 2]], reference.rejected[[0, 2]])
+    kept = objective(PairErrors(w[[0, 2]], l[[0, 2]]), rest, torch.ones(2))
     assert some.loss.item() == pytest.approx(kept.loss.item(), rel=1e-6)
     some.loss.backward()
     assert w.grad[1] == 0
-    nothing = objective(PairErrors(w, l), None, torch.zeros(3)).loss
+    nothing = objective(PairErrors(w, l), reference, torch.zeros(3)).loss
     assert nothing.item() == 0
 
 
@@ -124,10 +216,13 @@ def test_weighted_mean_of_fractions():
     assert weighted_mean(torch.tensor([1.0, 2.0]), torch.tensor([0.25, 0.25])).item() == 1.5
 
 
-def test_parameter_names_are_unique_among_objectives():
-    names = [name for cls in Objective.__subclasses__() for name in inspect.signature(cls).parameters]
-    assert len(Objective.__subclasses__()) == 3
-    assert len(names) == len(set(names)) == 4
+def test_parameter_names_are_unique_among_families_of_objectives():
+    """A number of the same name would survive a change of class; BalancedDPO and DiffusionDPO are one family."""
+    families = Objective.__subclasses__()
+    assert {cls.__name__ for cls in families} == {"MaPO", "PaperMaPO", "SFT", "DiffusionDPO"}
+    names = [name for cls in families for name in inspect.signature(cls).parameters]
+    assert len(names) == len(set(names)) == 7
+    assert DiffusionDPO.__subclasses__() == [BalancedDPO]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
@@ -141,3 +236,8 @@ def test_senseless_parameters_are_named(value):
 def test_formula_shows_its_numbers():
     assert "0.25 mean(logsigmoid(1000 (phi(0.5 L_w)" in MaPO(beta_mapo=0.25).formula()
     assert "1/64 mean(logsigmoid(phi(L_w)^64" in PaperMaPO(64.0).formula()
+    assert BalancedDPO(500.0).formula() == (
+        "BalancedDPO: mean(-logsigmoid(inside)), inside = -0.5 500 ((L_w - L_l) - (R_w - R_l))"
+    )
+    assert "(inside / 20 - 1 / (2 20))^2" in DiffusionDPO(20.0, "ipo").formula()
+    assert "0.9 logsigmoid(inside) - 0.1 logsigmoid(-inside)" in DiffusionDPO(label_smoothing=0.1).formula()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lit_align.backbones.lora import LoRA
+from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference
 from lit_align.diffusion import NoiseSchedule
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -61,6 +62,7 @@ class Backbone(nn.Module, ABC):
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self._load_text_encoders(source)
         self._choose_trainable(lora, gradient_checkpointing)
+        self.reference: Reference | None = None
 
     def _check_pipeline(self, repo: str, revision: str | None) -> dict[str, Any]:
         config = dict(DiffusionPipeline.load_config(repo, revision=revision))
@@ -91,8 +93,18 @@ class Backbone(nn.Module, ABC):
         """Conditioning of `prompts`, each value (batch, ...); the empty prompt is the unconditional one."""
 
     @abstractmethod
+    def _denoise(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: dict[str, Tensor],
+        geometry: Tensor,
+    ) -> Tensor:
+        """`denoiser`'s prediction, see `denoise`."""
+
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor) -> Tensor:
-        """The denoiser's prediction, the shape of `latents`.
+        """The policy's prediction, the shape of `latents`.
 
         Args:
             latents: (batch, channels, h, w) noisy latents.
@@ -100,6 +112,24 @@ class Backbone(nn.Module, ABC):
             conditioning: from `encode_prompts`.
             geometry: (batch, 6) int64, sizes and crop of each image in pixels, see `PreferenceBatch`.
         """
+        return self._denoise(self.denoiser, latents, timesteps, conditioning, geometry)
+
+    @torch.no_grad()
+    def denoise_by_reference(
+        self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor
+    ) -> Tensor:
+        """The same by the reference, without gradients; before the policy's own, see `FrozenAdapter.active`."""
+        assert self.reference is not None, "add_reference"
+        with self.reference.active() as denoiser:
+            return self._denoise(denoiser, latents, timesteps, conditioning, geometry)
+
+    def add_reference(self) -> None:
+        """Keep the denoiser as it is now as `reference`; a second time changes nothing."""
+        if self.reference is None:
+            if self.lora is None:
+                self.reference = FrozenCopy(self.denoiser)
+            else:
+                self.reference = FrozenAdapter(self.denoiser, self.lora.config())
 
     @abstractmethod
     def pipeline(self) -> Any:
@@ -113,16 +143,24 @@ class Backbone(nn.Module, ABC):
         return self
 
     def cast_frozen(self, dtype: torch.dtype) -> None:
-        """Put what never learns into the compute precision, and the VAE into its own."""
+        """Put what never learns into the compute precision, and the VAE into its own.
+
+        But for the reference, which must be able to equal the policy.
+        """
+        twin = {id(weight) for weight in self.reference_weights().values()}
         self.text_encoders.to(dtype)
         nn.Module.to(self.vae, self.vae_dtype)  # diffusers' own `to` warns of parts that this VAE does not have
         for parameter in self.denoiser.parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad and id(parameter) not in twin:
                 parameter.data = parameter.data.to(dtype)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What learns, by its name in this module."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def reference_weights(self) -> dict[str, Tensor]:
+        """What is the reference's own, by its name in this module; nothing where there is no reference."""
+        return {} if self.reference is None else {name: frozen for name, (frozen, _) in self.reference.pairs().items()}
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -137,7 +175,8 @@ class Backbone(nn.Module, ABC):
             if noise is not None:
                 latents = latents + posterior.std.float() * noise
         mean, scale = self._latent_statistics(latents)
-        return (latents - mean) * scale
+        # The VAE may answer in channels-last layout, in which policy and reference need not round alike.
+        return ((latents - mean) * scale).contiguous()
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:

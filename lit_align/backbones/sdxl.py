@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lit_align.backbones.base import Backbone, run_text_encoder
+from lit_align.backbones.reference import Denoiser
 
 
 class StableDiffusionXL(Backbone):
@@ -44,12 +45,17 @@ class StableDiffusionXL(Backbone):
             return {key: value * keep.view(-1, *[1] * (value.ndim - 1)) for key, value in conditioning.items()}
         return conditioning
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor) -> Tensor:
-        dtype = self.denoiser.dtype
+    def _denoise(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: dict[str, Tensor],
+        geometry: Tensor,
+    ) -> Tensor:
+        dtype = denoiser.dtype
         added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": geometry.float()}
-        return self.denoiser(
-            latents.to(dtype), timesteps, conditioning["hidden"].to(dtype), added_cond_kwargs=added
-        ).sample
+        return denoiser(latents.to(dtype), timesteps, conditioning["hidden"].to(dtype), added_cond_kwargs=added).sample
 
     def pipeline(self) -> Any:
         return StableDiffusionXLPipeline(

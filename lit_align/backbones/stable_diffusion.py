@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lit_align.backbones.base import Backbone, run_text_encoder
+from lit_align.backbones.reference import Denoiser
 
 
 class StableDiffusion(Backbone):
@@ -24,9 +25,16 @@ class StableDiffusion(Backbone):
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         return {"hidden": run_text_encoder(self.tokenizer, self.text_encoders[0], prompts).last_hidden_state}
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor) -> Tensor:
-        dtype = self.denoiser.dtype
-        return self.denoiser(latents.to(dtype), timesteps, conditioning["hidden"].to(dtype)).sample
+    def _denoise(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: dict[str, Tensor],
+        geometry: Tensor,
+    ) -> Tensor:
+        dtype = denoiser.dtype
+        return denoiser(latents.to(dtype), timesteps, conditioning["hidden"].to(dtype)).sample
 
     def pipeline(self) -> Any:
         return StableDiffusionPipeline(

@@ -10,8 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lit_align.data.images import Crop, PairTransform
+from lit_align.data.labels import HumanLabels, Labels, VotedLabels
+from lit_align.data.live_vote import LiveVote
+from lit_align.data.scores import survey
 from lit_align.data.shards import OnError, Shard, expand, scan
 from lit_align.data.stream import Order, PairStream
+from lit_align.scoring.base import Scorer
+from lit_align.scoring.vote import Vote
 from lit_align.types import PreferenceBatch
 
 log = logging.getLogger(__name__)
@@ -30,6 +35,10 @@ class PreferenceDataModule(L.LightningDataModule):
         crop: `center`, or `random` with one draw per pair.
         flip_probability: chance of flipping both training images of a pair horizontally.
         on_error: `raise` on a broken sample, or `skip` it: it is named in the log and counted at the end.
+        vote: order pairs by the vote of scorers, on the scores that `lit-align score` has stored.
+        train_scores: folder of the training shards' side files; none: beside the shards.
+        val_scores: the same of the held-out shards.
+        scorers: score while training, by these scorers, in place of stored scores; names are those of the voters.
         seed: of order and augmentation; the command line sets it from `seed_everything`.
     """
 
@@ -44,6 +53,10 @@ class PreferenceDataModule(L.LightningDataModule):
         crop: Crop = "center",
         flip_probability: float = 0.5,
         on_error: OnError = "raise",
+        vote: Vote | None = None,
+        train_scores: str | None = None,
+        val_scores: str | None = None,
+        scorers: dict[str, Scorer] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -58,52 +71,77 @@ class PreferenceDataModule(L.LightningDataModule):
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"data.flip_probability is {flip_probability}; it must lie between 0 and 1.")
         self.train_shards, self.val_shards = train_shards, val_shards
+        self.vote, self.train_scores, self.val_scores = vote, train_scores, val_scores
+        self.live_vote = None if scorers is None else LiveVote(vote, scorers)
         self.batch_size, self.num_workers, self.shuffle_window = batch_size, num_workers, shuffle_window
         self.on_error, self.seed = on_error, seed
         self.train_transform = PairTransform(resolution, crop, flip_probability)
         self.val_transform = PairTransform(resolution, "center", 0.0)
         self.train: tuple[Shard, ...] = ()
         self.val: tuple[Shard, ...] = ()
+        self.train_labels: Labels = HumanLabels()
+        self.val_labels: Labels = HumanLabels()
         self.unreadable = 0  # training pairs of this rank that could not be decoded
         self._resumed_order: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and not self.train:
-            self.train = self._scan("train_shards", self.train_shards)
+            self.train, self.train_labels = self._scan("train_shards", self.train_shards, self.train_scores)
         if self.val_shards is not None and not self.val:
-            self.val = self._scan("val_shards", self.val_shards)
+            self.val, self.val_labels = self._scan("val_shards", self.val_shards, self.val_scores)
 
-    def _scan(self, name: str, patterns: str | Sequence[str]) -> tuple[Shard, ...]:
-        shards = tuple(scan(expand(patterns), self.on_error))
+    def _scan(self, name: str, patterns: str | Sequence[str], scores: str | None) -> tuple[tuple[Shard, ...], Labels]:
+        paths = expand(patterns)
+        labels = self._labels(name, paths, scores)
+        shards = tuple(scan(paths, labels, self.on_error))
         pairs, ties = sum(shard.pairs for shard in shards), sum(shard.ties for shard in shards)
         broken = sum(shard.broken for shard in shards)
         rank_zero_info(
             f"{name}: {pairs:,} pairs in {len(shards)} shards; left out: {ties:,} ties, {broken:,} broken samples"
         )
+        rank_zero_info(f"  ordered by {labels.describe()}")
+        if labels.voted:
+            contested, disputed = sum(s.contested for s in shards), sum(s.disputed for s in shards)
+            rank_zero_info(f"  balanced votes: {contested:,} pairs; against the human label: {disputed:,} pairs")
         if pairs == 0:
             raise ValueError(f"data.{name}: no pair with a preference in {len(shards)} shards ({ties} ties).")
-        return shards
+        return shards, labels
+
+    def _labels(self, name: str, paths: Sequence[str], scores: str | None) -> Labels:
+        if self.live_vote is not None:
+            return HumanLabels(keep_undecided=True)
+        if self.vote is None:
+            return HumanLabels()
+        surveys = survey(paths, scores, self.vote.scorers)
+        for scorer, found in surveys.items():
+            if found.missing and self.on_error == "raise":
+                raise ValueError(
+                    f"data.{name}: {len(found.missing)} of {len(paths)} shards have no scores by {scorer!r}, first "
+                    f"{found.missing[0]}. Run lit-align score again with the same options: it goes on where it stopped."
+                )
+        return VotedLabels(self.vote, scores, surveys)
 
     def train_dataloader(self) -> "PairLoader":
-        order = self._order(self.train, self.shuffle_window)
+        order = self._order(self.train, self.shuffle_window, self.train_labels)
         if order.batches == 0:
             total = sum(shard.pairs for shard in self.train)
             raise ValueError(
                 f"data.train_shards hold {total} pairs, fewer than one batch of data.batch_size {self.batch_size} "
                 f"on each of {order.world_size} devices. Lower data.batch_size or use fewer devices."
             )
-        self._check_resumed(order)
+        self._check_resumed()
         return PairLoader(order, self.train_transform, self.on_error, self._position)
 
     def val_dataloader(self) -> "PairLoader | list[PairLoader]":
         if not self.val:
             return []
-        return PairLoader(self._order(self.val, shuffle_window=0), self.val_transform, self.on_error, lambda: (0, 0))
+        order = self._order(self.val, 0, self.val_labels)
+        return PairLoader(order, self.val_transform, self.on_error, lambda: (0, 0))
 
-    def _order(self, shards: tuple[Shard, ...], shuffle_window: int) -> Order:
+    def _order(self, shards: tuple[Shard, ...], shuffle_window: int, labels: Labels) -> Order:
         # Rank and world size come from the Trainer: a spawned worker finds no process group.
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return Order(shards, self.batch_size, rank, world_size, self.seed, shuffle_window, self.num_workers)
+        return Order(shards, self.batch_size, rank, world_size, self.seed, shuffle_window, self.num_workers, labels)
 
     def _position(self) -> tuple[int, int]:
         """Epoch and batches trained in it, from the Trainer's own counters, which checkpoints restore."""
@@ -116,6 +154,9 @@ class PreferenceDataModule(L.LightningDataModule):
             self.unreadable += int((batch.weight == 0).sum())
         return batch
 
+    def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
+        return batch if self.live_vote is None else self.live_vote.order(batch)
+
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self.on_error == "skip":
             broken = sum(shard.broken for shard in self.train)
@@ -126,17 +167,21 @@ class PreferenceDataModule(L.LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return self._order(self.train, self.shuffle_window).fingerprint() if self.train else {}
+        if not self.train:
+            return {}
+        live = {} if self.live_vote is None else {"vote": self.live_vote.describe()}
+        return self._order(self.train, self.shuffle_window, self.train_labels).fingerprint() | live
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed_order = state_dict
 
-    def _check_resumed(self, order: Order) -> None:
+    def _check_resumed(self) -> None:
         """Refuse to continue a run in another order than it began in."""
         if not self._resumed_order:
             return
-        now = order.fingerprint()
-        changed = [f"{k} was {v}, is {now.get(k)}" for k, v in self._resumed_order.items() if now.get(k) != v]
+        now = self.state_dict()
+        then = self._resumed_order
+        changed = [f"{k} was {then.get(k)}, is {now.get(k)}" for k in then | now if then.get(k) != now.get(k)]
         if changed:
             raise ValueError(
                 f"The checkpoint's run read its pairs in another order ({'; '.join(changed)}), so it cannot go on "

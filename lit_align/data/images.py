@@ -18,6 +18,7 @@ class PairImages(NamedTuple):
 
     images: tuple[Tensor, Tensor]  # (3, resolution, resolution) uint8
     geometries: tuple[Tensor, Tensor]  # (6,) int64: original h, w; crop top, left; target h, w; pixels
+    flipped: bool  # both, or neither
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PairTransform:
         flip = draw.random() < self.flip_probability
         down, right = (draw.random(), draw.random()) if self.crop == "random" else (0.5, 0.5)
         first, second = (self._transform(decode(data), flip, down, right) for data in encoded)
-        return PairImages((first[0], second[0]), (first[1], second[1]))
+        return PairImages((first[0], second[0]), (first[1], second[1]), flip)
 
     def _transform(self, image: Image.Image, flip: bool, down: float, right: float) -> tuple[Tensor, Tensor]:
         size = self.resolution

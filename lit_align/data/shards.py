@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import braceexpand
 from tqdm import tqdm
 
+from lit_align.data.labels import Labels, human_sign
 from lit_align.data.samples import SampleError, parse_sample, read_samples
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,11 @@ class Shard(NamedTuple):
     """A tar file and what a look at its labels found."""
 
     path: str
-    pairs: int  # decided ones: they are numbered 0 to pairs - 1 in the tar's order
-    ties: int
-    broken: int  # samples left out because of a missing field or a wrong label
+    pairs: int  # that train: they are numbered 0 to pairs - 1 in the tar's order
+    ties: int  # left out because nobody decided them
+    broken: int  # left out because of a missing field, a wrong label or a missing score
+    contested: int = 0  # of `pairs`, those whose votes balance: a tie rule decided
+    disputed: int = 0  # of `pairs`, those whose vote contradicts the human label
 
 
 def expand(shards: str | Sequence[str]) -> list[str]:
@@ -45,28 +48,35 @@ def expand(shards: str | Sequence[str]) -> list[str]:
     return paths
 
 
-def scan(paths: Sequence[str], on_error: OnError, threads: int = 8) -> list[Shard]:
+def scan(paths: Sequence[str], labels: Labels, on_error: OnError, threads: int = 8) -> list[Shard]:
     """Count the pairs of all shards by their labels, without reading images.
 
     Raises:
         SampleError: on the first broken sample, if `on_error` is `raise`.
     """
     with ThreadPoolExecutor(threads) as pool:
-        scanned = pool.map(lambda path: _scan_shard(path, on_error), paths)
+        scanned = pool.map(lambda path: _scan_shard(path, labels, on_error), paths)
         few = len(paths) < 20
         return list(tqdm(scanned, total=len(paths), desc="reading labels", unit="shard", disable=few or None))
 
 
-def _scan_shard(path: str, on_error: OnError) -> Shard:
-    pairs = ties = broken = 0
+def _scan_shard(path: str, labels: Labels, on_error: OnError) -> Shard:
+    decide = labels.of_shard(path)
+    pairs = ties = broken = contested = disputed = 0
     for sample in read_samples(path, with_images=False):
         try:
-            tie = parse_sample(sample).label_0 == 0.5
+            pair = parse_sample(sample)
+            decision = decide(pair)
         except SampleError as error:
             if on_error == "raise":
                 raise
             log.warning("Skipped: %s", error)
             broken += 1
             continue
-        ties, pairs = ties + tie, pairs + (not tie)
-    return Shard(path, pairs, ties, broken)
+        if decision.sign == 0 and not labels.keep_undecided:
+            ties += 1
+            continue
+        pairs += 1
+        contested += labels.voted and decision.strength == 0
+        disputed += decision.sign * human_sign(pair) < 0
+    return Shard(path, pairs, ties, broken, contested, disputed)

@@ -15,14 +15,16 @@ import hashlib
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lit_align.data.images import PairTransform
+from lit_align.data.images import PairImages, PairTransform
+from lit_align.data.labels import Decision, HumanLabels, Labels, check_content, human_sign
 from lit_align.data.samples import RawPair, SampleError, parse_sample, read_samples
 from lit_align.data.shards import OnError, Shard
 from lit_align.types import PreferenceBatch
@@ -41,6 +43,7 @@ class Order:
     seed: int = 0
     shuffle_window: int = 0  # pairs; 0 keeps the order of the files, and every pair
     workers: int = 0
+    labels: Labels = field(default_factory=HumanLabels)
 
     @property
     def shuffled(self) -> bool:
@@ -103,7 +106,16 @@ class Order:
             "num_workers": self.workers,
             "shuffle_window": self.shuffle_window,
             "shards": self._shards_digest(),
+            "labels": self.labels.describe(),
         }
+
+
+class NumberedPair(NamedTuple):
+    """A pair with its number in the data set and its label."""
+
+    number: int
+    pair: RawPair
+    decision: Decision
 
 
 class PairStream(IterableDataset[PreferenceBatch]):
@@ -122,7 +134,7 @@ class PairStream(IterableDataset[PreferenceBatch]):
         while batch := list(islice(pairs, self.order.batch_size)):
             yield self._collate(batch)
 
-    def _shuffled(self, positions: range, consumed: int) -> Iterator[tuple[int, RawPair]]:
+    def _shuffled(self, positions: range, consumed: int) -> Iterator[NumberedPair]:
         """Numbered pairs at `positions` in windows, each shuffled on its own, without the first `consumed`."""
         if not self.order.shuffled:
             yield from self._read(positions[consumed:])
@@ -137,7 +149,7 @@ class PairStream(IterableDataset[PreferenceBatch]):
             yield from held[skip:]
             skip = 0
 
-    def _read(self, positions: range) -> Iterator[tuple[int, RawPair]]:
+    def _read(self, positions: range) -> Iterator[NumberedPair]:
         """Numbered pairs at `positions` of the epoch's sequence; only shards that hold some are opened."""
         begin = 0
         for first, shard in self.order.numbered_shards(self.epoch):
@@ -146,53 +158,68 @@ class PairStream(IterableDataset[PreferenceBatch]):
             if low >= high:
                 continue
             read = 0
-            for number, pair in enumerate(islice(decided_pairs(shard.path, self.on_error), high)):
+            pairs = decided_pairs(shard.path, self.order.labels, self.on_error)
+            for number, (pair, decision) in enumerate(islice(pairs, high)):
                 read = number + 1
                 if number >= low:
-                    yield first + number, pair
+                    yield NumberedPair(first + number, pair, decision)
             if read < high:
                 raise SampleError(
                     f"shard {shard.path} has {read} pairs left of {shard.pairs}: it changed during the run."
                 )
 
-    def _collate(self, pairs: Sequence[tuple[int, RawPair]]) -> PreferenceBatch:
+    def _collate(self, pairs: Sequence[NumberedPair]) -> PreferenceBatch:
         size = self.transform.resolution
         count = len(pairs)
         images = torch.zeros(2, count, 3, size, size, dtype=torch.uint8)
         geometries = torch.tensor([size, size, 0, 0, size, size]).repeat(2, count, 1)
-        weight = torch.ones(count)
-        for row, (number, pair) in enumerate(pairs):
+        weight, flipped = torch.ones(count), torch.zeros(count, dtype=torch.bool)
+        for row, (number, pair, decision) in enumerate(pairs):
             draw = random.Random(f"{self.order.seed}/{self.epoch}/{number}")
-            encoded = (pair.image_0, pair.image_1) if pair.label_0 == 1 else (pair.image_1, pair.image_0)
+            encoded = (pair.image_1, pair.image_0) if decision.sign < 0 else (pair.image_0, pair.image_1)
             try:
-                transformed = self.transform(encoded, draw)
-            except (OSError, ValueError, SyntaxError) as error:
+                check_content(pair, decision)
+                transformed = self._transform(pair, encoded, draw)
+            except SampleError as error:
                 if self.on_error == "raise":
-                    raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
-                log.warning("Skipped: %s: an image cannot be decoded: %s", pair.place, error)
+                    raise
+                log.warning("Skipped: %s", error)
                 weight[row] = 0
                 continue
+            flipped[row] = transformed.flipped
             for side in (0, 1):
                 images[side, row], geometries[side, row] = transformed.images[side], transformed.geometries[side]
         return PreferenceBatch(
             chosen=images[0],
             rejected=images[1],
-            prompts=[pair.prompt for _, pair in pairs],
+            prompts=[pair.prompt for _, pair, _ in pairs],
             weight=weight,
             chosen_geometry=geometries[0],
             rejected_geometry=geometries[1],
-            number=torch.tensor([number for number, _ in pairs]),
+            number=torch.tensor([number for number, _, _ in pairs]),
+            flipped=flipped,
+            human=torch.tensor([human_sign(pair) * (decision.sign or 1) for _, pair, decision in pairs]),
+            voted=self.order.labels.voted,
+            strength=torch.tensor([decision.strength for _, _, decision in pairs]),
         )
 
+    def _transform(self, pair: RawPair, encoded: tuple[bytes, bytes], draw: random.Random) -> PairImages:
+        try:
+            return self.transform(encoded, draw)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
 
-def decided_pairs(shard: str, on_error: OnError) -> Iterator[RawPair]:
-    """The pairs of a shard that have a preference: neither ties nor, where they are to be skipped, broken samples."""
+
+def decided_pairs(shard: str, labels: Labels, on_error: OnError) -> Iterator[tuple[RawPair, Decision]]:
+    """The pairs of a shard that train: neither undecided nor, where they are to be skipped, broken ones."""
+    decide = labels.of_shard(shard)
     for sample in read_samples(shard):
         try:
             pair = parse_sample(sample)
+            decision = decide(pair)
         except SampleError:
             if on_error == "raise":
                 raise
             continue  # named in the log when the shards were scanned
-        if pair.label_0 != 0.5:
-            yield pair
+        if decision.sign != 0 or labels.keep_undecided:
+            yield pair, decision

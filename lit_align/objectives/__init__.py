@@ -1,7 +1,8 @@
 """Objectives: formulas from denoising errors to a loss. They know torch and `types`, nothing else."""
 
 from lit_align.objectives.base import Objective
+from lit_align.objectives.dpo import BalancedDPO, DiffusionDPO
 from lit_align.objectives.mapo import MaPO, PaperMaPO
 from lit_align.objectives.sft import SFT
 
-__all__ = ["SFT", "MaPO", "Objective", "PaperMaPO"]
+__all__ = ["SFT", "BalancedDPO", "DiffusionDPO", "MaPO", "Objective", "PaperMaPO"]

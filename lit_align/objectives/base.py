@@ -11,11 +11,12 @@ from lit_align.types import ObjectiveOutput, PairErrors
 class Objective(ABC):
     """Maps the policy's (and the reference's) errors on pairs to a loss.
 
-    Parameter names are unique among objectives: when the command line changes `class_path`,
+    Parameter names are unique among families of objectives: when the command line changes `class_path`,
     parameters of the same name keep their old values.
     """
 
     needs_reference: ClassVar[bool]
+    needs_vote: ClassVar[bool] = False  # whether pairs must have been ordered by the vote of scorers
 
     @abstractmethod
     def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:
@@ -37,3 +38,24 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     counted = weight.sum()
     total = (values * weight).sum()
     return total / counted.where(counted > 0, counted.new_ones(()))
+
+
+def in_double(errors: PairErrors) -> PairErrors:
+    """The errors in float64: one number an image costs nothing, and factors of 1000 and more magnify rounding.
+
+    Apple's GPUs have no float64; float32 stays there, good to about 1e-4 where the margin is tiny.
+    """
+    if errors.chosen.device.type == "mps":
+        return PairErrors(errors.chosen.float(), errors.rejected.float())
+    return PairErrors(errors.chosen.double(), errors.rejected.double())
+
+
+def positive(name: str, value: float) -> float:
+    """`value`, where it is a number above zero.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; it must be greater than 0.")
+    return float(value)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.objectives.base import Objective, weighted_mean
+from lit_align.objectives.base import Objective, in_double, positive, weighted_mean
 from lit_align.types import ObjectiveOutput, PairErrors
 
 
@@ -78,18 +78,8 @@ class PaperMaPO(Objective):
 
 def _output(policy: PairErrors, preference: Tensor, margin: Tensor, weight: Tensor) -> ObjectiveOutput:
     loss = weighted_mean(policy.chosen + preference, weight).to(policy.chosen.dtype)
-    terms = {"sft": policy.chosen.detach(), "preference": preference.detach().to(policy.chosen.dtype)}
+    terms = {"loss/sft": policy.chosen.detach(), "loss/preference": preference.detach().to(policy.chosen.dtype)}
     return ObjectiveOutput(loss, margin.detach().to(policy.chosen.dtype), terms)
-
-
-def in_double(errors: PairErrors) -> PairErrors:
-    """The errors in float64: one number an image costs nothing, and T = 1000 magnifies the margin's rounding.
-
-    Apple's GPUs have no float64; float32 stays there, good to about 1e-4 where the margin is tiny.
-    """
-    if errors.chosen.device.type == "mps":
-        return PairErrors(errors.chosen.float(), errors.rejected.float())
-    return PairErrors(errors.chosen.double(), errors.rejected.double())
 
 
 def phi_margin(chosen: Tensor, rejected: Tensor, power: float = 1.0) -> Tensor:
@@ -114,14 +104,3 @@ def log_phi(x: Tensor) -> Tensor:
     square = near * near
     series = square * (-1 / 24 + square * (1 / 2880 + square * (-1 / 181440 + square * (1 / 9676800))))
     return torch.where(x < 1.0, series - near / 2, far.log() - far - torch.log(-torch.expm1(-far)))
-
-
-def positive(name: str, value: float) -> float:
-    """`value`, where it is a number above zero.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; it must be greater than 0.")
-    return float(value)

@@ -15,7 +15,7 @@ class SFT(Objective):
 
     def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:
         margin = (policy.rejected - policy.chosen).detach()
-        return ObjectiveOutput(weighted_mean(policy.chosen, weight), margin, {"sft": policy.chosen.detach()})
+        return ObjectiveOutput(weighted_mean(policy.chosen, weight), margin, {"loss/sft": policy.chosen.detach()})
 
     def formula(self) -> str:
         return "SFT: mean(L_w)"

@@ -1,0 +1,69 @@
+"""A reference that follows the policy on a schedule (BalancedDPO; TR-DPO, arXiv 2404.09656)."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_align.backbones.reference import Reference
+from lit_align.module import AlignmentModule, at_logged_step
+
+
+class ReferenceUpdate(L.Callback):
+    """Moves the reference every N optimizer steps: reference <- alpha policy + (1 - alpha) reference.
+
+    It acts after the step and before checkpoints are written, on all ranks alike: their weights are the same. Weights
+    and state are in the checkpoint from the first update on.
+
+    Args:
+        every_n_steps: optimizer steps between updates.
+        alpha: 1 copies the policy; less moves the reference that part of the way, in full fine-tuning only.
+        start_step: no update before this optimizer step.
+    """
+
+    def __init__(self, every_n_steps: int, alpha: float = 1.0, start_step: int = 0) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"ReferenceUpdate.every_n_steps is {every_n_steps}; it must be at least 1.")
+        if not 0 < alpha <= 1:
+            raise ValueError(f"ReferenceUpdate.alpha is {alpha}; it must be greater than 0 and at most 1.")
+        if start_step < 0:
+            raise ValueError(f"ReferenceUpdate.start_step is {start_step}; it must be at least 0.")
+        self.every_n_steps, self.alpha, self.start_step = every_n_steps, alpha, start_step
+        self.updates = 0
+        self.last_step = 0  # the last optimizer step that was looked at
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._reference(pl_module).check_alpha(self.alpha)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        reference = self._reference(pl_module)
+        if at_logged_step(trainer):
+            pl_module.log("reference/distance", reference.distance(), batch_size=1)
+            pl_module.log("reference/updates", float(self.updates), batch_size=1)
+        step = trainer.global_step
+        if step == self.last_step:  # accumulation ends several batches at one step
+            return
+        self.last_step = step
+        if step >= self.start_step and step % self.every_n_steps == 0:
+            distance = reference.distance()
+            reference.update(self.alpha)
+            self.updates += 1
+            moved = "copied from" if self.alpha == 1 else f"moved by {self.alpha:g} towards"
+            rank_zero_info(f"step {step:,}: reference {moved} the policy, which was {distance:.4g} away")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "last_step": self.last_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.updates, self.last_step = state_dict["updates"], state_dict["last_step"]
+
+    def _reference(self, pl_module: L.LightningModule) -> Reference:
+        assert isinstance(pl_module, AlignmentModule)
+        if pl_module.backbone.reference is None:
+            raise ValueError(
+                f"ReferenceUpdate has nothing to move: {type(pl_module.objective).__name__} has no reference model. "
+                "Take the callback out, or choose an objective that has one (BalancedDPO, DiffusionDPO)."
+            )
+        return pl_module.backbone.reference

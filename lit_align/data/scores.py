@@ -1,0 +1,151 @@
+"""Side files: the scores of a shard's pairs, so that scoring is done once and votes are made while reading.
+
+`00000.tar` has `00000.scores.parquet` beside it (or in a folder of its own): one row per pair and scorer.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor, tensor
+
+from lit_align.data.samples import RawPair
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # the sample's in its shard
+        ("scorer", pa.string()),  # its name
+        ("version", pa.int32()),  # of the scorer's code
+        ("fingerprint", pa.string()),  # of the scorer's weights and settings
+        ("content", pa.string()),  # of both images and the prompt that were scored
+        ("score_0", pa.float32()),
+        ("score_1", pa.float32()),
+    ]
+)
+
+
+class Identity(NamedTuple):
+    """Which scorer it was."""
+
+    version: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"version {self.version}, weights {self.fingerprint}"
+
+
+class Scores(NamedTuple):
+    """One scorer's scores of a shard, in the shard's order."""
+
+    identity: Identity
+    keys: list[str]
+    contents: list[str]
+    score_0: Tensor  # (pairs,) float32
+    score_1: Tensor  # (pairs,)
+
+
+def side_file(shard: str, folder: str | None = None) -> Path:
+    """Where a shard's scores are: in `folder`, or beside the shard."""
+    path = Path(shard)
+    return (path.parent if folder is None else Path(folder)) / f"{path.stem}.scores.parquet"
+
+
+def content_digest(pair: RawPair) -> str:
+    """16 hexadecimal digits of a pair's encoded images and prompt: scores belong to these and no other."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (pair.image_0, pair.image_1, pair.prompt.encode()):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def read_scores(path: Path) -> dict[str, Scores]:
+    """Scores by scorer; nothing where there is no such file.
+
+    Raises:
+        ValueError: if the file is not one of ours or has a pair twice.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}. Delete it and score the shard again.") from error
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"{path} has other columns than scores have: {table.schema.names}. Move it away.")
+    scores: dict[str, Scores] = {}
+    for scorer in table["scorer"].unique().to_pylist():
+        rows = table.filter(pa.compute.equal(table["scorer"], scorer)).to_pydict()
+        identities = {Identity(*both) for both in zip(rows["version"], rows["fingerprint"], strict=True)}
+        if len(identities) != 1 or len(set(rows["key"])) != len(rows["key"]):
+            raise ValueError(f"{path} has scores by {scorer!r} twice. Delete it and score the shard again.")
+        scores[scorer] = Scores(
+            identities.pop(), rows["key"], rows["content"], tensor(rows["score_0"]), tensor(rows["score_1"])
+        )
+    return scores
+
+
+def write_scores(path: Path, scores: dict[str, Scores]) -> None:
+    """Write a side file that is either whole or not there."""
+    columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+    for scorer, values in scores.items():
+        count = len(values.keys)
+        columns["key"] += values.keys
+        columns["scorer"] += [scorer] * count
+        columns["version"] += [values.identity.version] * count
+        columns["fingerprint"] += [values.identity.fingerprint] * count
+        columns["content"] += values.contents
+        columns["score_0"] += values.score_0.tolist()
+        columns["score_1"] += values.score_1.tolist()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        pq.write_table(pa.table(columns, SCHEMA), part, compression="zstd")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Survey(NamedTuple):
+    """What the side files of a data set hold of one scorer."""
+
+    identity: Identity
+    scale: float  # standard deviation of all its scores
+    missing: list[str]  # shards without its scores
+
+
+def survey(shards: Sequence[str], folder: str | None, scorers: Iterable[str]) -> dict[str, Survey]:
+    """Look through the side files of all shards.
+
+    Raises:
+        ValueError: if no shard has a scorer's scores, or if shards were scored by different weights.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        files = list(pool.map(lambda shard: read_scores(side_file(shard, folder)), shards))
+    return {name: _survey(name, shards, [file.get(name) for file in files]) for name in scorers}
+
+
+def _survey(name: str, shards: Sequence[str], files: Sequence[Scores | None]) -> Survey:
+    found = {shard: scores for shard, scores in zip(shards, files, strict=True) if scores is not None}
+    missing = [shard for shard in shards if shard not in found]
+    if not found:
+        raise ValueError(
+            f"There are no scores by {name!r} for {shards[0]} and {len(shards) - 1} other shards. "
+            f"Run: lit-align score --shards ... --scorers {name}, or set data.scorers to score while training."
+        )
+    first, *others = found
+    for other in others:
+        if found[other].identity != found[first].identity:
+            raise ValueError(
+                f"Scores by {name!r} are stale: {first} has {found[first].identity}, {other} has "
+                f"{found[other].identity}. Score them again: lit-align score ... --scorers {name} --overwrite true."
+            )
+    values = [value for scores in found.values() for value in (scores.score_0.double(), scores.score_1.double())]
+    count = sum(len(value) for value in values)
+    mean = sum(value.sum().item() for value in values) / max(count, 1)
+    variance = sum((value - mean).square().sum().item() for value in values) / max(count, 1)
+    return Survey(found[first].identity, max(variance, 1e-24) ** 0.5, missing)

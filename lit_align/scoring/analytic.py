@@ -1,0 +1,62 @@
+"""Scores by formula, without weights: for tests, for controls, and to see what a learned scorer rewards."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from lit_align.scoring.base import Scorer
+
+
+class Colourfulness(Scorer):
+    """Hasler and Süsstrunk 2003; 0 for grey, about 80 for a very colourful photograph."""
+
+    version: ClassVar[int] = 1
+
+    def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        return torch.cat([colourfulness(image[None]) for image in images])
+
+
+class Sharpness(Scorer):
+    """Variance of the Laplacian of the luma, in squared grey levels of 255 (Pech-Pacheco et al. 2000).
+
+    Compares images of one size only: it falls as an image is enlarged, and rises with noise.
+    """
+
+    version: ClassVar[int] = 1
+
+    def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        return torch.stack([_laplacian(_luma(image)).var(correction=0) for image in images])
+
+
+class Exposure(Scorer):
+    """Well-exposedness from 0 to 1, mean over pixels: the nearer each channel is to mid grey, the better.
+
+    Mertens et al. 2007, section 3.1: the channels' Gauss curves of deviation 0.2 around 0.5, multiplied.
+    """
+
+    version: ClassVar[int] = 1
+
+    def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        return torch.stack([(-(image / 255 - 0.5).square().sum(0) / (2 * 0.2**2)).exp().mean() for image in images])
+
+
+def colourfulness(images: Tensor) -> Tensor:
+    """(n,) of images (n, 3, h, w) uint8: M(3) of Hasler and Süsstrunk 2003."""
+    red, green, blue = images.float().flatten(2).unbind(1)
+    first, second = red - green, (red + green) / 2 - blue
+    spread = (first.var(1, correction=0) + second.var(1, correction=0)).sqrt()
+    return spread + 0.3 * (first.mean(1).square() + second.mean(1).square()).sqrt()
+
+
+def _luma(image: Tensor) -> Tensor:
+    """(height, width) by Rec. 601's weights."""
+    return torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), image.float(), dims=1)
+
+
+def _laplacian(luma: Tensor) -> Tensor:
+    """(height - 2, width - 2), four neighbours."""
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    return conv2d(luma[None, None], kernel[None, None])[0, 0]

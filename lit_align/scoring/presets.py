@@ -1,0 +1,38 @@
+"""Scorers by the names that a YAML file gives them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lit_align.scoring.base import Scorer
+
+PRESETS = Path(__file__).with_name("presets.yaml")
+
+
+def load_scorers(names: Sequence[str], path: Path | None = None) -> dict[str, Scorer]:
+    """The scorers of these names, weights loaded, in the order of `names`.
+
+    Args:
+        names: of entries in the file.
+        path: YAML of names with class_path and init_args; without, the one of this package. A local folder in it is
+            relative to the working directory.
+
+    Raises:
+        ValueError: if a name is not in the file, or if its entry does not fit its class.
+    """
+    path = PRESETS if path is None else path
+    presets = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    for name in names:  # all, before the first is loaded for minutes
+        if name not in presets:
+            raise ValueError(f"scorer: {name!r} is not in {path}. Choose from {', '.join(presets)}.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Scorer, "scorer", required=True)
+    configs = {}
+    for name in names:
+        try:
+            configs[name] = parser.parse_object({"scorer": presets[name]})
+        except ArgumentError as error:
+            raise ValueError(f"scorer: the entry of {name!r} in {path} does not fit: {error}") from error
+    return {name: parser.instantiate(config).scorer for name, config in configs.items()}

@@ -1,0 +1,153 @@
+"""Who votes on a pair, and how the votes are counted: the settings of a consensus."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_align.scoring import consensus
+
+Rule = Literal["majority", "unanimous", "single", "random", "vanilla", "normalized"]
+HUMAN = "human"  # the pair's own label, as a voter or as the tie breaker
+PREFER = "prefer:"
+
+
+class Ballot(NamedTuple):
+    """What is known of some pairs: everything a vote can be made of."""
+
+    differences: Mapping[str, Tensor]  # by scorer: (pairs,) score of image 0 minus score of image 1
+    human: Tensor  # (pairs,) +1 where the human label prefers image 0, -1 where image 1, 0 for a tie
+    keys: Sequence[str] | None = None  # names of the pairs, the seeds of `random`
+    scales: Mapping[str, float] | None = None  # by scorer: standard deviation of its scores over the data set
+
+
+class Verdict(NamedTuple):
+    """What a vote decided."""
+
+    sign: Tensor  # (pairs,) int64: +1 for image 0, -1 for image 1, 0 undecided
+    strength: Tensor  # (pairs,) float32 in [0, 1]: |weight of votes for image 0 - for image 1| / all weight
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A consensus of scorers on which image of a pair is preferred.
+
+    Rules: `majority` (weighted where there are weights); `unanimous`; and the baselines of BalancedDPO's ablation:
+    `single` (the only voter), `random` (a voter drawn per pair), `vanilla` (sum of raw scores) and `normalized` (sum
+    of scores over their standard deviation in the data set).
+
+    Args:
+        voters: names of scorers; `human` is the pair's own label.
+        rule: how votes become a consensus.
+        ties: what decides a pair without consensus: `human`, `skip` (it does not train) or `prefer:SCORER`.
+        weights: of voters in `majority`; 1 where not named.
+        margins: score differences up to which a voter abstains; 0 where not named.
+        seed: of `random`.
+    """
+
+    voters: list[str]
+    rule: Rule = "majority"
+    ties: str = HUMAN
+    weights: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.voters or len(set(self.voters)) != len(self.voters):
+            raise ValueError(f"vote.voters is {self.voters}; name at least one voter, each one once.")
+        if self.rule not in RULES:
+            raise ValueError(f"vote.rule is {self.rule!r}; it must be one of {', '.join(RULES)}.")
+        if self.ties not in (HUMAN, "skip") and not self.ties.startswith(PREFER):
+            raise ValueError(f"vote.ties is {self.ties!r}; it must be human, skip or prefer:SCORER.")
+        if self.rule == "single" and len(self.voters) != 1:
+            raise ValueError(f"vote.rule single needs one voter, vote.voters names {len(self.voters)}.")
+        if self.rule in ("vanilla", "normalized") and HUMAN in self.voters:
+            raise ValueError(f"vote.rule {self.rule} adds scores, and the voter 'human' has none.")
+        if self.weights and self.rule != "majority":
+            raise ValueError(f"vote.weights are of rule majority; vote.rule is {self.rule}.")
+        for name, values in (("weights", self.weights), ("margins", self.margins)):
+            for voter, value in values.items():
+                if voter not in self.voters or (voter == HUMAN and name == "margins"):
+                    raise ValueError(
+                        f"vote.{name} names {voter!r}, which is no scorer among vote.voters {self.voters}."
+                    )
+                if not value >= 0:
+                    raise ValueError(f"vote.{name}: {voter} has {value}; it must be at least 0.")
+        if not any(self.weights.get(voter, 1.0) for voter in self.voters):
+            raise ValueError("vote.weights are all 0; nobody is left to vote.")
+
+    @property
+    def scorers(self) -> list[str]:
+        """The scorers whose scores are needed."""
+        preferred = [self.ties.removeprefix(PREFER)] if self.ties.startswith(PREFER) else []
+        return [name for name in dict.fromkeys([*self.voters, *preferred]) if name != HUMAN]
+
+    @property
+    def needs_data_set(self) -> bool:
+        """Whether a pair's verdict depends on more than its own scores: on its key or on all other scores."""
+        return self.rule in ("random", "normalized")
+
+    def decide(self, ballot: Ballot) -> Verdict:
+        """The verdict on some pairs."""
+        votes = self._votes(ballot)
+        agreed = RULES[self.rule](self, votes, ballot)
+        sign = consensus.break_ties(agreed, self._tie_breaker(ballot))
+        strength = consensus.tally(votes, self._weights()).abs()
+        strength = torch.where(strength > consensus.ROUNDING, strength, 0.0)
+        return Verdict(sign.long(), strength.float())
+
+    def _votes(self, ballot: Ballot) -> Tensor:
+        """(pairs, voters)"""
+        columns = []
+        for voter in self.voters:
+            if voter == HUMAN:
+                columns.append(ballot.human.double())
+            else:
+                margin = torch.tensor(self.margins.get(voter, 0.0))
+                columns.append(consensus.cast_votes(ballot.differences[voter], margin))
+        return torch.stack(columns, 1)
+
+    def _weights(self) -> Tensor:
+        return torch.tensor([self.weights.get(voter, 1.0) for voter in self.voters], dtype=torch.float64)
+
+    def _differences(self, ballot: Ballot) -> Tensor:
+        """(pairs, voters) raw; a voter within its margin adds nothing."""
+        raw = torch.stack([ballot.differences[voter].double() for voter in self.voters], 1)
+        return raw * self._votes(ballot).abs()
+
+    def _scales(self, ballot: Ballot) -> Tensor:
+        assert ballot.scales is not None, "needs_data_set"
+        return torch.tensor([ballot.scales[voter] for voter in self.voters], dtype=torch.float64)
+
+    def _drawn(self, ballot: Ballot) -> Tensor:
+        """(pairs,) a voter for each pair, by its key alone."""
+        assert ballot.keys is not None, "needs_data_set"
+        digests = [hashlib.sha256(f"{self.seed}/{key}".encode()).digest() for key in ballot.keys]
+        return torch.tensor([int.from_bytes(digest[:8], "big") % len(self.voters) for digest in digests])
+
+    def _tie_breaker(self, ballot: Ballot) -> Tensor:
+        """(pairs,) votes of whoever decides ties."""
+        if self.ties == HUMAN:
+            return ballot.human
+        if self.ties == "skip":
+            return torch.zeros_like(ballot.human)
+        return consensus.cast_votes(ballot.differences[self.ties.removeprefix(PREFER)], torch.tensor(0.0))
+
+    def __str__(self) -> str:
+        weights = f", weights {self.weights}" if self.weights else ""
+        margins = f", margins {self.margins}" if self.margins else ""
+        seed = f", seed {self.seed}" if self.rule == "random" else ""
+        return f"{self.rule} of {', '.join(self.voters)}{weights}{margins}{seed}; ties: {self.ties}"
+
+
+RULES: dict[str, Callable[[Vote, Tensor, Ballot], Tensor]] = {
+    "majority": lambda vote, votes, ballot: consensus.majority(votes, vote._weights()),
+    "unanimous": lambda vote, votes, ballot: consensus.unanimous(votes),
+    "single": lambda vote, votes, ballot: consensus.single(votes, 0),
+    "random": lambda vote, votes, ballot: consensus.random_voter(votes, vote._drawn(ballot)),
+    "vanilla": lambda vote, votes, ballot: consensus.vanilla(vote._differences(ballot)),
+    "normalized": lambda vote, votes, ballot: consensus.normalized(vote._differences(ballot), vote._scales(ballot)),
+}
