@@ -19,6 +19,7 @@ from lit_align.cli import Parser, main
 from tests.conftest import PAIRS, PIPELINE, ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+FOUR_VOTERS = {"voters": "[clip,style,colour]", "ties": "human"}  # those that have scored the bundled pairs
 CPU = str(ROOT / "configs/hardware/cpu.yaml")
 
 
@@ -30,8 +31,9 @@ def _in_project(monkeypatch):
 def small(config, folder, sd15, sd21):
     """Overrides that run a config on one CPU with the bundled pairs and a small pipeline."""
     name = config.stem
-    repo = {"mapo_sd15": sd15, "mapo_sd21": sd21}.get(name, PIPELINE)
-    vae = {"mapo_sdxl": PIPELINE / "vae", "mapo_sdxl_lora": PIPELINE / "vae"}.get(name)
+    repo = sd15 if "sd15" in name else sd21 if "sd21" in name else PIPELINE
+    vae = PIPELINE / "vae" if "sdxl" in name else None
+    four = [f"--data.vote.{key}={value}" for key, value in FOUR_VOTERS.items()] if "balanced_dpo_sd" in name else []
     return [
         f"--config={config}",
         f"--config={CPU}",
@@ -50,15 +52,17 @@ def small(config, folder, sd15, sd21):
         "--data.resolution=32",
         "--data.batch_size=2",
         "--data.num_workers=0",
-        *callbacks(folder),
+        *four,
+        *callbacks(folder, moving="balanced" in name),
     ]
 
 
-def callbacks(folder):
-    """The configs' two callbacks, with the folder and the size of the test: a later list replaces an earlier one."""
+def callbacks(folder, moving=False):
+    """The configs' callbacks, with the folder and the size of the test: a later list replaces an earlier one."""
     checkpoints = {"dirpath": f"{folder}/checkpoints", "every_n_train_steps": 1, "save_last": True}
     grid = {"prompts": ["fox", "tulip"], "every_n_steps": 1, "height": 32, "width": 32, "steps": 2}
     classes = {"lightning.pytorch.callbacks.ModelCheckpoint": checkpoints, "SampleGrid": grid}
+    classes |= {"ReferenceUpdate": {"every_n_steps": 1}} if moving else {}
     listed = [{"class_path": name, "init_args": arguments} for name, arguments in classes.items()]
     path = Path(folder) / "callbacks.yaml"
     path.write_text(yaml.safe_dump({"trainer": {"callbacks": listed}}))
@@ -67,7 +71,20 @@ def callbacks(folder):
 
 def test_configs_are_all_here():
     names = [config.stem for config in CONFIGS]
-    assert names == ["mapo_sd15", "mapo_sd21", "mapo_sdxl", "mapo_sdxl_lora", "quickstart"]
+    assert names == [
+        "balanced_dpo_sd15",
+        "balanced_dpo_sd21",
+        "balanced_dpo_sdxl",
+        "balanced_dpo_sdxl_lora",
+        "diffusion_dpo_sd15",
+        "diffusion_dpo_sdxl",
+        "mapo_sd15",
+        "mapo_sd21",
+        "mapo_sdxl",
+        "mapo_sdxl_lora",
+        "quickstart",
+        "quickstart_balanced_dpo",
+    ]
     for config in CONFIGS:
         assert "Hardware:" in config.read_text() or "CPU cores" in config.read_text()
 
@@ -87,7 +104,11 @@ def test_config_dumps_to_itself(config, capsys):
         for key, value in yaml.safe_load(config.read_text())[part].items():
             if not isinstance(value, dict | list):
                 assert first[part][key] == value
-    assert first["model"]["objective"]["class_path"] == "lit_align.objectives.MaPO"
+    objective = "BalancedDPO" if "balanced" in config.stem else "DiffusionDPO" if "diffusion" in config.stem else "MaPO"
+    assert first["model"]["objective"]["class_path"] == f"lit_align.objectives.{objective}"
+    assert (first["data"]["vote"] is not None) == (objective == "BalancedDPO")
+    updates = [c for c in first["trainer"]["callbacks"] if c["class_path"].endswith(".ReferenceUpdate")]
+    assert len(updates) == (objective == "BalancedDPO")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)

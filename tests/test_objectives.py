@@ -111,7 +111,7 @@ def errors(chosen, rejected):
     return PairErrors(torch.tensor(chosen), torch.tensor(rejected))
 
 
-# inside = -0.5 beta ((0.10 - 0.30) - (0.15 - 0.20)) = 0.075 beta, and for the second pair -0.5 beta (0.1 - 0.0) = -0.05 beta
+# inside / beta: -0.5 ((0.10 - 0.30) - (0.15 - 0.20)) = 0.075, and of the second pair -0.5 (0.1 - 0.0) = -0.05
 POLICY, REFERENCE = errors([0.10, 0.30], [0.30, 0.20]), errors([0.15, 0.20], [0.20, 0.20])
 
 

@@ -53,6 +53,11 @@ class ReferenceUpdate(L.Callback):
             moved = "copied from" if self.alpha == 1 else f"moved by {self.alpha:g} towards"
             rank_zero_info(f"step {step:,}: reference {moved} the policy, which was {distance:.4g} away")
 
+    def __str__(self) -> str:
+        share = "copied" if self.alpha == 1 else f"moved by {self.alpha:g}"
+        begin = f" from step {self.start_step}" if self.start_step else ""
+        return f"{share} every {self.every_n_steps} steps{begin}"
+
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "last_step": self.last_step}
 

@@ -99,7 +99,8 @@ class PreferenceDataModule(L.LightningDataModule):
         rank_zero_info(
             f"{name}: {pairs:,} pairs in {len(shards)} shards; left out: {ties:,} ties, {broken:,} broken samples"
         )
-        rank_zero_info(f"  ordered by {labels.describe()}")
+        order = labels if self.live_vote is None else self.live_vote
+        rank_zero_info(f"  ordered by {order.describe()}")
         if labels.voted:
             contested, disputed = sum(s.contested for s in shards), sum(s.disputed for s in shards)
             rank_zero_info(f"  balanced votes: {contested:,} pairs; against the human label: {disputed:,} pairs")

@@ -55,7 +55,7 @@ class HumanLabels(Labels):
         return lambda pair: Decision(human_sign(pair))
 
     def describe(self) -> str:
-        return "the human label, to be voted on while training" if self.keep_undecided else "the human label"
+        return "the human label, until a vote while training" if self.keep_undecided else "the human label"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,167 @@
+"""Does the vote align? DiffusionDPO and BalancedDPO on the bundled pairs, win rates against the base.
+
+    python examples/emoji/balanced_dpo.py --jobs 2
+
+Three methods: DiffusionDPO on the human label, BalancedDPO (the vote of three scorers) with a static reference, and
+with one that is copied from the policy on a schedule. First beta_dpo and the learning rate are chosen for each method,
+on the same small grid, by the macro win rate on training prompts; then each method runs with three seeds, and is
+measured on the held-out prompts. Every run is kept in `--output`, so a killed comparison goes on where it stopped.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from measure import held_out_pairs
+from win_rates import PROMPTS, SCORERS, compare, interval, summarize
+
+CONFIG = Path("configs/quickstart_balanced_dpo.yaml")
+TRAINING_PROMPTS = PROMPTS.replace("held_out", "train")
+METHODS = {
+    "human": "DiffusionDPO, human label",
+    "static": "BalancedDPO, static reference",
+    "moving": "BalancedDPO, moving reference",
+}
+BETAS, RATES, SEEDS = (100.0, 1000.0), (1e-5, 3e-5), (0, 1, 2)
+STEPS, UPDATE_EVERY = 100, 25
+TUNING_PROMPTS, REPEATS = 104, 4
+
+
+class Run(NamedTuple):
+    """One training, and the prompts it is measured on."""
+
+    method: str
+    beta: float
+    rate: float
+    seed: int
+    held_out: bool
+
+    @property
+    def name(self) -> str:
+        prompts = "held_out" if self.held_out else "tuning"
+        return f"{prompts}-{self.method}-beta{self.beta:g}-lr{self.rate:g}-seed{self.seed}"
+
+    def config(self, folder: Path) -> dict[str, Any]:
+        """The quickstart's config with this run's settings."""
+        config = yaml.safe_load(CONFIG.read_text())
+        model, data, trainer = config["model"], config["data"], config["trainer"]
+        config["seed_everything"] = self.seed
+        model["optimizer"]["init_args"]["lr"] = self.rate
+        model["objective"]["init_args"]["beta_dpo"] = self.beta
+        model["objective"]["class_path"] = "DiffusionDPO" if self.method == "human" else "BalancedDPO"
+        if self.method == "human":
+            data["vote"] = None
+        checkpoint = {"dirpath": str(folder), "save_last": True, "save_top_k": 0, "every_n_train_steps": STEPS}
+        callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint}]
+        if self.method == "moving":
+            callbacks.append({"class_path": "ReferenceUpdate", "init_args": {"every_n_steps": UPDATE_EVERY}})
+        trainer |= {"max_steps": STEPS, "val_check_interval": STEPS, "callbacks": callbacks}
+        trainer["logger"]["init_args"] = {"save_dir": str(folder.parent), "name": folder.name, "version": ""}
+        return config
+
+
+def result_of(run: Run, output: Path) -> Path:
+    return output / run.name / "result.json"
+
+
+def execute(run: Run, output: Path) -> None:
+    """Train, export, measure; the wins of every prompt are kept."""
+    folder = output / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    config, unet = folder / "run.yaml", folder / "unet"
+    config.write_text(yaml.safe_dump(run.config(folder)))
+    begun = time.monotonic()
+    lit_align = [sys.executable, "-m", "lit_align"]
+    subprocess.run([*lit_align, "fit", f"--config={config}"], check=True)
+    seconds = time.monotonic() - begun
+    checkpoint = folder / "last.ckpt"
+    subprocess.run([*lit_align, "export", f"--ckpt_path={checkpoint}", f"--output={unet}", "--overwrite"], check=True)
+    prompts = held_out_pairs(PROMPTS)[0] if run.held_out else held_out_pairs(TRAINING_PROMPTS)[0][:TUNING_PROMPTS]
+    won = compare(unet, prompts, REPEATS if run.held_out else 1, output, folder / "before-after.png")
+    found = {"win_rates": summarize(won), "wins": won.tolist(), "seconds": seconds, **run._asdict()}
+    part = result_of(run, output).with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(result_of(run, output))
+    checkpoint.unlink()
+
+
+def complete(runs: list[Run], output: Path, jobs: int) -> dict[Run, dict[str, Any]]:
+    """Results of all runs; those that are missing are executed, `jobs` at a time."""
+    missing = [run for run in runs if not result_of(run, output).exists()]
+    print(f"{len(runs)} runs, {len(missing)} to do", flush=True)
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
+
+    def start(run: Run) -> None:
+        (output / run.name).mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, __file__, "--output", str(output), "--only", json.dumps(run._asdict())]
+        with (output / run.name / "log.txt").open("w") as log:
+            subprocess.run(words, check=True, stdout=log, stderr=log, env=environment)
+        rates = json.loads(result_of(run, output).read_text())["win_rates"]
+        shown = ", ".join(f"{name} {rates[name][0]:.1%}" for name in (*SCORERS, "macro"))
+        print(f"{run.name}: {shown}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(start, missing))
+    return {run: json.loads(result_of(run, output).read_text()) for run in runs}
+
+
+def choose(output: Path, jobs: int) -> dict[str, Run]:
+    """For each method the run with the best macro win rate on training prompts."""
+    grid = itertools.product(METHODS, BETAS, RATES)
+    found = complete([Run(method, beta, rate, 0, False) for method, beta, rate in grid], output, jobs)
+    macro = {run: result["win_rates"]["macro"][0] for run, result in found.items()}
+    return {method: max((run for run in found if run.method == method), key=macro.__getitem__) for method in METHODS}
+
+
+def table(best: dict[str, Run], found: dict[Run, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Win rates of each method over seeds and held-out prompts, as Markdown and as plain values."""
+    names = (*SCORERS, "macro")
+    lines = ["| | beta_dpo | learning rate | " + " | ".join(names) + " | macro by seed |", "|---" * 8 + "|"]
+    lines += ["| base | | | " + " | ".join(["50 %"] * 4) + " | |"]
+    values: dict[str, Any] = {}
+    for method, title in METHODS.items():
+        runs = [run for run in found if run.method == method]
+        won = torch.tensor([found[run]["wins"] for run in runs], dtype=torch.float64)  # (seeds, scorers, prompts)
+        pooled = won.mean(0)
+        rates = {name: interval(row) for name, row in zip(SCORERS, pooled, strict=True)}
+        rates["macro"] = interval(pooled.mean(0))
+        seeds = [found[run]["win_rates"]["macro"][0] for run in runs]
+        values[method] = {"win_rates": rates, "macro_by_seed": seeds, "beta_dpo": best[method].beta}
+        values[method] |= {"learning_rate": best[method].rate, "seconds": [found[run]["seconds"] for run in runs]}
+        cells = [f"{100 * m:.1f} ({100 * low:.1f} to {100 * high:.1f})" for m, low, high in rates.values()]
+        by_seed = ", ".join(f"{100 * seed:.1f}" for seed in seeds)
+        lines.append(f"| {title} | {best[method].beta:g} | {best[method].rate:g} | {' | '.join(cells)} | {by_seed} |")
+    return "\n".join(lines) + "\n", values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/balanced_dpo"))
+    parser.add_argument("--record", type=Path, help="file for the results, JSON")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on one thread each if more than one")
+    parser.add_argument("--only", type=json.loads, help=argparse.SUPPRESS)  # one run, for the processes started here
+    arguments = parser.parse_args()
+    if arguments.only:
+        execute(Run(**arguments.only), arguments.output)
+        return
+    best = choose(arguments.output, arguments.jobs)
+    runs = [Run(run.method, run.beta, run.rate, seed, True) for run in best.values() for seed in SEEDS]
+    text, values = table(best, complete(runs, arguments.output, arguments.jobs))
+    print(
+        f"\nwin rates against the base in %, held-out prompts, {len(SEEDS)} seeds, {REPEATS} images a prompt\n\n{text}"
+    )
+    if arguments.record:
+        arguments.record.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Votes by hand, every rule and every tie rule, and what must hold for all votes."""
+
+import random
+
+import pytest
+import torch
+
+from lit_align.scoring import consensus
+from lit_align.scoring.vote import Ballot, Vote
+
+# Pairs in rows; each scorer's score of image 0 minus its score of image 1.
+DIFFERENCES = {
+    "clip": torch.tensor([0.02, 0.02, -0.01, 0.0, 0.03]),
+    "style": torch.tensor([5.0, -1.0, -2.0, 0.0, 1.0]),
+    "colour": torch.tensor([-80.0, -30.0, -10.0, 0.0, 9.0]),
+    "sharp": torch.tensor([-1.0, 1.0, -3.0, 2.0, 4.0]),
+}
+HUMAN = torch.tensor([1, -1, 0, 0, -1])
+KEYS = ["a", "b", "c", "d", "e"]
+SCALES = {"clip": 0.01, "style": 2.0, "colour": 40.0, "sharp": 1.0}
+BALLOT = Ballot(DIFFERENCES, HUMAN, KEYS, SCALES)
+THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
+
+
+@pytest.mark.parametrize(
+    ("vote", "signs", "strengths"),
+    [
+        # + + -, + - -, - - -, 0 0 0, + + +
+        (Vote(THREE), [1, -1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        # + + - -, + - - +, all -, 0 0 0 +, all +: two ties of two against two
+        (Vote(FOUR, ties="skip"), [0, 0, -1, 1, 1], [0, 0, 1, 0.25, 1]),
+        (Vote(FOUR, ties="human"), [1, -1, -1, 1, 1], [0, 0, 1, 0.25, 1]),
+        (Vote(FOUR, ties="prefer:colour"), [-1, -1, -1, 1, 1], [0, 0, 1, 0.25, 1]),
+        # the tie breaker may be no voter, and may abstain
+        (Vote(["clip", "colour"], ties="prefer:style"), [1, -1, -1, 0, 1], [0, 0, 1, 0, 1]),
+        # the human label as a voter: + + - +, + - - -, - - - 0, 0 0 0 0, + + + -
+        (Vote([*THREE, "human"]), [1, -1, -1, 0, 1], [0.5, 0.5, 0.75, 0, 0.5]),
+        # clip weighs as much as both others, then more
+        (Vote(THREE, weights={"clip": 2.0}, ties="skip"), [1, 0, -1, 0, 1], [0.5, 0, 1, 0, 1]),
+        (Vote(THREE, weights={"clip": 2.5}), [1, 1, -1, 0, 1], [2.5 / 4.5, 0.5 / 4.5, 1, 0, 1]),
+        # colour abstains up to 30: + + -, + - 0, - - 0, 0 0 0, + + 0
+        (Vote(THREE, margins={"colour": 30.0}, ties="skip"), [1, 0, -1, 0, 1], [1 / 3, 0, 2 / 3, 0, 2 / 3]),
+        (Vote(THREE, rule="unanimous", ties="skip"), [0, 0, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        (Vote(THREE, rule="unanimous"), [1, -1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        (Vote(["style"], rule="single", ties="skip"), [1, -1, -1, 0, 1], [1, 1, 1, 0, 1]),
+        # raw sums: -74.98, -30.98, -12.01, 0, 10.03
+        (Vote(THREE, rule="vanilla", ties="skip"), [-1, -1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        # over scales: 2 + 2.5 - 2, 2 - 0.5 - 0.75, -1 - 1 - 0.25, 0, 3 + 0.5 + 0.225
+        (Vote(THREE, rule="normalized", ties="skip"), [1, 1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+    ],
+)
+def test_votes_by_hand(vote, signs, strengths):
+    verdict = vote.decide(BALLOT)
+    assert verdict.sign.tolist() == signs
+    assert verdict.strength.tolist() == pytest.approx(strengths)
+
+
+def test_random_voter_is_drawn_by_key_and_seed():
+    keys = [f"{i:04d}" for i in range(3000)]
+    differences = {"up": torch.ones(3000), "down": -torch.ones(3000), "out": torch.zeros(3000)}
+    ballot = Ballot(differences, torch.zeros(3000, dtype=torch.long), keys)
+    first = Vote(["up", "down", "out"], rule="random", ties="skip").decide(ballot).sign
+    counts = [(first == sign).sum().item() for sign in (1, -1, 0)]
+    assert all(900 < count < 1100 for count in counts)  # a third each, five deviations of 26
+    other = Vote(["up", "down", "out"], rule="random", ties="skip", seed=1).decide(ballot).sign
+    assert 0.25 < (first == other).float().mean() < 0.42
+    backwards = Ballot({name: value.flip(0) for name, value in differences.items()}, ballot.human, keys[::-1])
+    again = Vote(["up", "down", "out"], rule="random", ties="skip").decide(backwards).sign
+    assert torch.equal(again.flip(0), first)
+
+
+def test_a_weighted_sum_that_rounds_is_a_tie():
+    votes = torch.tensor([[1.0, 1.0, -1.0]], dtype=torch.float64)
+    assert consensus.majority(votes, torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)).tolist() == [0]
+    assert 0.1 + 0.2 - 0.3 != 0
+
+
+def random_ballot(generator, pairs=64):
+    """Scores with many exact ties; votes that balance are common."""
+    differences = {name: torch.randint(-2, 3, (pairs,), generator=generator).float() for name in FOUR}
+    human = torch.randint(-1, 2, (pairs,), generator=generator)
+    return Ballot(differences, human, [str(i) for i in range(pairs)], SCALES)
+
+
+ALL_RULES = [
+    Vote(FOUR),
+    Vote([*FOUR, "human"], weights={"clip": 1.7, "human": 0.4}, margins={"style": 1.0}),
+    Vote(FOUR, rule="unanimous", ties="prefer:sharp"),
+    Vote(["clip"], rule="single"),
+    Vote(FOUR, rule="random", ties="skip"),
+    Vote(FOUR, rule="vanilla", ties="prefer:clip"),
+    Vote(FOUR, rule="normalized", margins={"colour": 1.0}),
+]
+
+
+@pytest.mark.parametrize("vote", ALL_RULES, ids=str)
+def test_exchanged_images_exchange_the_verdict(vote):
+    """Sign symmetry, for a thousand random pairs."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(16):
+        ballot = random_ballot(generator)
+        mirrored = ballot._replace(differences={k: -v for k, v in ballot.differences.items()}, human=-ballot.human)
+        first, second = vote.decide(ballot), vote.decide(mirrored)
+        assert torch.equal(first.sign, -second.sign)
+        assert torch.equal(first.strength, second.strength)
+        assert ((first.strength >= 0) & (first.strength <= 1)).all()
+
+
+@pytest.mark.parametrize("vote", [vote for vote in ALL_RULES if vote.rule != "random"], ids=str)
+def test_the_order_of_voters_does_not_matter(vote):
+    generator, shuffle = torch.Generator().manual_seed(1), random.Random(1)
+    for _ in range(16):
+        ballot = random_ballot(generator)
+        voters = shuffle.sample(vote.voters, len(vote.voters))
+        permuted = Vote(voters, vote.rule, vote.ties, vote.weights, vote.margins, vote.seed)
+        assert torch.equal(vote.decide(ballot).sign, permuted.decide(ballot).sign)
+
+
+@pytest.mark.parametrize("rule", ["majority", "unanimous"])
+def test_only_signs_count(rule):
+    """Votes are the same whatever the scale of a scorer is."""
+    ballot = random_ballot(torch.Generator().manual_seed(2))
+    scaled = ballot._replace(
+        differences={k: v * 10.0 ** (3 * i) for i, (k, v) in enumerate(ballot.differences.items())}
+    )
+    vote = Vote(FOUR, rule=rule)
+    assert torch.equal(vote.decide(ballot).sign, vote.decide(scaled).sign)
+    raw = Vote(FOUR, rule="vanilla")
+    assert not torch.equal(raw.decide(ballot).sign, raw.decide(scaled).sign)
+
+
+def test_scorers_that_are_needed():
+    assert Vote(["clip", "human"], ties="prefer:style").scorers == ["clip", "style"]
+    assert Vote(FOUR, ties="prefer:clip").scorers == FOUR
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"voters": []}, r"vote\.voters is \[\]"),
+        ({"voters": ["a", "a"]}, "each one once"),
+        ({"voters": ["a"], "rule": "most"}, r"vote\.rule is 'most'; it must be one of majority, unanimous"),
+        ({"voters": ["a"], "ties": "a"}, r"vote\.ties is 'a'; it must be human, skip or prefer:SCORER"),
+        ({"voters": ["a", "b"], "rule": "single"}, "needs one voter, vote.voters names 2"),
+        ({"voters": ["a", "human"], "rule": "vanilla"}, "the voter 'human' has none"),
+        ({"voters": ["a"], "weights": {"b": 1.0}}, r"vote\.weights names 'b'"),
+        ({"voters": ["a", "human"], "margins": {"human": 1.0}}, r"vote\.margins names 'human'"),
+        ({"voters": ["a"], "margins": {"a": -1.0}}, r"vote\.margins: a has -1\.0"),
+        ({"voters": ["a"], "weights": {"a": 0.0}}, "nobody is left to vote"),
+        ({"voters": ["a"], "rule": "unanimous", "weights": {"a": 1.0}}, r"vote\.weights are of rule majority"),
+    ],
+)
+def test_senseless_votes_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Vote(**options)

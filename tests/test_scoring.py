@@ -1,0 +1,370 @@
+"""Scores from shards to batches: side files, votes while reading, votes while training, the report."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import webdataset as wds
+import yaml
+from PIL import Image
+
+from lit_align.cli import main
+from lit_align.commands.agreement import ScoredPairs, measure
+from lit_align.data import PreferenceDataModule, SampleError
+from lit_align.data.samples import read_samples
+from lit_align.data.scores import read_scores, side_file
+from lit_align.scoring import Colourfulness, Exposure, Sharpness
+from lit_align.scoring.presets import load_scorers
+from lit_align.scoring.vote import Vote
+from tests.conftest import PAIRS, ROOT
+
+EMOJI_SCORERS = ROOT / "assets/emoji/scorers/scorers.yaml"
+NAMES = ["colour", "sharp", "exposure"]
+CLASSES = {"colour": Colourfulness, "sharp": Sharpness, "exposure": Exposure}
+SKIP_TIES = Vote(NAMES, ties="skip")
+
+
+@pytest.fixture(autouse=True)
+def _in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def presets(tmp_path_factory):
+    path = tmp_path_factory.mktemp("presets") / "analytic.yaml"
+    classes = {name: {"class_path": f"lit_align.scoring.{cls.__name__}"} for name, cls in CLASSES.items()}
+    path.write_text(yaml.safe_dump(classes))
+    return path
+
+
+def copy_shards(folder, count=2):
+    """Some bundled shards of 26 pairs each, where side files may be written."""
+    folder.mkdir(exist_ok=True)
+    return [shutil.copy(PAIRS / f"train/0000{i}.tar", folder) for i in range(count)]
+
+
+def score(shards, presets, *options, scorers=NAMES):
+    words = [f"--shards=[{','.join(map(str, shards))}]", f"--scorers={','.join(scorers)}", f"--presets={presets}"]
+    main(["score", *words, "--accelerator=cpu", *options])
+
+
+def rewrite(shard, change):
+    """Write a shard anew, after `change` has seen its list of samples."""
+    samples = list(read_samples(str(shard)))
+    change(samples)
+    with wds.TarWriter(str(shard)) as writer:
+        for sample in samples:
+            writer.write({k: v for k, v in sample.items() if k != "__url__"})
+
+
+def data(shards, **options):
+    settings = {"resolution": 32, "batch_size": 13, "num_workers": 0, "shuffle_window": 8, "flip_probability": 0.5}
+    return PreferenceDataModule([str(s) for s in shards], **{**settings, **options})
+
+
+def batches(module):
+    module.setup("fit")
+    return [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
+
+
+def chosen_by_prompt(module):
+    """The chosen image of every pair that counts, unmirrored, with the vote's strength."""
+    found = {}
+    for batch in batches(module):
+        for row, prompt in enumerate(batch.prompts):
+            image = batch.chosen[row].flip(-1) if batch.flipped[row] else batch.chosen[row]
+            if batch.weight[row]:
+                found[prompt] = image, batch.strength[row].item(), batch.human[row].item()
+    return found
+
+
+# -- lit-align score
+
+
+def test_side_files_hold_the_scores_of_the_images(tmp_path, presets):
+    (shard,) = copy_shards(tmp_path, 1)
+    score([shard], presets, scorers=["colour", "sharp"])
+    score([shard], presets, scorers=["exposure"])  # adds to the file
+    found = read_scores(side_file(shard))
+    assert sorted(found) == sorted(NAMES)
+    samples = list(read_samples(shard))
+    assert found["sharp"].keys == [sample["__key__"] for sample in samples] == found["exposure"].keys
+    for row in (0, 7, 25):
+        for name, scorer in CLASSES.items():
+            for side, scores in enumerate((found[name].score_0, found[name].score_1)):
+                image = Image.open(io.BytesIO(samples[row][f"jpg_{side}.png"])).convert("RGB")
+                pixels = (
+                    torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
+                )
+                assert scorer().score([pixels], [""]).item() == pytest.approx(scores[row].item(), rel=1e-6)
+    assert found["colour"].identity == (Colourfulness.version, Colourfulness().fingerprint())
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_finished_shards_are_not_scored_again(tmp_path, presets, capsys):
+    shards = copy_shards(tmp_path, 2)
+    score(shards[:1], presets)
+    before = side_file(shards[0]).stat().st_mtime_ns
+    capsys.readouterr()
+    score(shards, presets)
+    assert "scored 1 shards, 1 were done before" in capsys.readouterr().out
+    assert side_file(shards[0]).stat().st_mtime_ns == before
+
+
+def test_killed_scoring_goes_on_and_ends_with_the_same_files(tmp_path, presets):
+    """SIGKILL as soon as the second of four files is there; half a file never is."""
+    whole, killed = copy_shards(tmp_path / "whole", 4), copy_shards(tmp_path / "killed", 4)
+    score(whole, presets)
+    slow = (
+        "import time, lit_align.scoring as s\n"
+        "score = s.Sharpness._score\n"
+        "s.Sharpness._score = lambda self, *a: time.sleep(0.3) or score(self, *a)\n"
+        "from lit_align.cli import main\nimport sys\nmain(sys.argv[1:])"
+    )
+    words = [f"--shards=[{','.join(killed)}]", f"--scorers={','.join(NAMES)}", f"--presets={presets}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", slow, "score", *words, "--accelerator=cpu"], env=environment)
+    deadline = time.monotonic() + 100
+    while not side_file(killed[1]).exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not side_file(killed[3]).exists()
+    done = side_file(killed[0]).stat().st_mtime_ns
+    score(killed, presets)
+    assert side_file(killed[0]).stat().st_mtime_ns == done
+    for one, other in zip(whole, killed, strict=True):
+        assert side_file(one).read_bytes() == side_file(other).read_bytes()
+
+
+def test_two_processes_share_the_shards(tmp_path, presets):
+    alone, shared = copy_shards(tmp_path / "alone", 3), copy_shards(tmp_path / "shared", 3)
+    score(alone, presets)
+    words = [f"--shards=[{','.join(shared)}]", f"--scorers={','.join(NAMES)}", f"--presets={presets}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lit_align", "score", *words, "--accelerator=cpu", "--devices=2", "--report"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "process 1 of 2, cpu: scored 2 shards" in result.stdout
+    assert "process 2 of 2, cpu: scored 1 shards" in result.stdout
+    for one, other in zip(alone, shared, strict=True):
+        assert side_file(one).read_bytes() == side_file(other).read_bytes()
+    assert (tmp_path / "shared/agreement.png").stat().st_size > 5000
+
+
+def test_scores_by_other_weights_are_not_replaced_unasked(tmp_path, presets, monkeypatch):
+    (shard,) = copy_shards(tmp_path, 1)
+    score([shard], presets)
+    monkeypatch.setattr(Sharpness, "version", Sharpness.version + 1)
+    with pytest.raises(ValueError, match=r"has scores by 'sharp', version 1.*or replace them with --overwrite"):
+        score([shard], presets)
+    score([shard], presets, "--overwrite")
+    assert read_scores(side_file(shard))["sharp"].identity.version == Sharpness.version
+
+
+def test_broken_images_stop_or_are_counted(tmp_path, presets, capsys, caplog):
+    (shard,) = copy_shards(tmp_path, 1)
+    rewrite(shard, lambda samples: samples[4].update({"jpg_1.png": b"not an image"}))
+    with pytest.raises(SampleError, match="an image cannot be decoded"):
+        score([shard], presets)
+    assert not side_file(shard).exists()
+    score([shard], presets, "--on_error=skip")
+    assert "skipped 1 samples" in capsys.readouterr().out
+    assert len(read_scores(side_file(shard))["sharp"].keys) == 25
+    with pytest.raises(SampleError, match="lacks a score of it"):
+        batches(data([shard], vote=SKIP_TIES))
+    assert (
+        sum(len(batch.prompts) for batch in batches(data([shard], vote=SKIP_TIES, on_error="skip", batch_size=5))) == 25
+    )
+
+
+# -- votes while reading
+
+
+def test_a_vote_orders_the_pairs(tmp_path, presets):
+    shards = copy_shards(tmp_path)
+    score(shards, presets)
+    colours = {}
+    for name, vote, sign in (
+        ("colour", Vote(["colour"], rule="single"), -1),  # the human label prefers the one without colour
+        ("sharp", Vote(["sharp"], rule="single"), 1),
+    ):
+        found = batches(data(shards, vote=vote))
+        assert all(batch.voted for batch in found)
+        assert {human for batch in found for human in batch.human.tolist()} == {sign}
+        colours[name] = torch.cat([Colourfulness()._score(list(batch.chosen), batch.prompts) for batch in found])
+    assert colours["sharp"].max() < 1 < 10 < colours["colour"].min()
+
+
+def test_voting_offline_and_in_the_loop_orders_every_pair_alike(tmp_path):
+    """The three bundled scorers, on mirrored and plain pixels, whatever the batches are."""
+    shards = copy_shards(tmp_path, 4)
+    names = ["clip", "style", "colour"]
+    score(shards, EMOJI_SCORERS, scorers=names)
+    for vote in (Vote(names), Vote(["clip", "style"], ties="prefer:colour"), Vote([*names, "human"], ties="skip")):
+        offline = chosen_by_prompt(data(shards, vote=vote, batch_size=4))
+        live = chosen_by_prompt(
+            data(shards, vote=vote, batch_size=13, seed=1, scorers=load_scorers(names, EMOJI_SCORERS))
+        )
+        both = offline.keys() & live.keys()
+        assert len(both) > 90  # of 104: what does not fill a batch sits out
+        for prompt in both:
+            assert torch.equal(offline[prompt][0], live[prompt][0]), prompt
+            assert offline[prompt][1:] == live[prompt][1:]
+    signs = [human for _, _, human in offline.values()]
+    assert 0 < signs.count(-1) < len(signs)  # the vote is not the human label in disguise
+
+
+def test_undecided_pairs_are_left_out_or_weigh_nothing(tmp_path, presets):
+    (shard,) = copy_shards(tmp_path, 1)
+
+    def tie(samples):
+        for sample in samples[:3]:  # twice the same image: every scorer abstains, and so does the human
+            sample |= {"jpg_0.png": sample["jpg_1.png"], "label_0.txt": b"0.5", "label_1.txt": b"0.5"}
+
+    rewrite(shard, tie)
+    score([shard], presets)
+    stored = data([shard], vote=SKIP_TIES, batch_size=1)
+    assert len(batches(stored)) == 23
+    assert stored.train[0].ties == 3
+    scorers = {name: cls() for name, cls in CLASSES.items()}
+    live = batches(data([shard], vote=SKIP_TIES, batch_size=1, scorers=scorers))
+    assert len(live) == 26
+    assert sum(batch.weight.item() for batch in live) == 23
+
+
+def test_human_ties_are_decided_by_the_vote(tmp_path, presets):
+    (shard,) = copy_shards(tmp_path, 1)
+    rewrite(
+        shard, lambda samples: [sample.update({"label_0.txt": b"0.5", "label_1.txt": b"0.5"}) for sample in samples]
+    )
+    score([shard], presets)
+    found = batches(data([shard], vote=Vote(["colour"])))
+    assert sum(len(batch.prompts) for batch in found) == 26
+    assert {human for batch in found for human in batch.human.tolist()} == {0}
+    with pytest.raises(ValueError, match=r"no pair with a preference in 1 shards \(26 ties\)"):
+        batches(data([shard]))
+
+
+def test_missing_scores_are_a_clear_error(tmp_path, presets):
+    shards = copy_shards(tmp_path)
+    with pytest.raises(ValueError, match=r"no scores by 'colour' for .*00000\.tar and 1 other.*lit-align score"):
+        batches(data(shards, vote=SKIP_TIES))
+    score(shards[:1], presets)
+    with pytest.raises(ValueError, match=r"data\.train_shards: 1 of 2 shards have no scores by 'colour'.*00001\.tar"):
+        batches(data(shards, vote=SKIP_TIES))
+    some = data(shards, vote=SKIP_TIES, on_error="skip")
+    batches(some)
+    assert [(shard.pairs, shard.broken) for shard in some.train] == [(26, 0), (0, 26)]
+
+
+@pytest.mark.parametrize("field", ["jpg_0.png", "caption.txt"])
+def test_stale_scores_stop_or_are_counted(tmp_path, presets, field, caplog):
+    """A pair whose image or prompt has changed since it was scored."""
+    (shard,) = copy_shards(tmp_path, 1)
+    score([shard], presets)
+    other = next(iter(read_samples(str(PAIRS / "train/00007.tar"))))
+    rewrite(shard, lambda samples: samples[4].update({field: other[field]}))
+    with pytest.raises(SampleError, match="its scores are stale"):
+        batches(data([shard], vote=SKIP_TIES))
+    skipped = batches(data([shard], vote=SKIP_TIES, on_error="skip"))
+    assert sum(batch.weight.sum().item() for batch in skipped) == 25
+    assert "its scores are stale" in caplog.text
+    score([shard], presets, "--overwrite")
+    assert sum(batch.weight.sum().item() for batch in batches(data([shard], vote=SKIP_TIES))) == 26
+
+
+def test_shards_scored_by_different_weights_are_refused(tmp_path, presets, monkeypatch):
+    shards = copy_shards(tmp_path)
+    score(shards[:1], presets)
+    monkeypatch.setattr(Sharpness, "version", 7)
+    score(shards[1:], presets)
+    with pytest.raises(ValueError, match=r"Scores by 'sharp' are stale: .*version 1.*version 7"):
+        batches(data(shards, vote=SKIP_TIES))
+
+
+def test_side_files_in_a_folder_of_their_own(tmp_path, presets):
+    shards = copy_shards(tmp_path / "shards")
+    score(shards, presets, f"--output={tmp_path}/scores")
+    assert [path.name for path in (tmp_path / "shards").iterdir() if path.suffix != ".tar"] == []
+    assert len(batches(data(shards, vote=SKIP_TIES, train_scores=str(tmp_path / "scores")))) == 4
+
+
+def test_a_damaged_side_file_is_named(tmp_path):
+    (shard,) = copy_shards(tmp_path, 1)
+    side_file(shard).write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(ValueError, match=r"00000\.scores\.parquet cannot be read as Parquet.*Delete it"):
+        read_scores(side_file(shard))
+
+
+def test_normalized_takes_its_scale_from_the_data_set(tmp_path, presets):
+    shards = copy_shards(tmp_path)
+    score(shards, presets)
+    module = data(shards, vote=Vote(NAMES, rule="normalized"))
+    batches(module)
+    for name in NAMES:
+        files = [read_scores(side_file(shard))[name] for shard in shards]
+        values = torch.cat([torch.cat([file.score_0, file.score_1]) for file in files]).double()
+        assert module.train_labels.surveys[name].scale == pytest.approx(values.std(correction=0).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scorers": {}}, "data.scorers is set, but data.vote is not"),
+        ({"scorers": {"colour": None}, "vote": Vote(["sharp"])}, "data.scorers lacks 'sharp'"),
+        ({"scorers": {"sharp": None}, "vote": Vote(["sharp"], rule="random")}, "looks at the whole data set"),
+    ],
+)
+def test_senseless_live_votes_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        data(["unused"], **options)
+
+
+# -- the report
+
+
+def test_agreement_by_hand():
+    """Four pairs: colour is always right, style twice and once undecided, the human tied once."""
+    human = torch.tensor([1, -1, 1, 0])
+    scores = {
+        "colour": torch.tensor([[9.0, 1.0, 5.0, 2.0], [1.0, 9.0, 1.0, 1.0]], dtype=torch.float64),
+        "style": torch.tensor([[0.1, 0.1, -0.2, 0.0], [0.0, 0.3, 0.1, 0.0]], dtype=torch.float64),
+    }
+    found = measure(ScoredPairs(human, scores, unscored=2))
+    assert found["agreement"]["colour"]["human"] == 1
+    assert found["agreement"]["style"]["human"] == pytest.approx(2 / 3)
+    assert found["agreement"]["style"]["colour"] == pytest.approx(2 / 3)
+    assert found["consensus_ties"] == 0.25  # the third pair; on the fourth colour decides alone
+    assert found["agreement"]["consensus"]["human"] == 1
+    assert found["unanimous"] == 0.5
+    assert found["unanimous_with_human"] == 0.5
+    assert found["human_ties"] == 1
+    assert found["scales"]["colour"]["median_difference"] == 4
+    assert found["scales"]["style"]["ties"] == 0.25
+
+
+def test_report_is_printed_and_saved(tmp_path, presets, capsys):
+    shards = copy_shards(tmp_path)
+    score(shards, presets, "--report")
+    printed = capsys.readouterr().out
+    assert "| human | 100.0% | 0.0% | 100.0% |" in printed
+    found = json.loads((tmp_path / "agreement.json").read_text())
+    assert found["pairs"] == 52
+    assert found["agreement"]["colour"]["sharp"] == 0
+    assert (tmp_path / "agreement.md").read_text() in printed
+    assert len(Image.open(tmp_path / "agreement.png").getcolors(10**6)) > 50
+
+
+def test_scorer_command_names_unknown_scorers(presets):
+    with pytest.raises(ValueError, match=r"'beauty' is not in .*Choose from colour, exposure, sharp"):
+        score([PAIRS / "train/00000.tar"], presets, scorers=["beauty"])
