@@ -173,12 +173,25 @@ def test_export_gives_the_same_images(tmp_path, lora):
     assert {value.dtype for value in load_file(file).values()} == {torch.float16}
 
 
-def test_objective_is_exchanged_without_traces_of_the_old_one(capsys):
-    words = ["--model.objective=PaperMaPO", "--model.objective.beta_paper=64", "--print_config"]
+@pytest.mark.parametrize(
+    ("config", "words", "init_args"),
+    [
+        ("mapo_sdxl", ["PaperMaPO", "beta_paper=64"], {"beta_paper": 64.0}),
+        ("mapo_sdxl", ["BalancedDPO"], {"beta_dpo": 5000.0, "loss_type": "sigmoid", "label_smoothing": 0.0}),
+        ("balanced_dpo_sdxl", ["MaPO"], {"beta_mapo": 0.1, "snr_value": 0.5, "margin_scale": 1000.0}),
+        ("quickstart_balanced_dpo", ["SFT"], {}),
+    ],
+)
+def test_objective_is_exchanged_without_traces_of_the_old_one(config, words, init_args, capsys):
+    objective, *numbers = words
+    overrides = [f"--model.objective={objective}", *(f"--model.objective.{number}" for number in numbers)]
     with pytest.raises(SystemExit):
-        main(["fit", "--config=configs/mapo_sdxl.yaml", *words])
-    objective = yaml.safe_load(capsys.readouterr().out)["model"]["objective"]
-    assert objective == {"class_path": "lit_align.objectives.PaperMaPO", "init_args": {"beta_paper": 64.0}}
+        main(["fit", f"--config=configs/{config}.yaml", *overrides, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["objective"]
+    assert found == {
+        "class_path": f"lit_align.objectives.{objective}",
+        **({"init_args": init_args} if init_args else {}),
+    }
 
 
 def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, capsys):

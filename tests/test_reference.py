@@ -1,15 +1,21 @@
 """The reference: frozen, equal to the policy after a copy, in the checkpoint once it has moved."""
 
 import math
+import os
+import subprocess
+import sys
 
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lit_align.backbones import LoRA
 from lit_align.backbones.reference import FrozenAdapter, FrozenCopy
-from lit_align.callbacks import ReferenceUpdate
+from lit_align.callbacks import ReferenceUpdate, StartBanner
+from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO, MaPO
+from tests.conftest import ROOT
 from tests.test_module import KeepLogs, equal, fit, make_data, make_module, weights
 
 KINDS = pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
@@ -165,3 +171,54 @@ def test_what_cannot_be_is_refused_at_the_start(tmp_path, callback, module, mess
 def test_senseless_schedules_are_named(options):
     with pytest.raises(ValueError, match=r"ReferenceUpdate\.(every_n_steps|alpha) is 0"):
         ReferenceUpdate(**options)
+
+
+@KINDS
+def test_export_holds_the_policy_and_not_the_reference(tmp_path, lora):
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_last=True)
+    module = make(lora)
+    fit(module, make_data(), tmp_path, 3, callbacks=[ReferenceUpdate(2), checkpoint])
+    main(["export", f"--ckpt_path={tmp_path}/last.ckpt", f"--output={tmp_path}/out"])
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    exported, trained = load_file(file), weights(module)
+    assert len(exported) == len(trained)
+    total = sum(value.double().sum() for value in trained.values())
+    assert sum(value.double().sum() for value in exported.values()).item() == pytest.approx(total.item(), rel=1e-9)
+
+
+def test_banner_names_the_reference_and_its_schedule(tmp_path):
+    module = make(LoRA(rank=2))
+    trainer = fit(module, make_data(), tmp_path, 1, callbacks=[ReferenceUpdate(250, start_step=500)])
+    text = StartBanner().text(trainer, module)
+    assert "a second, frozen adapter, 16,384 parameters; copied every 250 steps from step 500" in text
+    trainer = fit(make(), make_data(), tmp_path, 1)
+    assert "a frozen copy, 4,115,652 parameters; static" in StartBanner().text(trainer, make())
+
+
+@KINDS
+def test_two_processes_move_the_same_reference(tmp_path, lora):
+    """DDP on two CPU processes: policy and reference are each equal on both ranks, and differ from each other."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from lit_align.backbones import LoRA\n"
+        "from lit_align.callbacks import ReferenceUpdate\n"
+        "from tests.test_module import fit, make_data\n"
+        "from tests.test_reference import make\n"
+        "torch.set_num_threads(1)\n"
+        f"module = make({lora!r})\n"
+        "trainer = fit(module, make_data(), sys.argv[1], 3, callbacks=[ReferenceUpdate(2)], devices=2, strategy='ddp',"
+        " accumulate_grad_batches=2)\n"
+        "b = module.backbone\n"
+        "torch.save({'p': dict(b.trainable_parameters()), 'r': b.reference_weights()},"
+        " f'{sys.argv[1]}/rank{trainer.global_rank}.pt')\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for part in ("p", "r"):
+        assert equal(first[part], second[part])
+    assert not all(torch.equal(a, b) for a, b in zip(first["p"].values(), first["r"].values(), strict=True))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import lightning as L
 import pytest
 import torch
 import webdataset as wds
@@ -20,10 +21,12 @@ from lit_align.commands.agreement import ScoredPairs, measure
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.samples import read_samples
 from lit_align.data.scores import read_scores, side_file
+from lit_align.objectives import BalancedDPO, DiffusionDPO
 from lit_align.scoring import Colourfulness, Exposure, Sharpness
 from lit_align.scoring.presets import load_scorers
 from lit_align.scoring.vote import Vote
 from tests.conftest import PAIRS, ROOT
+from tests.test_module import KeepLogs, equal, fit, make_module, weights
 
 EMOJI_SCORERS = ROOT / "assets/emoji/scorers/scorers.yaml"
 NAMES = ["colour", "sharp", "exposure"]
@@ -328,6 +331,53 @@ def test_normalized_takes_its_scale_from_the_data_set(tmp_path, presets):
 def test_senseless_live_votes_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         data(["unused"], **options)
+
+
+# -- votes in a run
+
+
+def run_settings(tmp_path, vote, **options):
+    logger = KeepLogs()
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+    return data(copy_shards(tmp_path / "shards"), vote=vote, **options), logger, checkpoint
+
+
+def test_votes_are_logged_and_resumed_exactly(tmp_path, presets):
+    score(copy_shards(tmp_path / "shards"), presets)
+    vote = Vote(NAMES)
+    stored, logger, checkpoint = run_settings(tmp_path, vote)
+    options = {"logger": logger, "log_every_n_steps": 1}
+    fit(make_module(objective=BalancedDPO()), stored, tmp_path, 2, callbacks=[checkpoint], **options)
+    row = next(row for _, row in logger.rows if "train/loss" in row)
+    assert row["train/vote/strength"] == pytest.approx(1 / 3)  # colour and sharpness always cancel out
+    assert row["train/vote/ties"] == 0
+    assert 0 < row["train/vote/human_agreement"] < 1
+    # The n-th batch is the same, and a run with another vote is refused.
+    whole = make_module(objective=BalancedDPO())
+    fit(whole, run_settings(tmp_path, vote)[0], tmp_path, 3)
+    resumed = make_module(objective=BalancedDPO())
+    fit(resumed, run_settings(tmp_path, vote)[0], tmp_path, 3, tmp_path / "last.ckpt")
+    assert equal(weights(resumed), weights(whole))
+    for other in (Vote(NAMES, ties="skip"), Vote(NAMES[:1]), None):
+        objective = BalancedDPO() if other else DiffusionDPO()
+        with pytest.raises(ValueError, match=r"read its pairs in another order \(labels was majority of colour, sharp"):
+            fit(make_module(objective=objective), run_settings(tmp_path, other)[0], tmp_path, 3, tmp_path / "last.ckpt")
+
+
+def test_live_votes_train_the_same_weights_as_stored_ones(tmp_path, presets):
+    score(copy_shards(tmp_path / "shards"), presets)
+    scorers = {name: cls() for name, cls in CLASSES.items()}
+    ends = []
+    for options in ({}, {"scorers": scorers}):
+        module = make_module(objective=BalancedDPO())
+        fit(module, run_settings(tmp_path, Vote(NAMES), **options)[0], tmp_path, 3)
+        ends.append(weights(module))
+    assert equal(*ends)
+
+
+def test_balanced_dpo_without_a_vote_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"BalancedDPO learns from votes.*Set data\.vote, or choose DiffusionDPO"):
+        fit(make_module(objective=BalancedDPO()), data(copy_shards(tmp_path, 1)), tmp_path, 1)
 
 
 # -- the report

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from lit_align.backbones.base import DTYPES, Precision
+from lit_align.backbones.reference import POLICY, REFERENCE
 
 PREFIX = "backbone.denoiser."
 
@@ -37,7 +38,7 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
     weights = {
         name.removeprefix(PREFIX): value.to(DTYPES[precision])
         for name, value in checkpoint["state_dict"].items()
-        if name.startswith(PREFIX)
+        if name.startswith(PREFIX) and f".{REFERENCE}." not in name
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as part:
@@ -62,9 +63,9 @@ def _write_unet(weights: dict[str, Tensor], info: dict[str, Any], folder: Path) 
 
 
 def _write_lora(weights: dict[str, Tensor], info: dict[str, Any], folder: Path) -> str:
-    """peft names a trained factor after its adapter, `default`; files have no adapter name."""
+    """peft names a trained factor after its adapter; files have no adapter name."""
     pipeline = getattr(diffusers, info["pipeline"])
-    layers = {name.replace(".default.weight", ".weight"): value for name, value in weights.items()}
+    layers = {name.replace(f".{POLICY}.weight", ".weight"): value for name, value in weights.items()}
     lora = info["lora"]
     metadata = {"r": lora["rank"], "lora_alpha": lora["alpha"], "target_modules": list(lora["target_modules"])}
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
