@@ -31,18 +31,11 @@ from lit_align.callbacks.sample_grid import draw_grid, save_atomically
 from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 from lit_align.objectives import MaPO
+from lit_align.scoring.analytic import colourfulness
 
 COLOURFULNESS = 20.0
 EXTREME_SHARE = 0.7
 STEPS, GUIDANCE = 25, 3.0
-
-
-def colourfulness(images: Tensor) -> Tensor:
-    """(n,) of images (n, 3, h, w) uint8: Hasler and Süsstrunk 2003, equation for M(3); 0 for grey."""
-    red, green, blue = images.float().flatten(2).unbind(1)
-    first, second = red - green, (red + green) / 2 - blue
-    spread = (first.var(1, correction=0) + second.var(1, correction=0)).sqrt()
-    return spread + 0.3 * (first.mean(1).square() + second.mean(1).square()).sqrt()
 
 
 def is_high_contrast(images: Tensor) -> Tensor:
