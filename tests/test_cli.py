@@ -1,6 +1,7 @@
 """The command line: every config parses, dumps and runs; exports load in diffusers."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,9 +195,10 @@ def test_objective_is_exchanged_without_traces_of_the_old_one(config, words, ini
     }
 
 
-def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, capsys):
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_balanced_dpo", "balanced_dpo_sdxl_lora"])
+def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, capsys, name):
     """The README's commands on a run's folder."""
-    main(["fit", *small(ROOT / "configs/quickstart.yaml", tmp_path, sd15, sd21)])
+    main(["fit", *small(ROOT / f"configs/{name}.yaml", tmp_path, sd15, sd21)])
     config, checkpoint = next(tmp_path.rglob("config.yaml")), tmp_path / "checkpoints/last.ckpt"
     main(["fit", f"--config={config}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=3"])
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
@@ -205,6 +207,30 @@ def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, c
     table = capsys.readouterr().out
     assert "val/accuracy" in table
     assert "val/margin" in table
+
+
+def test_scorers_of_the_loop_are_those_of_the_presets():
+    """The overlay names what `lit-align score` takes, and no other checkpoint."""
+    presets = yaml.safe_load((ROOT / "lit_align/scoring/presets.yaml").read_text())
+    overlay = yaml.safe_load((ROOT / "configs/scorers/balanced_dpo.yaml").read_text())
+    vote = yaml.safe_load((ROOT / "configs/balanced_dpo_sdxl.yaml").read_text())["data"]["vote"]
+    assert list(overlay) == vote["voters"] == ["hpsv2.1", "clip", "aesthetic", "pickscore"]
+    assert all(overlay[name] == presets[name] for name in overlay)
+
+
+def test_one_config_scores_in_the_loop(tmp_path, sd15, sd21, capsys):
+    """The file of scorers as an override, without side files."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    shutil.copy(PAIRS / "train/00000.tar", shards)
+    words = small(ROOT / "configs/quickstart_balanced_dpo.yaml", tmp_path, sd15, sd21)
+    data = [f"--data.train_shards={shards}/*.tar", "--data.val_shards=null"]
+    with pytest.raises(ValueError, match=r"There are no scores by 'clip'.*or set data\.scorers"):
+        main(["fit", *words, *data])
+    main(
+        ["fit", *words, *data, "--data.scorers=assets/emoji/scorers/scorers.yaml", "--trainer.val_check_interval=null"]
+    )
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_export_of_a_foreign_file(tmp_path):

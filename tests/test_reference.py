@@ -174,6 +174,19 @@ def test_senseless_schedules_are_named(options):
 
 
 @KINDS
+def test_gradient_checkpointing_recomputes_the_policy_and_not_the_reference(tmp_path, lora):
+    ends = []
+    for checkpointing in (False, True):
+        module = make(lora)
+        if checkpointing:
+            module.backbone.denoiser.enable_gradient_checkpointing()
+        fit(module, make_data(), tmp_path, 3, callbacks=[ReferenceUpdate(2)])
+        ends.append(weights(module))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+@KINDS
 def test_export_holds_the_policy_and_not_the_reference(tmp_path, lora):
     checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_last=True)
     module = make(lora)

@@ -375,6 +375,27 @@ def test_live_votes_train_the_same_weights_as_stored_ones(tmp_path, presets):
     assert equal(*ends)
 
 
+def test_exchanged_images_and_scores_train_the_same_weights(tmp_path, presets):
+    """Image 0 becomes image 1 in every pair, and is scored as such: the same run, bit for bit."""
+
+    def exchange(samples):
+        for sample in samples:
+            for field in ("jpg_{}.png", "label_{}.txt"):
+                first, second = field.format(0), field.format(1)
+                sample[first], sample[second] = sample[second], sample[first]
+
+    ends = []
+    for name in ("as_it_is", "exchanged"):
+        (shard,) = copy_shards(tmp_path / name, 1)
+        if name == "exchanged":
+            rewrite(shard, exchange)
+        score([shard], presets)
+        module = make_module(objective=BalancedDPO())
+        fit(module, data([shard], vote=Vote(NAMES)), tmp_path, 2)
+        ends.append(weights(module))
+    assert equal(*ends)
+
+
 def test_balanced_dpo_without_a_vote_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"BalancedDPO learns from votes.*Set data\.vote, or choose DiffusionDPO"):
         fit(make_module(objective=BalancedDPO()), data(copy_shards(tmp_path, 1)), tmp_path, 1)

@@ -31,9 +31,9 @@ METHODS = {
     "static": "BalancedDPO, static reference",
     "moving": "BalancedDPO, moving reference",
 }
-BETAS, RATES, SEEDS = (100.0, 1000.0), (1e-5, 3e-5), (0, 1, 2)
+BETAS, RATES, SEEDS = (500.0, 5000.0), (3e-6, 1e-5), (0, 1, 2)
 STEPS, UPDATE_EVERY = 100, 25
-TUNING_PROMPTS, REPEATS = 104, 4
+TUNING_PROMPTS, REPEATS = 72, 4
 
 
 class Run(NamedTuple):

@@ -51,7 +51,8 @@ class Reference(nn.Module, ABC):
     @torch.no_grad()
     def distance(self) -> Tensor:
         """Euclidean distance of the policy's trained weights from the reference's, scalar."""
-        return torch.nn.utils.get_total_norm([policy - frozen for frozen, policy in self.pairs().values()])
+        # Tensor by tensor: all differences at once would be a third denoiser in memory.
+        return torch.stack([torch.dist(policy, frozen) for frozen, policy in self.pairs().values()]).norm()
 
 
 class FrozenCopy(Reference):

@@ -103,7 +103,9 @@ class PreferenceDataModule(L.LightningDataModule):
         rank_zero_info(f"  ordered by {order.describe()}")
         if labels.voted:
             contested, disputed = sum(s.contested for s in shards), sum(s.disputed for s in shards)
-            rank_zero_info(f"  balanced votes: {contested:,} pairs; against the human label: {disputed:,} pairs")
+            rank_zero_info(
+                f"  votes balance on {contested:,} pairs; the order is against the human label on {disputed:,}"
+            )
         if pairs == 0:
             raise ValueError(f"data.{name}: no pair with a preference in {len(shards)} shards ({ties} ties).")
         return shards, labels
@@ -162,7 +164,7 @@ class PreferenceDataModule(L.LightningDataModule):
         if stage == "fit" and self.on_error == "skip":
             broken = sum(shard.broken for shard in self.train)
             log.warning(
-                "Skipped in training: %d broken samples per epoch, %d reads of unreadable images on this rank.",
+                "Skipped in training: %d broken samples per epoch, %d reads of unreadable images or stale scores on this rank.",
                 broken,
                 self.unreadable,
             )
