@@ -302,6 +302,16 @@ def test_side_files_in_a_folder_of_their_own(tmp_path, presets):
     assert len(batches(data(shards, vote=SKIP_TIES, train_scores=str(tmp_path / "scores")))) == 4
 
 
+def test_shards_of_one_name_do_not_share_a_side_file(tmp_path, presets):
+    shards = [*copy_shards(tmp_path / "one", 1), *copy_shards(tmp_path / "two", 1)]
+    with pytest.raises(ValueError, match=r"one/00000\.tar and .*two/00000\.tar would share the scores in"):
+        score(shards, presets, f"--output={tmp_path}/scores")
+    score(shards, presets)
+    assert len(batches(data(shards, vote=SKIP_TIES))) == 4
+    with pytest.raises(ValueError, match="would share the scores in"):
+        batches(data(shards, vote=SKIP_TIES, train_scores=str(tmp_path / "one")))
+
+
 def test_a_damaged_side_file_is_named(tmp_path):
     (shard,) = copy_shards(tmp_path, 1)
     side_file(shard).write_bytes(b"PAR1 and then nothing")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lit_align.commands.agreement import report_agreement
 from lit_align.data.images import decode
 from lit_align.data.samples import RawPair, SampleError, parse_sample, read_samples
-from lit_align.data.scores import Identity, Scores, content_digest, read_scores, side_file, write_scores
+from lit_align.data.scores import Identity, Scores, content_digest, read_scores, side_file, side_files, write_scores
 from lit_align.data.shards import OnError, expand
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.presets import load_scorers
@@ -67,6 +67,7 @@ def score(
         ValueError: if a side file holds scores by other weights and is not to be overwritten.
     """
     paths, names = expand(shards), [name.strip() for name in scorers.split(",") if name.strip()]
+    side_files(paths, output)  # refuses shards that would share one
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
     fabric.launch()
     loaded = load_scorers(names, presets)

@@ -164,7 +164,7 @@ class PreferenceDataModule(L.LightningDataModule):
         if stage == "fit" and self.on_error == "skip":
             broken = sum(shard.broken for shard in self.train)
             log.warning(
-                "Skipped in training: %d broken samples per epoch, %d reads of unreadable images or stale scores on this rank.",
+                "Skipped in training: %d broken samples per epoch, %d reads of unreadable images or stale scores here.",
                 broken,
                 self.unreadable,
             )

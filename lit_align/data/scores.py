@@ -55,6 +55,23 @@ def side_file(shard: str, folder: str | None = None) -> Path:
     return (path.parent if folder is None else Path(folder)) / f"{path.stem}.scores.parquet"
 
 
+def side_files(shards: Sequence[str], folder: str | None) -> list[Path]:
+    """The side file of each shard.
+
+    Raises:
+        ValueError: if two shards would share one.
+    """
+    paths = [side_file(shard, folder) for shard in shards]
+    first: dict[Path, str] = {}
+    for shard, path in zip(shards, paths, strict=True):
+        if first.setdefault(path, shard) != shard:
+            raise ValueError(
+                f"{first[path]} and {shard} would share the scores in {path}. Keep scores beside the shards, or give "
+                "shards of equal names a folder each."
+            )
+    return paths
+
+
 def content_digest(pair: RawPair) -> str:
     """16 hexadecimal digits of a pair's encoded images and prompt: scores belong to these and no other."""
     digest = hashlib.blake2b(digest_size=8)
@@ -122,10 +139,11 @@ def survey(shards: Sequence[str], folder: str | None, scorers: Iterable[str]) ->
     """Look through the side files of all shards.
 
     Raises:
-        ValueError: if no shard has a scorer's scores, or if shards were scored by different weights.
+        ValueError: if no shard has a scorer's scores, if shards were scored by different weights, or if two shards
+            would share a side file.
     """
     with ThreadPoolExecutor(8) as pool:
-        files = list(pool.map(lambda shard: read_scores(side_file(shard, folder)), shards))
+        files = list(pool.map(read_scores, side_files(shards, folder)))
     return {name: _survey(name, shards, [file.get(name) for file in files]) for name in scorers}
 
 
