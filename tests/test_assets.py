@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionXLPipeline
 
 from lit_align.commands.score import score
-from lit_align.data.scores import read_scores, side_file
+from lit_align.data.scores import read_scores, side_file, survey
+from lit_align.data.shards import expand
 from lit_align.scoring.presets import load_scorers
 from tests.conftest import PAIRS, PIPELINE, ROOT
 
@@ -100,13 +102,23 @@ def test_bundled_clip_knows_the_emoji_and_style_the_styles(measure, monkeypatch)
 
 def test_win_rates_by_hand(win_rates):
     base = torch.zeros(3, 2, 2)  # scorers, prompts, repeats
-    aligned = torch.tensor([[[1.0, 1.0], [1.0, -1.0]], [[0.0, 1.0], [-1.0, -1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    aligned = torch.tensor([[[1.0, 1.0], [1.0, -1.0]], [[0.4, 1.0], [-1.0, -1.0]], [[0.0, 3.9], [-4.0, 0.0]]])
     won = win_rates.wins(aligned, base)
-    assert won.tolist() == [[1, 0.5], [0.75, 0], [0.5, 0.5]]  # a tie counts one half
+    assert won.tolist() == [[1, 0.5], [0.75, 0], [0.5, 0.5]]  # a tie, within the margin, counts one half
     found = win_rates.summarize(won)
     assert [found[name][0] for name in ("clip", "style", "colour")] == [0.75, 0.375, 0.5]
     assert found["macro"][0] == pytest.approx((0.75 + 0.375 + 0.5) / 3)
     assert found["colour"] == [0.5, 0.5, 0.5]
+
+
+def test_margins_are_those_of_the_vote_in_training(win_rates, monkeypatch):
+    """About a tenth of each score's deviation on the training pairs."""
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "configs/quickstart_balanced_dpo.yaml").read_text())
+    assert config["data"]["vote"]["margins"] == win_rates.MARGINS
+    found = survey(expand(config["data"]["train_shards"]), None, win_rates.SCORERS)
+    for name, margin in win_rates.MARGINS.items():
+        assert margin == pytest.approx(found[name].scale / 10, rel=0.1)
 
 
 def test_bootstrap_interval_is_that_of_the_normal_approximation(win_rates):

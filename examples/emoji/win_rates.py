@@ -3,8 +3,8 @@
     python examples/emoji/win_rates.py --unet runs/NAME/unet --output runs/NAME
 
 One image a prompt and repeat, from the same noise for both models. An image wins where its score is greater than that
-of the base's image; a tie counts one half. The macro-average is the mean over the scorers. Intervals (95 %) are from
-10,000 bootstrap samples of the prompts.
+of the base's image; a difference within the scorer's margin, the one of its vote in training, is a tie and counts one
+half. The macro-average is the mean over the scorers. Intervals (95 %) are from 10,000 bootstrap samples of the prompts.
 """
 
 import argparse
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from lit_align.backbones import StableDiffusionXL
 from lit_align.callbacks.sample_grid import draw_grid, save_atomically
+from lit_align.scoring.consensus import cast_votes
 from lit_align.scoring.presets import load_scorers
 
 PIPELINE = "assets/emoji/pipeline"
 PROMPTS = "assets/emoji/pairs/high_contrast-over-color/held_out/*.tar"
 SCORERS = ("clip", "style", "colour")
 PRESETS = Path("assets/emoji/scorers/scorers.yaml")
+MARGINS = {"clip": 0.004, "style": 0.4, "colour": 4.0}  # a tenth of each score's deviation on all training pairs
 
 
 def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -37,7 +39,8 @@ def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def wins(aligned: Tensor, base: Tensor) -> Tensor:
     """(scorers, prompts): share of repeats won, of scores (scorers, prompts, repeats)."""
-    return ((aligned - base).sign().double() + 1).mean(-1) / 2
+    margins = torch.tensor([MARGINS[name] for name in SCORERS]).view(-1, 1, 1)
+    return (cast_votes(aligned - base, margins) + 1).mean(-1) / 2
 
 
 def interval(values: Tensor, samples: int = 10_000) -> list[float]:

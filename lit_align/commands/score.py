@@ -99,7 +99,7 @@ def _unfinished(
     shards: Sequence[str], output: str | None, known: dict[str, Identity], overwrite: bool
 ) -> Iterator[Task]:
     """What is left to do. Keys are compared, and the images too where scores may be overwritten."""
-    for shard in shards:
+    for shard in tqdm(shards, desc="looking for scores", unit="shard", disable=len(shards) < 20 or None):
         found = read_scores(side_file(shard, output))
         for name, identity in known.items():
             if name in found and found[name].identity != identity and not overwrite:
