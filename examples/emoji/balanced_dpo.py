@@ -4,9 +4,9 @@
 
 Three methods: DiffusionDPO on the human label, BalancedDPO (the vote of three scorers) with a static reference, and
 with one that is copied from the policy on a schedule. First beta_dpo and the learning rate are chosen on a small grid,
-by the macro win rate on training prompts, for DPO and for BalancedDPO with the static reference, whose choice the
-moving one takes over. Then each method runs with three seeds, and is measured on the held-out prompts. Every run is
-kept in `--output`, so a killed comparison goes on where it stopped.
+by the macro win rate of BalancedDPO with the static reference on training prompts; all methods take them over. Then each
+method runs with three seeds, and is measured on the held-out prompts. Every run is kept in `--output`, so a killed
+comparison goes on where it stopped.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from measure import held_out_pairs
-from win_rates import PROMPTS, SCORERS, compare, interval, summarize
+from win_rates import PROMPTS, SCORERS, compare, summarize
 
 CONFIG = Path("configs/quickstart_balanced_dpo.yaml")
 TRAINING_PROMPTS = PROMPTS.replace("held_out", "train")
@@ -115,35 +115,28 @@ def complete(runs: list[Run], output: Path, jobs: int) -> dict[Run, dict[str, An
     return {run: json.loads(result_of(run, output).read_text()) for run in runs}
 
 
-def choose(output: Path, jobs: int) -> dict[str, Run]:
-    """For each method the run with the best macro win rate on training prompts."""
-    grid = itertools.product(("static", "human"), BETAS, RATES)
-    found = complete([Run(method, beta, rate, 0, False) for method, beta, rate in grid], output, jobs)
-    macro = {run: result["win_rates"]["macro"][0] for run, result in found.items()}
-    best = {
-        method: max((run for run in found if run.method == method), key=macro.get) for method in ("human", "static")
-    }
-    return best | {"moving": best["static"]._replace(method="moving")}
+def choose(output: Path, jobs: int) -> Run:
+    """The run with the best macro win rate on training prompts."""
+    grid = [Run("static", beta, rate, 0, False) for beta, rate in itertools.product(BETAS, RATES)]
+    found = complete(grid, output, jobs)
+    return max(grid, key=lambda run: found[run]["win_rates"]["macro"][0])
 
 
-def table(best: dict[str, Run], found: dict[Run, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+def table(found: dict[Run, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Win rates of each method over seeds and held-out prompts, as Markdown and as plain values."""
     names = (*SCORERS, "macro")
-    lines = ["| | beta_dpo | learning rate | " + " | ".join(names) + " | macro by seed |", "|---" * 8 + "|"]
-    lines += ["| base | | | " + " | ".join(["50 %"] * 4) + " | |"]
+    lines = [f"| | {' | '.join(names)} | macro by seed |", "|---" * 6 + "|", "| base | 50 | 50 | 50 | 50 | |"]
     values: dict[str, Any] = {}
     for method, title in METHODS.items():
         runs = [run for run in found if run.method == method]
         won = torch.tensor([found[run]["wins"] for run in runs], dtype=torch.float64)  # (seeds, scorers, prompts)
-        pooled = won.mean(0)
-        rates = {name: interval(row) for name, row in zip(SCORERS, pooled, strict=True)}
-        rates["macro"] = interval(pooled.mean(0))
+        rates = summarize(won.mean(0))
         seeds = [found[run]["win_rates"]["macro"][0] for run in runs]
-        values[method] = {"win_rates": rates, "macro_by_seed": seeds, "beta_dpo": best[method].beta}
-        values[method] |= {"learning_rate": best[method].rate, "seconds": [found[run]["seconds"] for run in runs]}
-        cells = [f"{100 * m:.1f} ({100 * low:.1f} to {100 * high:.1f})" for m, low, high in rates.values()]
+        values[method] = {"win_rates": rates, "macro_by_seed": seeds}
+        values[method] |= {"seconds": [found[run]["seconds"] for run in runs]}
+        cells = [f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})" for mean, low, high in rates.values()]
         by_seed = ", ".join(f"{100 * seed:.1f}" for seed in seeds)
-        lines.append(f"| {title} | {best[method].beta:g} | {best[method].rate:g} | {' | '.join(cells)} | {by_seed} |")
+        lines.append(f"| {title} | {' | '.join(cells)} | {by_seed} |")
     return "\n".join(lines) + "\n", values
 
 
@@ -158,8 +151,10 @@ def main() -> None:
         execute(Run(**arguments.only), arguments.output)
         return
     best = choose(arguments.output, arguments.jobs)
-    runs = [Run(run.method, run.beta, run.rate, seed, True) for run in best.values() for seed in SEEDS]
-    text, values = table(best, complete(runs, arguments.output, arguments.jobs))
+    print(f"beta_dpo {best.beta:g}, learning rate {best.rate:g}", flush=True)
+    runs = [best._replace(method=method, seed=seed, held_out=True) for method in METHODS for seed in SEEDS]
+    text, values = table(complete(runs, arguments.output, arguments.jobs))
+    values |= {"beta_dpo": best.beta, "learning_rate": best.rate}
     print(
         f"\nwin rates against the base in %, held-out prompts, {len(SEEDS)} seeds, {REPEATS} images a prompt\n\n{text}"
     )

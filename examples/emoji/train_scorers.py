@@ -5,7 +5,7 @@
 
 `--packages` holds the npm tarballs that `render.py` names. `clip` is a CLIP that learns names of 1,594 emoji in three
 styles, colour, high contrast and flat alike; `style` has the layout of the published aesthetic predictor and gives the
-log-odds of high contrast against colour. Both learn from clean renderings, from their reconstructions by the
+log-odds of colour against high contrast. Both learn from clean renderings, from their reconstructions by the
 pipeline's VAE and from images redrawn by the pipeline, since that is what they will judge. Redrawn images of held-out
 emoji are kept for the measurement. Takes about 15 minutes on two CPU cores; a killed run goes on at its last
 checkpoint in `--work`.
@@ -29,7 +29,7 @@ from lit_align.backbones.sampling import generate
 
 SEED = 0
 BATCH = 128
-KINDS = ("color", "high_contrast", "flat")  # the first two are the style predictor's classes 0 and 1
+KINDS = ("color", "high_contrast", "flat")  # the style predictor tells the first from the second
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7)
 STEPS, GUIDANCE = 25, 3.0  # as in measure.py
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI CLIP's
@@ -176,7 +176,7 @@ def train_style(bank: Tensor, concepts: int, steps: int, work: Path) -> Aestheti
         images, _, kinds = draw_batch(bank, concepts, 2, strength=2)
         with torch.autocast("cpu", torch.bfloat16):
             log_odds = model(images)
-        smooth = 0.01 + 0.98 * kinds.float()  # keeps the log-odds finite: 4.6 at best
+        smooth = 0.99 - 0.98 * kinds.float()  # keeps the log-odds finite: 4.6 at best
         loss = F.binary_cross_entropy_with_logits(log_odds.float(), smooth)
         state["loss"] = learn(model, optimizer, loss)
     return model.eval()
@@ -195,7 +195,7 @@ def measure(output: Path, images: dict, captions: list[str], backbone: StableDif
     drawn = generate(backbone, captions[:HELD_OUT], list(range(HELD_OUT)), 32, 32, STEPS, GUIDANCE)
     sets["generated"] = drawn.float() / 127.5 - 1
     own = {}
-    print("mean and deviation:            top-1   cosine, own name   cosine, others   log-odds of high contrast")
+    print("mean and deviation:            top-1   cosine, own name   cosine, others   log-odds of colour")
     for name, pictures in sets.items():
         pixels = normalise(pictures)
         cosines = F.normalize(clip.get_image_features(pixel_values=pixels).pooler_output) @ texts.T
@@ -203,7 +203,7 @@ def measure(output: Path, images: dict, captions: list[str], backbone: StableDif
         others = cosines[~torch.eye(*cosines.shape, dtype=torch.bool)]
         top = (cosines.argmax(1) == torch.arange(len(cosines))).float().mean()
         scores = "   ".join(f"{x.mean():6.3f} {x.std():6.3f}" for x in (own[name], others, odds))
-        print(f"  {name:24} n={len(pictures):4} {top:6.1%}   {scores}   high contrast {(odds > 0).float().mean():.1%}")
+        print(f"  {name:24} n={len(pictures):4} {top:6.1%}   {scores}   colour {(odds > 0).float().mean():.1%}")
     for part, rows in {"train": slice(HELD_OUT, n), "held_out": slice(HELD_OUT)}.items():
         colour, high_contrast = own["real color"][rows], own["real high_contrast"][rows]
         print(f"CLIP prefers colour on {(colour > high_contrast).float().mean():.1%} of {len(colour)} {part} pairs")
@@ -211,7 +211,7 @@ def measure(output: Path, images: dict, captions: list[str], backbone: StableDif
     known |= {"redrawn, held out": images["redrawn"][:HELD_OUT], "redrawn, trained on": images["redrawn"][HELD_OUT:]}
     for name, pictures in known.items():
         odds = torch.cat([style(normalise(x)) for x in pictures.flatten(0, 1).split(256)]).view(-1, 2)
-        right = ((odds > 0) == torch.tensor([False, True])).float().mean()
+        right = ((odds > 0) == torch.tensor([True, False])).float().mean()
         print(f"style accuracy, {name}: {right:.2%} of {odds.numel()}, from {odds.min():.2f} to {odds.max():.2f}")
 
 
