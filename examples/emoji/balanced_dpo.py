@@ -4,8 +4,8 @@
 
 Three methods: DiffusionDPO on the human label, BalancedDPO (the vote of three scorers) with a static reference, and
 with one that is copied from the policy on a schedule. First beta_dpo and the learning rate are chosen on a small grid,
-by the macro win rate of BalancedDPO with the static reference on training prompts; all methods take them over. Then each
-method runs with three seeds, and is measured on the held-out prompts. Every run is kept in `--output`, so a killed
+by the macro win rate of BalancedDPO with the static reference on training prompts; all methods take them over. Then
+each method runs with three seeds, and is measured on the held-out prompts. Every run is kept in `--output`, so a killed
 comparison goes on where it stopped.
 """
 
