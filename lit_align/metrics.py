@@ -61,6 +61,8 @@ class PreferenceMetrics(WeightedMeans):
     def observe(self, output: ObjectiveOutput, errors: PairErrors, timesteps: Tensor, batch: PreferenceBatch) -> None:
         """Add a micro-batch: the objective's output, the policy's errors and timesteps (batch,) of its pairs."""
         weight, voted = batch.weight, batch.weight * float(batch.voted)
+        tied = (batch.strength == 0).float()
+        cast = torch.maximum(batch.weight, tied) * float(batch.voted)  # a vote in the loop may leave pairs undecided
         chosen, rejected = errors.chosen.detach(), errors.rejected.detach()
         values = {
             "loss": (output.loss.detach().expand_as(weight), weight),
@@ -70,8 +72,8 @@ class PreferenceMetrics(WeightedMeans):
             "rejected_error": (rejected, weight),
         }
         values |= {
-            "vote/strength": (batch.strength, voted),
-            "vote/ties": (batch.strength == 0, voted),
+            "vote/strength": (batch.strength, cast),
+            "vote/ties": (tied, cast),
             "vote/human_agreement": (implicit_accuracy(batch.human), voted),
         }
         values |= {term: (output.terms[term], weight) for term in self.terms}

@@ -26,7 +26,7 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
     ("vote", "signs", "strengths"),
     [
         # + + -, + - -, - - -, 0 0 0, + + +
-        (Vote(THREE), [1, -1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        (Vote(THREE), [1, -1, -1, 0, 1], [2 / 3, 2 / 3, 1, 0, 1]),
         # + + - -, + - - +, all -, 0 0 0 +, all +: two ties of two against two
         (Vote(FOUR, ties="skip"), [0, 0, -1, 1, 1], [0, 0, 1, 0.25, 1]),
         (Vote(FOUR, ties="human"), [1, -1, -1, 1, 1], [0, 0, 1, 0.25, 1]),
@@ -34,19 +34,21 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
         # the tie breaker may be no voter, and may abstain
         (Vote(["clip", "colour"], ties="prefer:style"), [1, -1, -1, 0, 1], [0, 0, 1, 0, 1]),
         # the human label as a voter: + + - +, + - - -, - - - 0, 0 0 0 0, + + + -
-        (Vote([*THREE, "human"]), [1, -1, -1, 0, 1], [0.5, 0.5, 0.75, 0, 0.5]),
+        (Vote([*THREE, "human"]), [1, -1, -1, 0, 1], [0.75, 0.75, 0.75, 0, 0.75]),
         # clip weighs as much as both others, then more
-        (Vote(THREE, weights={"clip": 2.0}, ties="skip"), [1, 0, -1, 0, 1], [0.5, 0, 1, 0, 1]),
-        (Vote(THREE, weights={"clip": 2.5}), [1, 1, -1, 0, 1], [2.5 / 4.5, 0.5 / 4.5, 1, 0, 1]),
+        (Vote(THREE, weights={"clip": 2.0}, ties="skip"), [1, 0, -1, 0, 1], [0.75, 0, 1, 0, 1]),
+        (Vote(THREE, weights={"clip": 2.5}), [1, 1, -1, 0, 1], [3.5 / 4.5, 2.5 / 4.5, 1, 0, 1]),
         # colour abstains up to 30: + + -, + - 0, - - 0, 0 0 0, + + 0
-        (Vote(THREE, margins={"colour": 30.0}, ties="skip"), [1, 0, -1, 0, 1], [1 / 3, 0, 2 / 3, 0, 2 / 3]),
-        (Vote(THREE, rule="unanimous", ties="skip"), [0, 0, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
-        (Vote(THREE, rule="unanimous"), [1, -1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        (Vote(THREE, margins={"colour": 30.0}, ties="skip"), [1, 0, -1, 0, 1], [2 / 3, 0, 2 / 3, 0, 2 / 3]),
+        # no strength where the tie rule decided
+        (Vote(THREE, rule="unanimous", ties="skip"), [0, 0, -1, 0, 1], [0, 0, 1, 0, 1]),
+        (Vote(THREE, rule="unanimous"), [1, -1, -1, 0, 1], [0, 0, 1, 0, 1]),
         (Vote(["style"], rule="single", ties="skip"), [1, -1, -1, 0, 1], [1, 1, 1, 0, 1]),
-        # raw sums: -74.98, -30.98, -12.01, 0, 10.03
-        (Vote(THREE, rule="vanilla", ties="skip"), [-1, -1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        # raw sums: -74.98, -30.98, -12.01, 0, 10.03; one voter of three is for the first verdict
+        (Vote(THREE, rule="vanilla", ties="skip"), [-1, -1, -1, 0, 1], [1 / 3, 2 / 3, 1, 0, 1]),
+        (Vote(FOUR, rule="vanilla", ties="skip"), [-1, -1, -1, 1, 1], [0.5, 0.5, 1, 0.25, 1]),
         # over scales: 2 + 2.5 - 2, 2 - 0.5 - 0.75, -1 - 1 - 0.25, 0, 3 + 0.5 + 0.225
-        (Vote(THREE, rule="normalized", ties="skip"), [1, 1, -1, 0, 1], [1 / 3, 1 / 3, 1, 0, 1]),
+        (Vote(THREE, rule="normalized", ties="skip"), [1, 1, -1, 0, 1], [2 / 3, 1 / 3, 1, 0, 1]),
     ],
 )
 def test_votes_by_hand(vote, signs, strengths):

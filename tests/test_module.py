@@ -1,5 +1,7 @@
 """The training step and the run around it, on the bundled pipeline and pairs."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -281,7 +283,8 @@ def test_errors_by_timestep_range_and_ties_of_accuracy():
     metrics = PreferenceMetrics([], timesteps=1000)
     errors = PairErrors(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 2.0]))
     output = ObjectiveOutput(torch.tensor(0.0), torch.tensor([1.0, 0.0, -1.0]), {})
-    metrics.observe(output, errors, torch.tensor([0, 249, 250]), torch.ones(3))
+    batch = SimpleNamespace(weight=torch.ones(3), voted=False, strength=torch.zeros(3), human=torch.ones(3))
+    metrics.observe(output, errors, torch.tensor([0, 249, 250]), batch)
     result = metrics.compute()
     assert result["chosen_error/t0-249"] == 1.5
     assert result["chosen_error/t250-499"] == 4

@@ -9,6 +9,7 @@ half. The macro-average is the mean over the scorers. Intervals (95 %) are from 
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,8 +62,9 @@ def base_images(backbone: StableDiffusionXL, prompts: list[str], repeats: int, c
     path = cache / f"base-{len(prompts)}x{repeats}.pt"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        torch.save(draw(backbone, prompts, repeats), path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        part = path.with_suffix(f".{os.getpid()}.part")  # two runs may draw them at a time
+        torch.save(draw(backbone, prompts, repeats), part)
+        part.replace(path)
     return torch.load(path, weights_only=True)
 
 

@@ -41,4 +41,4 @@ class StartBanner(L.Callback):
         size = sum(weight.numel() for weight in module.backbone.reference_weights().values())
         kind = "a frozen copy" if module.backbone.lora is None else "a second, frozen adapter"
         moves = [str(c) for c in trainer.callbacks if isinstance(c, ReferenceUpdate)]  # type: ignore[attr-defined]
-        return [f"  reference   {kind}, {size:,} parameters; {' and '.join(moves) or 'static'}"]
+        return [f"  reference   {kind}, {size:,} parameters; {moves[0] if moves else 'static'}"]

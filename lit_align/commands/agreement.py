@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lit_align.data.labels import human_sign
 from lit_align.data.samples import SampleError, parse_sample, read_samples
-from lit_align.data.scores import read_scores, side_file
+from lit_align.data.scores import read_scores, side_file, survey
 from lit_align.data.shards import OnError
 from lit_align.scoring.vote import Ballot, Vote
 
@@ -27,8 +28,9 @@ def report_agreement(shards: Sequence[str], folder: str | None, scorers: Sequenc
     """Print the agreement, and save it as Markdown, JSON and a heat map beside the scores.
 
     Raises:
-        ModuleNotFoundError: if matplotlib is missing.
+        ValueError: if shards were scored by different weights.
     """
+    survey(shards, folder, scorers)
     found = measure(gather(shards, folder, scorers, on_error))
     table = to_markdown(found)
     print(f"\n{table}")
@@ -47,8 +49,8 @@ def gather(shards: Sequence[str], folder: str | None, scorers: Sequence[str], on
     for shard in shards:
         rows = {}
         for name, stored in read_scores(side_file(shard, folder)).items():
-            both = zip(stored.score_0.tolist(), stored.score_1.tolist(), strict=True)
-            rows[name] = dict(zip(stored.keys, both, strict=True))
+            both = list(zip(stored.score_0.tolist(), stored.score_1.tolist(), strict=True))
+            rows[name] = {key: both[row] for key, row in stored.rows().items()}
         for sample in read_samples(shard, with_images=False):
             try:
                 pair = parse_sample(sample)
@@ -139,12 +141,16 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
+def require_matplotlib() -> None:
+    """Raise a ModuleNotFoundError that names the remedy, before hours of scoring."""
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("--report needs matplotlib: pip install 'lit-align[report]'")
+
+
 def draw_heat_map(found: dict[str, Any], path: Path) -> None:
     """The agreements as a picture: white is chance, blue agrees, red contradicts."""
-    try:
-        from matplotlib.figure import Figure  # late and without pyplot: optional, and no window
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--report needs matplotlib: pip install 'lit-align[report]'") from error
+    from matplotlib.figure import Figure  # late and without pyplot: optional, and no window
+
     names = list(found["agreement"])
     values = [[float("nan") if (v := found["agreement"][a][b]) is None else v for b in names] for a in names]
     size = 1.8 + 0.8 * len(names)

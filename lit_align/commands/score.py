@@ -2,19 +2,20 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_align.commands.agreement import report_agreement
+from lit_align.commands.agreement import report_agreement, require_matplotlib
 from lit_align.data.images import decode
 from lit_align.data.samples import RawPair, SampleError, parse_sample, read_samples
 from lit_align.data.scores import Identity, Scores, content_digest, read_scores, side_file, side_files, write_scores
@@ -43,11 +44,11 @@ def score(
     report: bool = False,
     accelerator: str = "auto",
     devices: int | str = "auto",
-    num_nodes: int = 1,
 ) -> None:
     """Score both images of every pair, and write one side file per shard; a killed run goes on where it stopped.
 
-    Under torchrun or SLURM, or with more than one device, the processes share the shards.
+    Under torchrun or SLURM, or with more than one device, the processes share the shards. Two commands on the same
+    shards at a time would overwrite each other's scores: name all scorers in one, or run one after the other.
 
     Args:
         shards: tar files; braces `{000..127}` and wildcards `*` are expanded.
@@ -59,32 +60,76 @@ def score(
         overwrite: replace scores by other weights, or of other images, instead of refusing to.
         report: print and save how far the scorers agree with the human label and with each other.
         accelerator: `auto`, `cpu` or `gpu`.
-        devices: per node: a number, or `auto` for all.
-        num_nodes: of the SLURM job or of torchrun.
+        devices: of one machine, a number, or `auto` for all; torchrun and SLURM say it themselves.
 
     Raises:
         SampleError: on a broken sample, if it is not to be skipped.
         ValueError: if a side file holds scores by other weights and is not to be overwritten.
+        ModuleNotFoundError: if a report is wanted and matplotlib is missing.
     """
-    paths, names = expand(shards), [name.strip() for name in scorers.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in scorers.split(",") if name.strip()))
+    if not names:
+        raise ValueError("scorers is empty; name at least one, such as hpsv2.1,pickscore.")
+    paths = expand(shards)
     side_files(paths, output)  # refuses shards that would share one
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-    fabric.launch()
+    if report:
+        require_matplotlib()
+    place = take_place(accelerator, devices)
     loaded = load_scorers(names, presets)
     known = {name: Identity(scorer.version, scorer.fingerprint()) for name, scorer in loaded.items()}
-    mine = paths[fabric.global_rank :: fabric.world_size]
+    mine = paths[place.rank :: place.world_size]
     todo = list(_unfinished(mine, output, known, overwrite))
-    prepared = {name: LoadedScorer(loaded[name].prepare(fabric.device), known[name]) for name in names}
-    pairs = sum(task.pairs for task in todo)
-    who = f"process {fabric.global_rank + 1} of {fabric.world_size}, {fabric.device}: "
+    prepared = {name: LoadedScorer(loaded[name].prepare(place.device), known[name]) for name in names}
     skipped = 0
-    with tqdm(total=pairs, desc="scoring", unit="pair", disable=fabric.global_rank > 0) as bar:  # the first's share
-        for task in todo:
+    with tqdm(total=sum(task.pairs for task in todo), desc="scoring", unit="pair", disable=place.rank > 0) as bar:
+        for task in todo:  # the bar shows the first process's share
             skipped += _score_shard(task, prepared, output, batch_size, on_error, bar)
-    print(f"{who}scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
-    fabric.barrier()
-    if report and fabric.is_global_zero:
+    print(f"{place}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
+    if report and place.rank == 0:
+        _wait_for_others(paths, output, names)
         report_agreement(paths, output, names, on_error)
+
+
+class Place(NamedTuple):
+    """Which process this is, and where it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"process {self.rank + 1} of {self.world_size}, {self.device}"
+
+
+def take_place(accelerator: str, devices: int | str) -> Place:
+    """This process's place among those that torchrun or SLURM has started, or that Fabric starts here.
+
+    The processes need no process group: they only share out the shards.
+    """
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            found = environment()
+            # A task may see all GPUs of its machine, or its own alone.
+            visible = torch.cuda.device_count() if accelerator != "cpu" else 0
+            one: Any = [found.local_rank() % visible] if visible else 1
+            fabric = Fabric(accelerator=accelerator, devices=one, plugins=[LightningEnvironment()])
+            return Place(found.global_rank(), found.world_size(), fabric.device)
+    fabric = Fabric(accelerator=accelerator, devices=devices)
+    fabric.launch()
+    return Place(fabric.global_rank, fabric.world_size, fabric.device)
+
+
+def _wait_for_others(shards: Sequence[str], output: str | None, names: Sequence[str], minutes: float = 30.0) -> None:
+    """Until all shards are scored, or no side file has been written for `minutes`."""
+    left, since = list(shards), time.monotonic()
+    while left and time.monotonic() - since < 60 * minutes:
+        still = [shard for shard in left if not set(names) <= set(read_scores(side_file(shard, output)))]
+        if len(still) == len(left) and still:
+            time.sleep(2)
+        else:
+            left, since = still, time.monotonic()
+    if left:
+        print(f"{len(left)} shards have no scores yet, first {left[0]}; the report leaves them out.")
 
 
 class Task(NamedTuple):
@@ -108,25 +153,30 @@ def _unfinished(
                     f"{identity}. Give it another name in the presets, or replace them with --overwrite true."
                 )
         keys = [sample["__key__"] for sample in read_samples(shard, with_images=False)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise SampleError(f"shard {shard} has the key {twice} twice. Give its samples keys of their own.")
         contents = _contents(shard) if overwrite and found else None
         missing = [name for name in known if not _complete(found.get(name), known[name], keys, contents)]
-        if missing:
+        if missing and keys:
             yield Task(shard, len(keys), missing)
 
 
-def _contents(shard: str) -> dict[str, str]:
-    """Digests of a shard's pairs by key; broken ones have none."""
-    contents = {}
+def _contents(shard: str) -> list[str]:
+    """Digests of a shard's samples; of broken ones nothing."""
+    contents = []
     for sample in read_samples(shard):
-        with suppress(SampleError):
-            contents[sample["__key__"]] = content_digest(parse_sample(sample))
+        try:
+            contents.append(content_digest(parse_sample(sample)))
+        except SampleError:
+            contents.append("")
     return contents
 
 
-def _complete(scores: Scores | None, identity: Identity, keys: list[str], contents: dict[str, str] | None) -> bool:
+def _complete(scores: Scores | None, identity: Identity, keys: list[str], contents: list[str] | None) -> bool:
     if scores is None or scores.identity != identity or scores.keys != keys:
         return False
-    return contents is None or dict(zip(scores.keys, scores.contents, strict=True)) == contents
+    return contents is None or scores.contents == contents
 
 
 def _score_shard(
@@ -141,47 +191,60 @@ def _score_shard(
     keys: list[str] = []
     contents: list[str] = []
     values: dict[str, list[Tensor]] = {name: [] for name in task.missing}  # of (2, batch)
+    skipped = 0
     for batch in _batches(task.shard, batch_size, on_error):
-        images = [pixels for _, both in batch for pixels in both]
-        prompts = [pair.prompt for pair, _ in batch for _ in (0, 1)]
+        readable = [row for row, sample in enumerate(batch) if sample.images is not None]
+        images = [pixels for sample in batch for pixels in sample.images or ()]
+        prompts = [batch[row].prompt for row in readable for _ in (0, 1)]
         for name in task.missing:
-            values[name].append(scorers[name].scorer.score(images, prompts).view(-1, 2).T)
-        keys += [pair.key for pair, _ in batch]
-        contents += [content_digest(pair) for pair, _ in batch]
+            scores = torch.full((2, len(batch)), torch.nan)  # of skipped samples, so that their shard is complete too
+            if readable:
+                scores[:, readable] = scorers[name].scorer.score(images, prompts).view(-1, 2).T
+            values[name].append(scores)
+        keys += [sample.key for sample in batch]
+        contents += [sample.content for sample in batch]
+        skipped += len(batch) - len(readable)
         bar.update(len(batch))
-    new = {}
-    for name, parts in values.items():
-        score_0, score_1 = torch.cat([torch.zeros(2, 0), *parts], 1)
-        new[name] = Scores(scorers[name].identity, keys, contents, score_0, score_1)
+    new = {name: Scores(scorers[name].identity, keys, contents, *torch.cat(parts, 1)) for name, parts in values.items()}
     path = side_file(task.shard, output)
     write_scores(path, read_scores(path) | new)
-    bar.update(task.pairs - len(keys))
-    return task.pairs - len(keys)
+    return skipped
 
 
-DecodedPair = tuple[RawPair, tuple[Tensor, Tensor]]  # with its images (3, height, width) uint8, each of its own size
+class Decoded(NamedTuple):
+    """A sample ready to be scored."""
+
+    key: str
+    content: str  # its digest; empty where it is no pair
+    prompt: str
+    images: tuple[Tensor, Tensor] | None  # (3, height, width) uint8, each of its own size; None where it is skipped
 
 
-def _batches(shard: str, batch_size: int, on_error: OnError) -> Iterator[list[DecodedPair]]:
-    """A shard's readable pairs, decoded by threads one batch ahead of the scorers."""
+def _batches(shard: str, batch_size: int, on_error: OnError) -> Iterator[list[Decoded]]:
+    """A shard's samples, decoded by threads one batch ahead of the scorers."""
     with ThreadPoolExecutor() as pool:
-        ahead: list[tuple[RawPair, Future[tuple[Tensor, Tensor]]]] = []
-        pairs = _pairs(shard, on_error)
+        samples = iter(read_samples(shard))
+        ahead: list[Future[Decoded]] = []
         while True:
-            now, ahead = ahead, [(pair, pool.submit(_pixels, pair)) for pair in itertools.islice(pairs, batch_size)]
-            batch = [(pair, images) for pair, future in now if (images := _result(future, on_error)) is not None]
-            if batch:
-                yield batch
+            batch = itertools.islice(samples, batch_size)
+            now, ahead = ahead, [pool.submit(_decode, sample, on_error) for sample in batch]
+            if now:
+                yield [future.result() for future in now]
             if not ahead:
                 return
 
 
-def _pairs(shard: str, on_error: OnError) -> Iterator[RawPair]:
-    for sample in read_samples(shard):
-        try:
-            yield parse_sample(sample)
-        except SampleError as error:
-            _skip(error, on_error)
+def _decode(sample: dict[str, Any], on_error: OnError) -> Decoded:
+    content = ""
+    try:
+        pair = parse_sample(sample)
+        content = content_digest(pair)
+        return Decoded(pair.key, content, pair.prompt, _pixels(pair))
+    except SampleError as error:
+        if on_error == "raise":
+            raise
+        log.warning("Skipped: %s", error)
+        return Decoded(sample["__key__"], content, "", None)
 
 
 def _pixels(pair: RawPair) -> tuple[Tensor, Tensor]:
@@ -190,17 +253,3 @@ def _pixels(pair: RawPair) -> tuple[Tensor, Tensor]:
     except (OSError, ValueError, SyntaxError) as error:
         raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
     return torch.from_numpy(first).permute(2, 0, 1), torch.from_numpy(second).permute(2, 0, 1)
-
-
-def _result(future: "Future[tuple[Tensor, Tensor]]", on_error: OnError) -> tuple[Tensor, Tensor] | None:
-    try:
-        return future.result()
-    except SampleError as error:
-        _skip(error, on_error)
-        return None
-
-
-def _skip(error: SampleError, on_error: OnError) -> None:
-    if on_error == "raise":
-        raise error
-    log.warning("Skipped: %s", error)

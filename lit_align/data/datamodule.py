@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels import HumanLabels, Labels, VotedLabels
 from lit_align.data.live_vote import LiveVote
+from lit_align.data.samples import read_samples
 from lit_align.data.scores import survey
 from lit_align.data.shards import OnError, Shard, expand, scan
 from lit_align.data.stream import Order, PairStream
@@ -104,7 +105,7 @@ class PreferenceDataModule(L.LightningDataModule):
         if labels.voted:
             contested, disputed = sum(s.contested for s in shards), sum(s.disputed for s in shards)
             rank_zero_info(
-                f"  votes balance on {contested:,} pairs; the order is against the human label on {disputed:,}"
+                f"  the tie rule decided {contested:,} pairs; the order is against the human label on {disputed:,}"
             )
         if pairs == 0:
             raise ValueError(f"data.{name}: no pair with a preference in {len(shards)} shards ({ties} ties).")
@@ -117,10 +118,11 @@ class PreferenceDataModule(L.LightningDataModule):
             return HumanLabels()
         surveys = survey(paths, scores, self.vote.scorers)
         for scorer, found in surveys.items():
-            if found.missing and self.on_error == "raise":
+            missing = [shard for shard in paths if shard in found.missing and any(read_samples(shard, False))]
+            if missing and self.on_error == "raise":
                 raise ValueError(
-                    f"data.{name}: {len(found.missing)} of {len(paths)} shards have no scores by {scorer!r}, first "
-                    f"{found.missing[0]}. Run lit-align score again with the same options: it goes on where it stopped."
+                    f"data.{name}: {len(missing)} of {len(paths)} shards have no scores by {scorer!r}, first "
+                    f"{missing[0]}. Run lit-align score again with the same options: it goes on where it stopped."
                 )
         return VotedLabels(self.vote, scores, surveys)
 
@@ -183,7 +185,7 @@ class PreferenceDataModule(L.LightningDataModule):
         if not self._resumed_order:
             return
         now = self.state_dict()
-        then = self._resumed_order
+        then = {"labels": "the human label"} | self._resumed_order  # older checkpoints knew no other
         changed = [f"{k} was {then.get(k)}, is {now.get(k)}" for k in then | now if then.get(k) != now.get(k)]
         if changed:
             raise ValueError(

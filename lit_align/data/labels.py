@@ -17,7 +17,7 @@ class Decision(NamedTuple):
 
     sign: int  # +1: image 0 is chosen, -1: image 1 is, 0: undecided
     strength: float = 0.0  # of the vote
-    content: str | None = None  # digest of what was scored
+    contents: frozenset[str] = frozenset()  # digests of what the scorers saw; one, unless some are stale
 
 
 class Labels(ABC):
@@ -74,15 +74,15 @@ class VotedLabels(Labels):
     voted = True
 
     def of_shard(self, shard: str) -> Callable[[RawPair], Decision]:
-        path = side_file(shard, self.folder)
-        decisions = self._decisions(shard)
+        absent = any(shard in found.missing for found in self.surveys.values())  # for the whole run
+        decisions = {} if absent else self._decisions(shard)
 
         def decide(pair: RawPair) -> Decision:
             by_label = decisions.get(pair.key)
             if by_label is None:
                 raise SampleError(
-                    f"{pair.place}: {path} lacks a score of it by one of {', '.join(self.vote.scorers)}. "
-                    f"Run: lit-align score --shards {shard} --scorers {','.join(self.vote.scorers)}."
+                    f"{pair.place}: {side_file(shard, self.folder)} lacks a score of it by one of "
+                    f"{', '.join(self.vote.scorers)}. Run lit-align score on this shard, with the same options."
                 )
             return by_label[human_sign(pair)]
 
@@ -93,25 +93,23 @@ class VotedLabels(Labels):
         scores = read_scores(side_file(shard, self.folder))
         if any(name not in scores for name in self.vote.scorers):
             return {}
-        if not self.vote.scorers:
-            raise ValueError("vote.voters names no scorer. For the human label alone leave data.vote out.")
-        rows = {name: {key: row for row, key in enumerate(scores[name].keys)} for name in self.vote.scorers}
-        first = scores[self.vote.scorers[0]]
-        content = dict(zip(first.keys, first.contents, strict=True))
-        keys = [key for key in first.keys if all(key in known for known in rows.values())]
-        differences, stale = {}, set()
+        rows = {name: scores[name].rows() for name in self.vote.scorers}
+        first, *others = rows.values()
+        keys = [key for key in first if all(key in other for other in others)]
+        differences, contents = {}, []
         for name, known in rows.items():
             order = torch.tensor([known[key] for key in keys], dtype=torch.long)
             differences[name] = (scores[name].score_0.double() - scores[name].score_1.double())[order]
-            stale |= {key for key in keys if scores[name].contents[known[key]] != content[key]}
+            contents.append([scores[name].contents[known[key]] for key in keys])
+        seen = [frozenset(digests) for digests in zip(*contents, strict=True)]
         scales = {name: found.scale for name, found in self.surveys.items()}
-        decided: dict[str, dict[int, Decision]] = {key: {} for key in keys if key not in stale}
+        decided: dict[str, dict[int, Decision]] = {key: {} for key in keys}
         for human in (-1, 0, 1):
             labels = torch.full((len(keys),), human)
             verdict = self.vote.decide(Ballot(differences, labels, keys, scales))
-            for key, sign, strength in zip(keys, verdict.sign.tolist(), verdict.strength.tolist(), strict=True):
-                if key in decided:
-                    decided[key][human] = Decision(sign, strength, content[key])
+            signs, strengths = verdict.sign.tolist(), verdict.strength.tolist()
+            for key, sign, strength, digests in zip(keys, signs, strengths, seen, strict=True):
+                decided[key][human] = Decision(sign, strength, digests)
         return decided
 
     def describe(self) -> str:
@@ -125,8 +123,8 @@ def check_content(pair: RawPair, decision: Decision) -> None:
     Raises:
         SampleError: if the pair has changed since it was scored.
     """
-    if decision.content is not None and decision.content != content_digest(pair):
+    if decision.contents and decision.contents != {content_digest(pair)}:
         raise SampleError(
             f"{pair.place}: its scores are stale: images or prompt have changed since they were scored. "
-            f"Run: lit-align score --shards {pair.shard} ... --overwrite true."
+            "Run lit-align score on this shard, with the same options and --overwrite."
         )

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         ("score_1", pa.float32()),
     ]
 )
+IDENTITY = ("version", "fingerprint")
 
 
 class Identity(NamedTuple):
@@ -40,13 +41,18 @@ class Identity(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One scorer's scores of a shard, in the shard's order."""
+    """One scorer's scores of a shard, in the shard's order; NaN for broken samples that were skipped."""
 
     identity: Identity
     keys: list[str]
     contents: list[str]
     score_0: Tensor  # (pairs,) float32
     score_1: Tensor  # (pairs,)
+
+    def rows(self) -> dict[str, int]:
+        """Where each scored pair is, by its key."""
+        scored = (self.score_0.isfinite() & self.score_1.isfinite()).tolist()
+        return {key: row for row, (key, there) in enumerate(zip(self.keys, scored, strict=True)) if there}
 
 
 def side_file(shard: str, folder: str | None = None) -> Path:
@@ -88,12 +94,7 @@ def read_scores(path: Path) -> dict[str, Scores]:
     """
     if not path.is_file():
         return {}
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error}. Delete it and score the shard again.") from error
-    if not table.schema.equals(SCHEMA):
-        raise ValueError(f"{path} has other columns than scores have: {table.schema.names}. Move it away.")
+    table = _read_table(path)
     scores: dict[str, Scores] = {}
     for scorer in table["scorer"].unique().to_pylist():
         rows = table.filter(pa.compute.equal(table["scorer"], scorer)).to_pydict()
@@ -104,6 +105,16 @@ def read_scores(path: Path) -> dict[str, Scores]:
             identities.pop(), rows["key"], rows["content"], tensor(rows["score_0"]), tensor(rows["score_1"])
         )
     return scores
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}. Delete it and score the shard again.") from error
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"{path} has other columns than scores have: {table.schema.names}. Move it away.")
+    return table
 
 
 def write_scores(path: Path, scores: dict[str, Scores]) -> None:
@@ -132,7 +143,16 @@ class Survey(NamedTuple):
 
     identity: Identity
     scale: float  # standard deviation of all its scores
-    missing: list[str]  # shards without its scores
+    missing: frozenset[str]  # shards without its scores
+
+
+class _Sums(NamedTuple):
+    """What a survey needs of one scorer in one side file."""
+
+    identities: set[Identity]
+    number: int  # of finite scores
+    total: float
+    squares: float
 
 
 def survey(shards: Sequence[str], folder: str | None, scorers: Iterable[str]) -> dict[str, Survey]:
@@ -142,28 +162,44 @@ def survey(shards: Sequence[str], folder: str | None, scorers: Iterable[str]) ->
         ValueError: if no shard has a scorer's scores, if shards were scored by different weights, or if two shards
             would share a side file.
     """
+    names = list(scorers)
     with ThreadPoolExecutor(8) as pool:
-        files = list(pool.map(read_scores, side_files(shards, folder)))
-    return {name: _survey(name, shards, [file.get(name) for file in files]) for name in scorers}
+        files = list(pool.map(lambda path: _sums(path, names), side_files(shards, folder)))
+    return {name: _survey(name, dict(zip(shards, (file.get(name) for file in files), strict=True))) for name in names}
 
 
-def _survey(name: str, shards: Sequence[str], files: Sequence[Scores | None]) -> Survey:
-    found = {shard: scores for shard, scores in zip(shards, files, strict=True) if scores is not None}
-    missing = [shard for shard in shards if shard not in found]
+def _sums(path: Path, names: Sequence[str]) -> dict[str, _Sums]:
+    if not path.is_file():
+        return {}
+    table = _read_table(path)
+    found = {}
+    for name in names:
+        rows = table.filter(pa.compute.equal(table["scorer"], name))
+        if len(rows):
+            identities = {Identity(*both) for both in set(zip(*(rows[c].to_pylist() for c in IDENTITY), strict=True))}
+            values = tensor([rows[side].to_pylist() for side in ("score_0", "score_1")]).double()
+            values = values[values.isfinite()]
+            found[name] = _Sums(identities, len(values), values.sum().item(), values.square().sum().item())
+    return found
+
+
+def _survey(name: str, by_shard: dict[str, _Sums | None]) -> Survey:
+    found = {shard: sums for shard, sums in by_shard.items() if sums is not None}
     if not found:
         raise ValueError(
-            f"There are no scores by {name!r} for {shards[0]} and {len(shards) - 1} other shards. "
+            f"There are no scores by {name!r} for {next(iter(by_shard))} and {len(by_shard) - 1} other shards. "
             f"Run: lit-align score --shards ... --scorers {name}, or set data.scorers to score while training."
         )
-    first, *others = found
-    for other in others:
-        if found[other].identity != found[first].identity:
+    first = next(iter(found))
+    for other, sums in found.items():
+        if sums.identities != found[first].identities or len(sums.identities) > 1:
+            here, there = (" and ".join(map(str, found[shard].identities)) for shard in (first, other))
             raise ValueError(
-                f"Scores by {name!r} are stale: {first} has {found[first].identity}, {other} has "
-                f"{found[other].identity}. Score them again: lit-align score ... --scorers {name} --overwrite true."
+                f"Scores by {name!r} are stale: {first} has {here}, {other} has {there}. "
+                "Run lit-align score on these shards, with the same options and --overwrite."
             )
-    values = [value for scores in found.values() for value in (scores.score_0.double(), scores.score_1.double())]
-    count = sum(len(value) for value in values)
-    mean = sum(value.sum().item() for value in values) / max(count, 1)
-    variance = sum((value - mean).square().sum().item() for value in values) / max(count, 1)
-    return Survey(found[first].identity, max(variance, 1e-24) ** 0.5, missing)
+    count = max(sum(sums.number for sums in found.values()), 1)
+    mean = sum(sums.total for sums in found.values()) / count
+    variance = sum(sums.squares for sums in found.values()) / count - mean * mean
+    missing = frozenset(shard for shard, sums in by_shard.items() if sums is None)
+    return Survey(next(iter(found[first].identities)), max(variance, 1e-24) ** 0.5, missing)

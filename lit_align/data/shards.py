@@ -25,7 +25,7 @@ class Shard(NamedTuple):
     pairs: int  # that train: they are numbered 0 to pairs - 1 in the tar's order
     ties: int  # left out because nobody decided them
     broken: int  # left out because of a missing field, a wrong label or a missing score
-    contested: int = 0  # of `pairs`, those whose votes balance: a tie rule decided
+    contested: int = 0  # of `pairs`, those that a tie rule decided
     disputed: int = 0  # of `pairs`, those whose vote contradicts the human label
 
 

@@ -25,7 +25,8 @@ class DiffusionDPO(Objective):
 
         sigmoid   -(1 - e) logsigmoid(inside) - e logsigmoid(-inside), e = label_smoothing (cDPO, Mitchell 2023)
         hinge     relu(1 - inside) (SLiC, arXiv 2305.10425)
-        ipo       (gain - 1 / (2 beta_dpo))^2 (IPO, arXiv 2310.12036)
+        ipo       (gain - 1 / (2 beta_dpo))^2 (IPO, arXiv 2310.12036); its gradient shrinks with 1 / beta_dpo, and at
+                  5000 it is too small for AdamW's eps: begin near 10
 
     Args:
         beta_dpo: how strongly the policy is held to the reference; greater holds it closer.

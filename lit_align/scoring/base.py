@@ -1,6 +1,7 @@
 """The face of every preference scorer, and what scorers share."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -69,3 +70,10 @@ class Scorer(nn.Module, ABC):
             digest.update(f"{name}/{tuple(value.shape)}".encode())
             digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """16 hexadecimal digits of a transformers tokenizer's vocabulary and rules, without what a call changes."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules.pop("truncation"), rules.pop("padding")
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
-from lit_align.scoring.base import Scorer
+from lit_align.scoring.base import Scorer, tokenizer_digest
 from lit_align.scoring.images import centre_crops
 
 
@@ -77,6 +77,7 @@ def clip_settings(model: Any, tokenizer: CLIPTokenizer) -> dict[str, Any]:
     return {
         "image_size": towers[1].image_size,
         "max_tokens": max_tokens(model, tokenizer),
+        "tokenizer": tokenizer_digest(tokenizer),
         "activations": [tower.hidden_act for tower in towers],
         "heads": [tower.num_attention_heads for tower in towers],
     }

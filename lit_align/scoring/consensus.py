@@ -30,6 +30,12 @@ def tally(votes: Tensor, weights: Tensor | None = None) -> Tensor:
     return votes @ weights.double() / weights.double().sum()
 
 
+def support(votes: Tensor, agreed: Tensor, weights: Tensor) -> Tensor:
+    """(pairs,) in [0, 1]: the part of all weight that is for the consensus `agreed` (pairs,); 0 where there is none."""
+    backing = ((votes == agreed[:, None]) & (agreed[:, None] != 0)).double()
+    return backing @ weights.double() / weights.double().sum()
+
+
 def unanimous(votes: Tensor) -> Tensor:
     """(pairs,): the vote where all cast the same one; an abstention is no agreement."""
     return _sign(torch.where(tally(votes).abs() > 1 - ROUNDING, tally(votes), 0.0))

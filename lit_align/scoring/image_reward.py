@@ -3,13 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from lit_align.scoring.aesthetic import LinearHead
-from lit_align.scoring.base import Scorer
+from lit_align.scoring.base import Scorer, tokenizer_digest
 from lit_align.scoring.checkpoints import build, read_state_dict, weight_file
 from lit_align.scoring.images import centre_crops
 
@@ -58,6 +58,9 @@ class ImageReward(Scorer):
             encoder_hidden_states=self.vision(pixels).last_hidden_state,
         )
         return (self.head(read.last_hidden_state[:, 0]) - MEAN) / STD
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_tokens": MAX_TOKENS, "tokenizer": tokenizer_digest(self.tokenizer)}
 
 
 PARTS = {"blip.visual_encoder.": "vision", "blip.text_encoder.": "text", "mlp.layers.": "head"}

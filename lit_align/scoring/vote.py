@@ -28,7 +28,9 @@ class Verdict(NamedTuple):
     """What a vote decided."""
 
     sign: Tensor  # (pairs,) int64: +1 for image 0, -1 for image 1, 0 undecided
-    strength: Tensor  # (pairs,) float32 in [0, 1]: |weight of votes for image 0 - for image 1| / all weight
+    strength: (
+        Tensor  # (pairs,) float32: share of the votes' weight that is for the verdict; 0 where the tie rule decided
+    )
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,7 @@ class Vote:
         votes = self._votes(ballot)
         agreed = RULES[self.rule](self, votes, ballot)
         sign = consensus.break_ties(agreed, self._tie_breaker(ballot))
-        strength = consensus.tally(votes, self._weights()).abs()
-        strength = torch.where(strength > consensus.ROUNDING, strength, 0.0)
-        return Verdict(sign.long(), strength.float())
+        return Verdict(sign.long(), consensus.support(votes, agreed, self._weights()).float())
 
     def _votes(self, ballot: Ballot) -> Tensor:
         """(pairs, voters)"""
