@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
+import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
@@ -37,10 +39,26 @@ class AlignmentCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
 
+    def before_instantiate_classes(self) -> None:
+        for kept in kept_numbers(self.config[self.subcommand]):
+            rank_zero_info(kept)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
         return {"fit": skipped, "validate": skipped}
+
+
+def kept_numbers(config: Any) -> list[str]:
+    """What an objective has kept of another one of its family, which the config files name: parsing does not say so."""
+    files = [yaml.safe_load(path.get_content()) or {} for path in config.config or []]
+    named = [file["model"]["objective"] for file in files if "objective" in (file.get("model") or {})]
+    if not named or not isinstance(named[-1], dict):
+        return []
+    old, new = (str(objective["class_path"]).split(".")[-1] for objective in (named[-1], config.model.objective))
+    before, now = named[-1].get("init_args") or {}, config.model.objective.get("init_args") or {}
+    kept = [f"{name} {now[name]}" for name, value in before.items() if old != new and now.get(name) == value]
+    return [f"model.objective: {new} keeps {', '.join(kept)} of {old}, which the config file names."] if kept else []
 
 
 def integer_seed(seed: bool | int) -> int:

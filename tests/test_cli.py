@@ -209,6 +209,17 @@ def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, c
     assert "val/margin" in table
 
 
+def test_a_number_that_a_family_keeps_is_said(tmp_path, sd15, sd21, caplog):
+    """DiffusionDPO and BalancedDPO share beta_dpo, and parsing keeps it: not silently."""
+    words = [*small(ROOT / "configs/quickstart_balanced_dpo.yaml", tmp_path, sd15, sd21), "--trainer.max_steps=1"]
+    with caplog.at_level("INFO"):
+        main(["fit", *words, "--model.objective=SFT", *callbacks(tmp_path)])
+        main(["fit", *words, "--model.objective.beta_dpo=300"])
+        assert "keeps" not in caplog.text
+        main(["fit", *words, "--model.objective=DiffusionDPO", "--data.vote=null"])
+    assert "DiffusionDPO keeps beta_dpo 5000.0 of BalancedDPO" in caplog.text
+
+
 def test_scorers_of_the_loop_are_those_of_the_presets():
     """The overlay names what `lit-align score` takes, and no other checkpoint."""
     presets = yaml.safe_load((ROOT / "lit_align/scoring/presets.yaml").read_text())
