@@ -10,12 +10,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
 from tqdm import tqdm
 
 from lit_align.commands.agreement import report_agreement, require_matplotlib
+from lit_align.commands.place import take_place
 from lit_align.data.images import decode
 from lit_align.data.samples import RawPair, SampleError, parse_sample, read_samples
 from lit_align.data.scores import Identity, Scores, content_digest, read_scores, side_file, side_files, write_scores
@@ -88,35 +87,6 @@ def score(
     if report and place.rank == 0:
         _wait_for_others(paths, output, names)
         report_agreement(paths, output, names, on_error)
-
-
-class Place(NamedTuple):
-    """Which process this is, and where it computes."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def __str__(self) -> str:
-        return f"process {self.rank + 1} of {self.world_size}, {self.device}"
-
-
-def take_place(accelerator: str, devices: int | str) -> Place:
-    """This process's place among those that torchrun or SLURM has started, or that Fabric starts here.
-
-    The processes need no process group: they only share out the shards.
-    """
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):
-        if environment.detect():
-            found = environment()
-            # A task may see all GPUs of its machine, or its own alone.
-            visible = torch.cuda.device_count() if accelerator != "cpu" else 0
-            one: Any = [found.local_rank() % visible] if visible else 1
-            fabric = Fabric(accelerator=accelerator, devices=one, plugins=[LightningEnvironment()])
-            return Place(found.global_rank(), found.world_size(), fabric.device)
-    fabric = Fabric(accelerator=accelerator, devices=devices)
-    fabric.launch()
-    return Place(fabric.global_rank, fabric.world_size, fabric.device)
 
 
 def _wait_for_others(shards: Sequence[str], output: str | None, names: Sequence[str], minutes: float = 30.0) -> None:
