@@ -23,7 +23,10 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from measure import held_out_pairs
+from PIL import Image, ImageDraw
 from win_rates import PROMPTS, SCORERS, compare, summarize
+
+from lit_align.callbacks.sample_grid import save_atomically
 
 CONFIG = Path("configs/quickstart_balanced_dpo.yaml")
 TRAINING_PROMPTS = PROMPTS.replace("held_out", "train")
@@ -33,6 +36,7 @@ METHODS = {
     "moving": "BalancedDPO, moving reference",
 }
 BETAS, RATES, SEEDS = (1000.0, 5000.0), (3e-6, 1e-5), (0, 1, 2)
+HEAD, GRID_MARGIN = 16, 90  # pixels above and left of the images in draw_grid's pictures
 STEPS, UPDATE_EVERY = 100, 25
 TUNING_PROMPTS, REPEATS = 72, 4
 
@@ -140,10 +144,28 @@ def table(found: dict[Run, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines) + "\n", values
 
 
+def draw_methods(best: Run, output: Path, path: Path) -> None:
+    """The same prompts and noise by the base and by each method, from the pictures of the first seed's runs."""
+    pictures = {}
+    for method, title in METHODS.items():
+        run = best._replace(method=method, seed=SEEDS[0], held_out=True)
+        pictures[title] = Image.open(output / run.name / "before-after.png").convert("RGB")
+    first = next(iter(pictures.values()))
+    width, row = first.width, (first.height - HEAD) // 2
+    sheet = Image.new("RGB", (width, HEAD + row * (1 + len(pictures)) + HEAD * len(pictures)), "white")
+    sheet.paste(first.crop((0, 0, width, HEAD + row)), (0, 0))
+    pen, top = ImageDraw.Draw(sheet), HEAD + row
+    for title, picture in pictures.items():
+        pen.text((GRID_MARGIN, top + 2), title, fill="black")
+        sheet.paste(picture.crop((GRID_MARGIN, HEAD + row, width, HEAD + 2 * row)), (GRID_MARGIN, top + HEAD))
+        top += HEAD + row
+    save_atomically(sheet, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/balanced_dpo"))
-    parser.add_argument("--record", type=Path, help="file for the results, JSON")
+    parser.add_argument("--record", type=Path, help="file for the results, JSON; a picture beside it")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on one thread each if more than one")
     parser.add_argument("--only", type=json.loads, help=argparse.SUPPRESS)  # one run, for the processes started here
     arguments = parser.parse_args()
@@ -160,6 +182,7 @@ def main() -> None:
     )
     if arguments.record:
         arguments.record.write_text(json.dumps(values, indent=2) + "\n")
+        draw_methods(best, arguments.output, arguments.record.with_suffix(".png"))
 
 
 if __name__ == "__main__":
