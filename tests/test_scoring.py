@@ -479,6 +479,14 @@ def test_processes_of_a_launcher_take_their_share(tmp_path, presets, monkeypatch
     assert "process 2 of 3, cpu: scored 1 shards" in capsys.readouterr().out
 
 
+def test_an_empty_shard_needs_no_scores(tmp_path, presets, capsys):
+    shards = copy_shards(tmp_path, 2)
+    rewrite(shards[1], lambda samples: samples.clear())
+    score(shards, presets, "--report")
+    assert "scored 1 shards, 1 were done before" in capsys.readouterr().out
+    assert len(batches(data(shards, vote=SKIP_TIES))) == 2
+
+
 def test_two_samples_of_one_key_are_refused(tmp_path, presets):
     (shard,) = copy_shards(tmp_path, 1)
     rewrite(shard, lambda samples: samples[20].update({"__key__": samples[3]["__key__"]}))

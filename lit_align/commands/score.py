@@ -85,13 +85,15 @@ def score(
             skipped += _score_shard(task, prepared, output, batch_size, on_error, bar)
     print(f"{place}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
     if report and place.rank == 0:
-        _wait_for_others(paths, output, names)
+        if place.world_size > 1:
+            _wait_for_others(paths, output, names)
         report_agreement(paths, output, names, on_error)
 
 
 def _wait_for_others(shards: Sequence[str], output: str | None, names: Sequence[str], minutes: float = 30.0) -> None:
     """Until all shards are scored, or no side file has been written for `minutes`."""
-    left, since = list(shards), time.monotonic()
+    left = [shard for shard in shards if any(read_samples(shard, with_images=False))]
+    since = time.monotonic()
     while left and time.monotonic() - since < 60 * minutes:
         still = [shard for shard in left if not set(names) <= set(read_scores(side_file(shard, output)))]
         if len(still) == len(left) and still:
