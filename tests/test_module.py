@@ -159,7 +159,7 @@ def test_pair_members_share_noise_timestep_and_prompt(tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             twins = batch._replace(rejected=batch.chosen)
             draw, prompts = module.training_draw(twins)
-            errors = module.errors(twins, draw, prompts)
+            errors, _ = module.errors(twins, draw, prompts)
             torch.testing.assert_close(errors.chosen, errors.rejected, rtol=1e-4, atol=1e-6)
             dropped.extend(prompt == "" for prompt in prompts)
             times.extend(draw.timesteps.tolist())
