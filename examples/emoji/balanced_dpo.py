@@ -131,16 +131,21 @@ def table(found: dict[Run, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     names = (*SCORERS, "macro")
     lines = [f"| | {' | '.join(names)} | macro by seed |", "|---" * 6 + "|", "| base | 50 | 50 | 50 | 50 | |"]
     values: dict[str, Any] = {}
+    won: dict[str, torch.Tensor] = {}  # by method: (scorers, prompts), mean over seeds
     for method, title in METHODS.items():
         runs = [run for run in found if run.method == method]
-        won = torch.tensor([found[run]["wins"] for run in runs], dtype=torch.float64)  # (seeds, scorers, prompts)
-        rates = summarize(won.mean(0))
+        won[method] = torch.tensor([found[run]["wins"] for run in runs], dtype=torch.float64).mean(0)
+        rates = summarize(won[method])
         seeds = [found[run]["win_rates"]["macro"][0] for run in runs]
         values[method] = {"win_rates": rates, "macro_by_seed": seeds}
         values[method] |= {"seconds": [found[run]["seconds"] for run in runs]}
         cells = [f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})" for mean, low, high in rates.values()]
         by_seed = ", ".join(f"{100 * seed:.1f}" for seed in seeds)
         lines.append(f"| {title} | {' | '.join(cells)} | {by_seed} |")
+    values["moving_minus_static"] = summarize(won["moving"] - won["static"])
+    changes = {name: [100 * x for x in change] for name, change in values["moving_minus_static"].items()}
+    shown = [f"{name} {mean:+.1f} ({low:+.1f} to {high:+.1f})" for name, (mean, low, high) in changes.items()]
+    lines += ["", f"moving minus static, by prompt: {', '.join(shown)}"]
     return "\n".join(lines) + "\n", values
 
 
