@@ -27,7 +27,7 @@ quickstart_balanced_dpo: $(INSTALLED)
 		--output $(QUICKSTART)_balanced_dpo/unet
 	$(BIN)/python examples/emoji/win_rates.py --unet $(QUICKSTART)_balanced_dpo/unet --output $(QUICKSTART)_balanced_dpo
 
-# The README's table of DPO methods: about 75 minutes on two cores; a killed run goes on where it stopped.
+# The README's table of DPO methods: about 45 minutes on two cores; a killed run goes on where it stopped.
 balanced_dpo_table: $(INSTALLED)
 	$(BIN)/python examples/emoji/balanced_dpo.py --jobs 2 --record examples/emoji/balanced_dpo.json
 
