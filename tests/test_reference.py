@@ -8,6 +8,7 @@ import sys
 import lightning as L
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from lit_align.backbones import LoRA
@@ -16,6 +17,7 @@ from lit_align.callbacks import ReferenceUpdate, StartBanner
 from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO, MaPO
 from tests.conftest import ROOT
+from tests.published_unets import PUBLISHED
 from tests.test_module import KeepLogs, equal, fit, make_data, make_module, weights
 
 KINDS = pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
@@ -106,6 +108,19 @@ def test_lora_reference_costs_an_adapter_and_full_one_a_unet():
     without = make_module(lora=LoRA(rank=2)).backbone
     extra = sum(p.numel() for p in lora.parameters()) - sum(p.numel() for p in without.parameters())
     assert extra == 16_384  # nothing beside the second adapter
+
+
+def test_lora_reference_of_sdxl_is_half_a_percent_of_a_copy():
+    """The README's figure, on the meta device: rank 8 on the published UNet."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**PUBLISHED["SDXL"]).requires_grad_(False)
+        full = sum(p.numel() for p in unet.parameters())
+        unet.add_adapter(LoRA().config())
+        adapter = sum(p.numel() for p in unet.parameters()) - full
+        reference = FrozenAdapter(unet, LoRA().config())
+    assert (full, adapter) == (2_567_463_684, 11_612_160)
+    assert sum(frozen.numel() for frozen, _ in reference.pairs().values()) == adapter
+    assert sum(p.numel() for p in unet.parameters()) == full + 2 * adapter
 
 
 @KINDS
