@@ -141,6 +141,7 @@ def test_scorers_that_are_needed():
     [
         ({"voters": []}, r"vote\.voters is \[\]"),
         ({"voters": ["a", "a"]}, "each one once"),
+        ({"voters": ["human"]}, r"vote\.voters is \['human'\], no scorer among them"),
         ({"voters": ["a"], "rule": "most"}, r"vote\.rule is 'most'; it must be one of majority, unanimous"),
         ({"voters": ["a"], "ties": "a"}, r"vote\.ties is 'a'; it must be human, skip or prefer:SCORER"),
         ({"voters": ["a", "b"], "rule": "single"}, "needs one voter, vote.voters names 2"),

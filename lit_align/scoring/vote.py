@@ -64,6 +64,10 @@ class Vote:
             raise ValueError(f"vote.rule is {self.rule!r}; it must be one of {', '.join(RULES)}.")
         if self.ties not in (HUMAN, "skip") and not self.ties.startswith(PREFER):
             raise ValueError(f"vote.ties is {self.ties!r}; it must be human, skip or prefer:SCORER.")
+        if not self.scorers:
+            raise ValueError(
+                f"vote.voters is {self.voters}, no scorer among them. For the label alone, leave out the vote."
+            )
         if self.rule == "single" and len(self.voters) != 1:
             raise ValueError(f"vote.rule single needs one voter, vote.voters names {len(self.voters)}.")
         if self.rule in ("vanilla", "normalized") and HUMAN in self.voters:
