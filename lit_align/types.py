@@ -19,6 +19,7 @@ class PreferenceBatch(NamedTuple):
     human: Tensor  # (batch,) int64: 1 where the human label agrees with this order, -1 where not, 0 for a tie
     voted: bool  # whether the order is that of a vote of scorers, and of its tie rule
     strength: Tensor  # (batch,) float32: share of the votes that are for this order; 0 where the tie rule decided
+    faults: tuple[str, ...] = ()  # why pairs could not be read, which have no weight then
 
     # Geometry and number are int64 and images uint8 because Lightning casts floating point inputs to the
     # Trainer's precision, and bfloat16 cannot hold sizes such as 683 or 1001.

@@ -1,7 +1,7 @@
-"""The index of a folder of shards: what a run would otherwise have to read at its start, and what a shard must still be.
+"""The index of a folder of shards: what a run would else have to read at its start, and what a shard must still be.
 
 `00000.tar` has `00000.index.parquet` beside it, one row per sample; `index.json` has the totals and names all shards.
-Where the shards lie elsewhere (on the web, on a read-only disk) the index has a folder of its own and names them in full.
+Where the shards lie elsewhere, on the web or a read-only disk, the index has a folder of its own and their full names.
 """
 
 import hashlib
@@ -61,26 +61,32 @@ def content_digest(pair: RawPair) -> str:
     return digest.hexdigest()
 
 
+def key_digest(key: str) -> int:
+    """64 bits of a key: which sample was where."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
 def rows_file(shard: str, folder: str | None = None) -> str:
     """Where the rows of a shard are: in `folder`, or beside it."""
     name = shard.rsplit("/", 1)[-1].removesuffix(".tar")
     return join(parent(shard) if folder is None else folder, f"{name}.index.parquet")
 
 
-def look_through(shard: str, whole: bool, sizes: bool = False) -> pa.Table:
+def look_through(shard: str, whole: bool, sizes: bool = False, timeout: float | None = None) -> pa.Table:
     """The rows of a shard, one per sample, broken ones with the reason.
 
     Args:
         shard: local path or URL.
         whole: read all of it, for digests; else only what is not an image.
         sizes: read so much of the images that their sizes are known.
+        timeout: seconds until a read is given up.
 
     Raises:
         SampleError: if the shard itself is missing, cut off or damaged.
     """
     rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
     seen: set[str] = set()
-    for sample in read_samples(shard, None if whole else HEADER_BYTES if sizes else 0):
+    for sample in read_samples(shard, None if whole else HEADER_BYTES if sizes else 0, timeout):
         for name, value in _row(sample, whole, whole or sizes, sample.key in seen).items():
             rows[name].append(value)
         seen.add(sample.key)
@@ -153,7 +159,9 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
         with open_binary(path) as file:
             table = pq.read_table(file, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an index: {error}. Delete it, and import the shards again.") from error
+        raise ValueError(
+            f"{path} cannot be read as an index: {error}. Delete it, and import the shards again."
+        ) from error
     about = table.schema.metadata or {}
     if about.get(b"format") != str(FORMAT).encode():
         raise ValueError(f"{path} is no index of this version of lit-align. Delete it, and import the shards again.")
@@ -204,5 +212,7 @@ def read_index(path: str) -> list[tuple[str, str]]:
             raise KeyError(f"format {index['format']}")
         shards = [join(folder, entry["name"]) for entry in index["shards"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no index of this version of lit-align: {error!r}. Import the shards again.") from error
+        raise ValueError(
+            f"{path} is no index of this version of lit-align: {error!r}. Import the shards again."
+        ) from error
     return [(shard, rows_file(shard, folder)) for shard in shards]

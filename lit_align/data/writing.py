@@ -40,9 +40,10 @@ def write_shard(path: Path, pairs: Iterable[NewPair]) -> int:
     count = 0
     try:
         with part.open("wb") as file:
-            with TarWriter(file, encoder=False, compress=False, mtime=0) as shard:  # type: ignore[no-untyped-call]
-                for count, pair in enumerate(pairs, 1):
-                    shard.write(_fields(pair))  # type: ignore[no-untyped-call]
+            with TarWriter(file, encoder=False, compress=False, mtime=0) as shard:
+                for pair in pairs:
+                    shard.write(_fields(pair))
+                    count += 1
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
