@@ -117,11 +117,11 @@ class Order:
         return self.shards[shard], number - int(self.firsts[shard])
 
     def _shards_digest(self) -> str:
-        """Names, sizes and labels in short; shards may move to another folder."""
+        """Names, keys and human labels in short; shards may move to another folder."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{Path(shard.path).name} {len(shard)} ".encode())
-            digest.update(shard.pairs.key.tobytes() + shard.pairs.sign.tobytes())
+            digest.update(shard.pairs.key.tobytes() + shard.pairs.human.tobytes())
         return f"{len(self.shards)} with {self.pairs} pairs, digest {digest.hexdigest()[:12]}"
 
     def fingerprint(self) -> dict[str, object]:
