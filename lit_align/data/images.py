@@ -37,7 +37,7 @@ class PairTransform:
         """Decode both images and bring each to `shape`, height and width in pixels, without stretching it.
 
         Raises:
-            OSError, ValueError, SyntaxError: from PIL, where an image cannot be decoded.
+            ImageError: where an image cannot be decoded.
         """
         flip = draw.random() < self.flip_probability
         down, right = (draw.random(), draw.random()) if self.crop == "random" else (0.5, 0.5)
@@ -63,8 +63,23 @@ def transform(
     return pixels, torch.tensor([original_height, original_width, top, left, height, width])
 
 
+class ImageError(ValueError):
+    """Bytes that are no image."""
+
+
 def decode(data: bytes) -> Image.Image:
-    """An RGB image, upright; transparent parts become white."""
+    """An RGB image, upright; transparent parts become white.
+
+    Raises:
+        ImageError: if it cannot be decoded.
+    """
+    try:
+        return _decode(data)
+    except Exception as error:  # on damaged files PIL raises errors of almost any kind
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _decode(data: bytes) -> Image.Image:
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -117,7 +117,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             turned = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # on damaged files PIL raises errors of almost any kind
         return 0, 0
     return (width, height) if turned else (height, width)
 

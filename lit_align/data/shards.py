@@ -130,7 +130,7 @@ def _scan(
             raise
         log.warning("Skipped a whole shard: %s", error)
         return replace(_decide(file, ROWS.empty_table(), HumanLabels(), on_error), broken=(str(error),))
-    return _decide(file, rows, labels, on_error)
+    return _decide(file, rows, labels, on_error, sizes)
 
 
 def _indexed(file: ShardFile, sizes: bool, timeout: float | None, cached: bool) -> pa.Table:
@@ -156,7 +156,7 @@ def _indexed(file: ShardFile, sizes: bool, timeout: float | None, cached: bool) 
     return rows
 
 
-def _decide(file: ShardFile, rows: pa.Table, labels: Labels, on_error: OnError) -> Shard:
+def _decide(file: ShardFile, rows: pa.Table, labels: Labels, on_error: OnError, sizes: bool = False) -> Shard:
     keys: list[str] = rows["key"].to_pylist()
     known: list[str] = rows["content"].to_pylist()
     label_0 = rows["label_0"].to_numpy()
@@ -166,6 +166,9 @@ def _decide(file: ShardFile, rows: pa.Table, labels: Labels, on_error: OnError) 
     for number, (here, there) in enumerate(zip(known, decided.contents, strict=True)):
         if here and there and here != there:
             faults.setdefault(number, stale(f"shard {file.path}, key {keys[number]}"))
+    if sizes:
+        for number in np.flatnonzero((_sizes(rows) == 0).any(1)).tolist():
+            faults[number] = f"shard {file.path}, key {keys[number]}: the size of an image cannot be read."
     faults |= {number: fault for number, fault in enumerate(rows["fault"].to_pylist()) if fault is not None}
     if faults and on_error == "raise":
         raise SampleError(faults[min(faults)])

@@ -65,7 +65,7 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: 
 
 
 def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
-    there = Path(path).is_file() or not must_exist
+    there = Path(path).exists() or not must_exist
     found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * there
     if not found:
         raise FileNotFoundError(

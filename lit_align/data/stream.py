@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_align.data.images import PairTransform
+from lit_align.data.images import ImageError, PairTransform
 from lit_align.data.index import content_digest, key_digest
 from lit_align.data.labels import stale
 from lit_align.data.order import Batch, Order
@@ -67,7 +67,7 @@ class EncodedImages(PairSource):
         check(pair, shard, number)
         try:
             made = self.transform((pair.image_0, pair.image_1), draw, shape)
-        except (OSError, ValueError, SyntaxError) as error:
+        except ImageError as error:
             raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
         return ReadPair(made.images, made.geometries, pair.prompt, made.flipped)
 
