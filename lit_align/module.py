@@ -1,7 +1,7 @@
 """The LightningModule: errors in, loss out, and what is logged and saved."""
 
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,21 +14,14 @@ from torch.optim import AdamW
 from lit_align import __version__
 from lit_align.backbones import Backbone
 from lit_align.diffusion import noise_pair, pair_errors
-from lit_align.diffusion.schedule import uniform_timesteps
+from lit_align.diffusion.draws import Draw, drop_prompts, fixed_draw, seeded_draw
 from lit_align.metrics import PreferenceMetrics
 from lit_align.objectives import Objective
+from lit_align.resume import rewind_to_step
 from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
 
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
-
-
-class Draw(NamedTuple):
-    """The random part of a step: the same for both images of a pair."""
-
-    noise: Tensor  # (batch, channels, h, w) float32
-    timesteps: Tensor  # (batch,)
-    posterior_noise: Tensor | None  # the shape of `noise`: which sample of the VAE's posterior; None for its mode
 
 
 class AlignmentModule(L.LightningModule):
@@ -84,10 +77,11 @@ class AlignmentModule(L.LightningModule):
         """
         images = torch.cat([batch.chosen, batch.rejected])
         posterior_noise = None if draw.posterior_noise is None else draw.posterior_noise.repeat(2, 1, 1, 1)
-        latents = self.backbone.encode_images(images, posterior_noise)
+        latents = self.backbone.latents(images, posterior_noise)
         chosen, rejected = latents.chunk(2)
         noised = noise_pair(self.backbone.schedule, chosen, rejected, draw.noise, draw.timesteps)
-        conditioning = {key: torch.cat([v, v]) for key, v in self.backbone.encode_prompts(prompts).items()}
+        once = self.backbone.conditioning(prompts, batch.conditioning)
+        conditioning = {key: torch.cat([value, value]) for key, value in once.items()}
         geometry = torch.cat([batch.chosen_geometry, batch.rejected_geometry])
         inputs = noised.latents, noised.timesteps, conditioning, geometry
         reference = None
@@ -128,31 +122,18 @@ class AlignmentModule(L.LightningModule):
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
         torch.manual_seed(seed)  # of dropout inside the denoiser, which knows no generator
-        generator = torch.Generator(self.device).manual_seed(seed)
-        count = len(batch.prompts)
-        noise, posterior_noise = torch.randn((2, *self._noise_shape(batch)), generator=generator, device=self.device)
-        timesteps = uniform_timesteps(count, self.backbone.schedule.timesteps, generator, self.device)
-        coins = torch.Generator().manual_seed(seed)  # on the CPU, where the prompts are
-        dropped = (torch.rand(count, generator=coins) < self.caption_dropout).tolist()
-        prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, dropped, strict=True)]
-        return Draw(noise, timesteps, posterior_noise), prompts
+        shape = len(batch.prompts), *self.backbone.latents_shape(batch.chosen)
+        draw = seeded_draw(seed, shape, self.backbone.schedule.timesteps, self.device)
+        return draw, drop_prompts(batch.prompts, self.caption_dropout, seed)
 
     def validation_draw(self, batch: PreferenceBatch, repeat: int) -> Draw:
         """Noise and timesteps of held-out pairs: functions of a pair's number, the same in every run.
 
-        Drawn on the CPU, so that they do not depend on the device, the batch size or the number of ranks. The
-        timesteps follow the golden ratio, which spreads any number of pairs evenly.
+        Whatever the device, the batch size and the number of ranks are.
         """
-        shape, total = self._noise_shape(batch)[1:], self.backbone.schedule.timesteps
-        noises, times = [], []
-        for number in batch.number.tolist():
-            draw = number * self.validation_draws + repeat
-            noises.append(torch.randn(shape, generator=torch.Generator().manual_seed(draw)))
-            times.append(int((draw + 0.5) * 0.6180339887498949 % 1 * total))
-        return Draw(torch.stack(noises).to(self.device), torch.tensor(times, device=self.device), None)
-
-    def _noise_shape(self, batch: PreferenceBatch) -> tuple[int, ...]:
-        return (len(batch.prompts), *self.backbone.latent_shape(*batch.chosen.shape[-2:]))
+        numbers = [number * self.validation_draws + repeat for number in batch.number.tolist()]
+        shape = self.backbone.latents_shape(batch.chosen)
+        return fixed_draw(numbers, shape, self.backbone.schedule.timesteps, self.device)
 
     # -- logging
 
@@ -194,13 +175,16 @@ class AlignmentModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning no longer changes it
-        self._cast_frozen()
+        self._prepare_frozen()
 
     def on_validation_start(self) -> None:
-        self._cast_frozen()
+        self._prepare_frozen()
 
-    def _cast_frozen(self) -> None:
+    def _prepare_frozen(self) -> None:
+        """Not before the device and the precision plugin have had the module: they would round the VAE's weights."""
         self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
+        if not getattr(getattr(self.trainer, "datamodule", None), "encoded", False):
+            self.backbone.load_encoders()
 
     # -- checkpoints
 
@@ -213,6 +197,9 @@ class AlignmentModule(L.LightningModule):
         kept = self._trained_names() | (self._reference_names() if reference is not None and reference.moved else set())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["lit_align"] = {"version": __version__, "seed": self.seed, **self.backbone.export_info()}
+        if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
+            accumulate = self.trainer.accumulate_grad_batches
+            rewind_to_step(checkpoint["loops"], accumulate, self.trainer.num_training_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not hold exactly what this module trains.

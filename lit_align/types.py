@@ -8,7 +8,7 @@ from torch import Tensor
 class PreferenceBatch(NamedTuple):
     """Preference pairs, ordered: which image is preferred has been decided, by the human label or by a vote."""
 
-    chosen: Tensor  # (batch, 3, height, width) uint8
+    chosen: Tensor  # (batch, 3, height, width) uint8, or from a cache (batch, moments, channels, h, w) int16, see below
     rejected: Tensor  # the same shape
     prompts: list[str]  # batch of them
     weight: Tensor  # (batch,) float32: 1 for a pair that counts, 0 for one that is unreadable or undecided
@@ -20,8 +20,11 @@ class PreferenceBatch(NamedTuple):
     voted: bool  # whether the order is that of a vote of scorers, and of its tie rule
     strength: Tensor  # (batch,) float32: share of the votes that are for this order; 0 where the tie rule decided
     faults: tuple[str, ...] = ()  # why pairs could not be read, which have no weight then
+    conditioning: dict[str, Tensor] = {}  # noqa: RUF012  # (batch + 1, ...) float16: prompts and, last, the empty one
 
-    # Geometry and number are int64 and images uint8 because Lightning casts floating point inputs to the
+    # A cache holds moments of the VAE's posterior before scaling, mean and deviation, or one sample of it: the int16
+    # numbers are the bits of float16 ones. Without one `conditioning` is empty, and the prompts are to be encoded.
+    # Geometry and number are int64 and images uint8 or int16 because Lightning casts floating point inputs to the
     # Trainer's precision, and bfloat16 cannot hold sizes such as 683 or 1001.
 
 

@@ -54,7 +54,14 @@ def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, batch, workers)
     whole, recorder = make_module(caption_dropout=0.2), Recorder()
     fit(whole, make_data(**data), tmp_path, 9, callbacks=[recorder], **options)
     path = tmp_path / "middle.ckpt"
-    fit(make_module(caption_dropout=0.2), make_data(**data), tmp_path, 9, callbacks=[StopInTheMiddle(path, batch)], **options)
+    fit(
+        make_module(caption_dropout=0.2),
+        make_data(**data),
+        tmp_path,
+        9,
+        callbacks=[StopInTheMiddle(path, batch)],
+        **options,
+    )
     resumed, rest = make_module(caption_dropout=0.2), Recorder()
     fit(resumed, make_data(**data), tmp_path, 9, callbacks=[rest], ckpt_path=path, **options)
     consumed = {5: 4, 13: 13, 16: 15}[batch]

@@ -1,23 +1,23 @@
 """The face of every pretrained model."""
 
-from abc import ABC, abstractmethod
+import inspect
+from abc import abstractmethod
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any, Self
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
+from lit_align.backbones.encoders import DTYPES, Encoders, Precision
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference
 from lit_align.diffusion import NoiseSchedule
 
-Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+__all__ = ["DTYPES", "Backbone", "Precision"]
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Encoders):
     """A latent diffusion model of which only the denoiser (all of it, or its LoRA) learns.
 
     Args:
@@ -35,9 +35,6 @@ class Backbone(nn.Module, ABC):
         OSError: from diffusers, if it cannot be found.
     """
 
-    pipeline_class: ClassVar[Any]  # of diffusers, whose pipelines share no typed base
-    text_encoders: nn.ModuleList
-
     def __init__(
         self,
         repo: str,
@@ -49,30 +46,22 @@ class Backbone(nn.Module, ABC):
         vae_precision: Precision = "fp32",
         vae_slicing: bool = False,
     ) -> None:
-        super().__init__()
-        self.repo, self.lora = repo, lora
-        self.pipeline_config = self._check_pipeline(repo, revision)
+        super().__init__(repo, vae_repo, revision, variant, vae_precision, vae_slicing)
+        self.lora = lora
         source: dict[str, Any] = {"revision": revision, "variant": variant}
         self.denoiser = UNet2DConditionModel.from_pretrained(repo, subfolder="unet", dtype=torch.float32, **source)
-        vae_source = {"subfolder": "vae", **source} if vae_repo is None else {}
-        self.vae_dtype = DTYPES[vae_precision]
-        self.vae = AutoencoderKL.from_pretrained(vae_repo or repo, dtype=self.vae_dtype, **vae_source)
-        self.vae.use_slicing = vae_slicing
         self.scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler", revision=revision)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
-        self._load_text_encoders(source)
         self._choose_trainable(lora, gradient_checkpointing)
         self.reference: Reference | None = None
 
-    def _check_pipeline(self, repo: str, revision: str | None) -> dict[str, Any]:
-        config = dict(DiffusionPipeline.load_config(repo, revision=revision))
-        wanted, found = self.pipeline_class.__name__, config.get("_class_name")
-        if found != wanted:
-            raise ValueError(
-                f"repo: {repo!r} holds a {found}, but {type(self).__name__} needs a {wanted}. "
-                "Choose another model.backbone class or another repo."
-            )
-        return config
+    @classmethod
+    def without_denoiser(cls, **arguments: Any) -> Self:
+        """The encoders of a backbone alone, for what never trains; arguments are those of the constructor."""
+        backbone = cls.__new__(cls)
+        known = inspect.signature(Encoders.__init__).parameters
+        Encoders.__init__(backbone, **{name: value for name, value in arguments.items() if name in known})
+        return backbone
 
     def _choose_trainable(self, lora: LoRA | None, gradient_checkpointing: bool) -> None:
         self.requires_grad_(False)
@@ -83,14 +72,6 @@ class Backbone(nn.Module, ABC):
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.train(False)
-
-    @abstractmethod
-    def _load_text_encoders(self, source: dict[str, Any]) -> None:
-        """Set `text_encoders` and the tokenizers, from `self.repo`; `source` holds revision and variant."""
-
-    @abstractmethod
-    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Conditioning of `prompts`, each value (batch, ...); the empty prompt is the unconditional one."""
 
     @abstractmethod
     def _denoise(
@@ -147,9 +128,8 @@ class Backbone(nn.Module, ABC):
 
         But for the reference, which must be able to equal the policy.
         """
+        super().cast_frozen(dtype)
         twin = {id(weight) for weight in self.reference_weights().values()}
-        self.text_encoders.to(dtype)
-        nn.Module.to(self.vae, self.vae_dtype)  # diffusers' own `to` warns of parts that this VAE does not have
         for parameter in self.denoiser.parameters():
             if not parameter.requires_grad and id(parameter) not in twin:
                 parameter.data = parameter.data.to(dtype)
@@ -162,44 +142,6 @@ class Backbone(nn.Module, ABC):
         """What is the reference's own, by its name in this module; nothing where there is no reference."""
         return {} if self.reference is None else {name: frozen for name, (frozen, _) in self.reference.pairs().items()}
 
-    @torch.no_grad()
-    def encode_images(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (batch, channels, h, w) float32 of images (batch, 3, height, width) uint8.
-
-        Sampled from the VAE's posterior by standard normal `noise` of the latents' shape, or its mode without. The
-        VAE computes in its own precision, outside the Trainer's autocast.
-        """
-        with torch.autocast(images.device.type, enabled=False):
-            posterior = self.vae.encode((images.float() / 127.5 - 1).to(self.vae.dtype)).latent_dist
-            latents = posterior.mean.float()
-            if noise is not None:
-                latents = latents + posterior.std.float() * noise
-        mean, scale = self._latent_statistics(latents)
-        # The VAE may answer in channels-last layout, in which policy and reference need not round alike.
-        return ((latents - mean) * scale).contiguous()
-
-    @torch.no_grad()
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Images (batch, 3, height, width) uint8: the inverse of `encode_images`."""
-        mean, scale = self._latent_statistics(latents)
-        with torch.autocast(latents.device.type, enabled=False):
-            images = self.vae.decode((latents.float() / scale + mean).to(self.vae.dtype)).sample
-        return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale per channel; most VAEs have one scale for all, some a mean and deviation per channel."""
-        config = self.vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        shape = (1, -1, 1, 1)
-        offset = latents.new_tensor(mean if mean is not None else [0.0]).view(shape)
-        deviation = latents.new_tensor(std if std is not None else [1.0]).view(shape)
-        return offset, config.scaling_factor / deviation
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(channels, h, w) of an image's latents."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return self.vae.config.latent_channels, height // factor, width // factor
-
     def export_info(self) -> dict[str, Any]:
         """What an export needs to know beside the trained weights; plain values only."""
         return {
@@ -208,16 +150,3 @@ class Backbone(nn.Module, ABC):
             "denoiser_config": {key: value for key, value in self.denoiser.config.items() if not key.startswith("_")},
             "lora": None if self.lora is None else asdict(self.lora),
         }
-
-
-def run_text_encoder(tokenizer: CLIPTokenizer, encoder: nn.Module, prompts: list[str]) -> Any:
-    """A text encoder's output for prompts padded and cut to the tokenizer's own length.
-
-    The encoder computes in its own precision, outside the Trainer's autocast.
-    """
-    tokens = tokenizer(
-        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    device = next(encoder.parameters()).device
-    with torch.autocast(device.type, enabled=False):
-        return encoder(tokens.input_ids.to(device), output_hidden_states=True)

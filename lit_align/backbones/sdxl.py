@@ -4,10 +4,11 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from lit_align.backbones.base import Backbone, run_text_encoder
+from lit_align.backbones.base import Backbone
+from lit_align.backbones.encoders import run_text_encoder
 from lit_align.backbones.reference import Denoiser
 
 
@@ -15,18 +16,17 @@ class StableDiffusionXL(Backbone):
     """SDXL base; the sizes and the crop of each image condition it, in float32."""
 
     pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
+    text_encoder_classes: ClassVar[dict[str, Any]] = {
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
 
-    def _load_text_encoders(self, source: dict[str, Any]) -> None:
-        classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-        self.text_encoders = nn.ModuleList(
-            encoder.from_pretrained(self.repo, subfolder=folder, dtype=torch.float32, **source)
-            for folder, encoder in classes.items()
-        )
-        self.tokenizers = [
-            CLIPTokenizer.from_pretrained(self.repo, subfolder=folder, revision=source["revision"])
-            for folder in ("tokenizer", "tokenizer_2")
-        ]
-        self.zeros_for_empty_prompt = bool(self.pipeline_config.get("force_zeros_for_empty_prompt", True))
+    @property
+    def zeros_for_empty_prompt(self) -> bool:
+        return bool(self.pipeline_config.get("force_zeros_for_empty_prompt", True))
+
+    def encoders_identity(self) -> dict[str, str]:
+        return super().encoders_identity() | {"empty_prompt": "zeros" if self.zeros_for_empty_prompt else "encoded"}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:

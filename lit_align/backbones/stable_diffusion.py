@@ -4,10 +4,11 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTextModel
 
-from lit_align.backbones.base import Backbone, run_text_encoder
+from lit_align.backbones.base import Backbone
+from lit_align.backbones.encoders import run_text_encoder
 from lit_align.backbones.reference import Denoiser
 
 
@@ -15,15 +16,11 @@ class StableDiffusion(Backbone):
     """Stable Diffusion 1.x and 2.x (arXiv 2112.10752); sizes and crops condition nothing here."""
 
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline
-
-    def _load_text_encoders(self, source: dict[str, Any]) -> None:
-        encoder = CLIPTextModel.from_pretrained(self.repo, subfolder="text_encoder", dtype=torch.float32, **source)
-        self.text_encoders = nn.ModuleList([encoder])
-        self.tokenizer = CLIPTokenizer.from_pretrained(self.repo, subfolder="tokenizer", revision=source["revision"])
+    text_encoder_classes: ClassVar[dict[str, Any]] = {"text_encoder": CLIPTextModel}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        return {"hidden": run_text_encoder(self.tokenizer, self.text_encoders[0], prompts).last_hidden_state}
+        return {"hidden": run_text_encoder(self.tokenizers[0], self.text_encoders[0], prompts).last_hidden_state}
 
     def _denoise(
         self,
@@ -40,7 +37,7 @@ class StableDiffusion(Backbone):
         return StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoders[0],
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizers[0],
             unet=self.denoiser,
             scheduler=EulerDiscreteScheduler.from_config(self.scheduler.config),
             safety_checker=None,

@@ -104,7 +104,7 @@ class SampleGrid(L.Callback):
         count, world = len(self.prompts), trainer.world_size
         share = -(-count // world)
         mine = [number % count for number in range(trainer.global_rank * share, (trainer.global_rank + 1) * share)]
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), pl_module.backbone.borrowed_encoders():
             images = torch.cat([self._image(pl_module, number) for number in mine])
         if world > 1:
             gathered = pl_module.all_gather(images.to(pl_module.device))

@@ -1,0 +1,222 @@
+"""The frozen half of a pretrained model: what turns images into latents and prompts into conditioning."""
+
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from lit_align.backbones.identity import Source, digest_tokenizer, digest_weights
+from lit_align.backbones.latents import LatentSpace, complete_vae_config
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PARTS = ("vae", "text_encoders")
+
+
+class Encoders(nn.Module, ABC):
+    """VAE and text encoders of a diffusers pipeline, each loaded when it is first used.
+
+    A run on cached pairs never uses them, and so never holds them in memory. Once loaded they are children like any
+    other. Arguments and errors are those of `Backbone`.
+    """
+
+    pipeline_class: ClassVar[Any]  # of diffusers, whose pipelines share no typed base
+    text_encoder_classes: ClassVar[dict[str, Any]]  # of transformers, by their folder in the pipeline
+
+    def __init__(
+        self,
+        repo: str,
+        vae_repo: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        vae_precision: Precision = "fp32",
+        vae_slicing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.repo, self.revision, self.variant = repo, revision, variant
+        self.vae_source = Source(repo, "vae", revision, variant) if vae_repo is None else Source(vae_repo)
+        self.vae_precision, self.vae_dtype, self.vae_slicing = vae_precision, DTYPES[vae_precision], vae_slicing
+        self.text_dtype = torch.float32  # what `cast_frozen` last asked for
+        self.pipeline_config = self._check_pipeline()
+        self._vae_config = complete_vae_config(AutoencoderKL.load_config(self.vae_source.repo, **self.vae_source.place))
+
+    def _check_pipeline(self) -> dict[str, Any]:
+        config = dict(DiffusionPipeline.load_config(self.repo, revision=self.revision))
+        wanted, found = self.pipeline_class.__name__, config.get("_class_name")
+        if found != wanted:
+            raise ValueError(
+                f"repo: {self.repo!r} holds a {found}, but {type(self).__name__} needs a {wanted}. "
+                "Choose another model.backbone class or another repo."
+            )
+        return config
+
+    # -- loading
+
+    @property
+    def vae(self) -> Any:
+        """An AutoencoderKL, whose base classes are not typed."""
+        return self._part("vae", self._load_vae)
+
+    @property
+    def text_encoders(self) -> Any:
+        """A list of the text encoders, in the pipeline's order."""
+        return self._part("text_encoders", self._load_text_encoders)
+
+    @cached_property
+    def tokenizers(self) -> list[Any]:
+        """Those of the text encoders."""
+        return [CLIPTokenizer.from_pretrained(source.repo, **source.place) for source in self._tokenizer_sources()]
+
+    def _part(self, name: str, load: Callable[[], nn.Module]) -> Any:
+        if name not in self._modules:
+            device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+            with torch.inference_mode(False):  # a validation may be the first to ask
+                part = load().requires_grad_(False).eval()
+                setattr(self, name, nn.Module.to(part, device))  # diffusers' own `to` warns of parts that are not here
+        return self._modules[name]
+
+    def _load_vae(self) -> nn.Module:
+        source = self.vae_source
+        vae: Any = AutoencoderKL.from_pretrained(
+            source.repo, variant=source.variant, dtype=self.vae_dtype, **source.place
+        )
+        vae.use_slicing = self.vae_slicing
+        return vae  # type: ignore[no-any-return]
+
+    def _load_text_encoders(self) -> nn.Module:
+        classes = zip(self.text_encoder_classes.values(), self._text_sources(), strict=True)
+        return nn.ModuleList(
+            encoder.from_pretrained(source.repo, variant=source.variant, dtype=torch.float32, **source.place)
+            for encoder, source in classes
+        ).to(self.text_dtype)
+
+    def _text_sources(self) -> list[Source]:
+        return [Source(self.repo, folder, self.revision, self.variant) for folder in self.text_encoder_classes]
+
+    def _tokenizer_sources(self) -> list[Source]:
+        folders = [folder.replace("text_encoder", "tokenizer") for folder in self.text_encoder_classes]
+        return [Source(self.repo, folder, self.revision) for folder in folders]
+
+    def load_encoders(self) -> None:
+        """Load what is not loaded yet: what is missing is found now, not in the middle of the work."""
+        for part in ("tokenizers", *PARTS):
+            getattr(self, part)
+
+    @contextmanager
+    def borrowed_encoders(self) -> Iterator[None]:
+        """A context that frees, at its end, the encoders that were loaded inside it."""
+        before = set(self._modules)
+        try:
+            yield
+        finally:
+            borrowed = {name for name in PARTS if name in self._modules} - before
+            for name in borrowed:
+                del self._modules[name]
+            if borrowed:
+                gc.collect()  # a pipeline and its modules know each other
+
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Put the text encoders into the compute precision, and the VAE into its own; those that load later too."""
+        self.text_dtype = dtype
+        if "text_encoders" in self._modules:
+            self.text_encoders.to(dtype)
+        if "vae" in self._modules:
+            nn.Module.to(self.vae, self.vae_dtype)
+
+    def encoders_identity(self) -> dict[str, str]:
+        """Which encoders these are, from the files that they load from: a cache belongs to these and no other.
+
+        Raises:
+            OSError: if a file is missing.
+        """
+        return {
+            "backbone": type(self).__name__,
+            "vae": digest_weights(self.vae_source, "diffusion_pytorch_model"),
+            "vae_precision": self.vae_precision,
+            "text_encoders": " ".join(digest_weights(source, "model") for source in self._text_sources()),
+            "tokenizers": " ".join(map(digest_tokenizer, self._tokenizer_sources())),
+        }
+
+    # -- prompts
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Conditioning of `prompts`, each value (batch, ...); the empty prompt is the unconditional one."""
+
+    def conditioning(self, prompts: list[str], cached: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same, from a cache if there is one.
+
+        Args:
+            prompts: batch of them; some may have become empty since `cached` was read.
+            cached: see `PreferenceBatch.conditioning`.
+        """
+        if not cached:
+            return self.encode_prompts(prompts)
+        rows = torch.tensor([row if prompt else len(prompts) for row, prompt in enumerate(prompts)])
+        return {key: value[rows.to(value.device)] for key, value in cached.items()}
+
+    # -- images
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """Shape and scale of the VAE's latents; the VAE itself is not needed."""
+        return LatentSpace(self.vae.config if "vae" in self._modules else self._vae_config)
+
+    def latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents of pixels, as `encode_images`, or of what a cache holds of them, see `PreferenceBatch`."""
+        if images.dtype == torch.uint8:
+            return self.encode_images(images, noise)
+        return self.latent_space.sample(images.view(torch.float16), noise)
+
+    def latents_shape(self, images: Tensor) -> tuple[int, ...]:
+        """(channels, h, w) of what `latents` makes of them."""
+        return self.latent_shape(*images.shape[-2:]) if images.dtype == torch.uint8 else tuple(images.shape[-3:])
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, h, w) of an image's latents."""
+        return self.latent_space.shape(height, width)
+
+    def encode_images(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (batch, channels, h, w) float32 of images (batch, 3, height, width) uint8.
+
+        Sampled from the VAE's posterior by standard normal `noise` of the latents' shape, or its mode without.
+        """
+        return self.latent_space.sample(self.posterior(images), noise)
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> Tensor:
+        """(batch, 2, channels, h, w) float32: mean and standard deviation that the VAE gives to uint8 images.
+
+        The VAE computes in its own precision, outside the Trainer's autocast.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            posterior = self.vae.encode((images.float() / 127.5 - 1).to(self.vae.dtype)).latent_dist
+        return torch.stack([posterior.mean.float(), posterior.std.float()], 1)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images (batch, 3, height, width) uint8: the inverse of `encode_images`."""
+        restored = self.latent_space.restore(latents)
+        with torch.autocast(latents.device.type, enabled=False):
+            images = self.vae.decode(restored.to(self.vae.dtype)).sample
+        return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def run_text_encoder(tokenizer: CLIPTokenizer, encoder: nn.Module, prompts: list[str]) -> Any:
+    """A text encoder's output for prompts padded and cut to the tokenizer's own length.
+
+    The encoder computes in its own precision, outside the Trainer's autocast.
+    """
+    tokens = tokenizer(
+        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    device = next(encoder.parameters()).device
+    with torch.autocast(device.type, enabled=False):
+        return encoder(tokens.input_ids.to(device), output_hidden_states=True)
