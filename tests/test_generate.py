@@ -243,7 +243,9 @@ def test_presets():
     assert choose_prefixes("pick-style-cartoon", "", None) == ("", "")
     assert choose_prefixes("pick-safety", None, "Scary.") == ("", "Scary.")
     assert choose_prefixes(None, None, None) == ("", "")
-    with pytest.raises(ValueError, match=r"rejected images is not published\. Say it with --rejected_prefix"):
+    with pytest.raises(
+        ValueError, match=r"prefix of its rejected images is unknown here\. Say it with --rejected_prefix"
+    ):
         choose_prefixes("pick-safety", None, None)
 
 
@@ -394,6 +396,17 @@ def test_bad_options_are_named_and_leave_nothing(tmp_path, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make(tmp_path, NAMES[:1], **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_not_finite_is_named(tmp_path):
+    unet = UNet2DConditionModel.from_pretrained(PIPELINE, subfolder="unet")
+    with torch.no_grad():
+        unet.conv_out.bias.fill_(torch.nan)
+    unet.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"drew one colour alone for 'anchor', seed \d+: .* not finite in fp32"):
+        make(tmp_path, NAMES[:1], chosen_unet=str(tmp_path / "broken"))
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_what_is_no_denoiser_for_it_is_refused(sd15, tmp_path):

@@ -55,12 +55,24 @@ class Model(NamedTuple):
     fingerprint: str
 
     def draw(self, prompts: list[str], seeds: list[int], guidance_scale: float, how: Sampling) -> Tensor:
-        """Images (n, 3, height, width) uint8 on the CPU."""
+        """Images (n, 3, height, width) uint8 on the CPU.
+
+        Raises:
+            ValueError: if one is of one colour, for that is what NaN looks like once it is an image.
+        """
         self.backbone.denoiser = self.denoiser
         device = self.denoiser.device.type
         dtype = DTYPES[how.precision]
         with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype):
-            return sampling.generate(self.backbone, prompts, seeds, how.height, how.width, how.steps, guidance_scale)
+            images = sampling.generate(self.backbone, prompts, seeds, how.height, how.width, how.steps, guidance_scale)
+        flat = images.flatten(1).amin(1) == images.flatten(1).amax(1)
+        if flat.any():
+            row = int(flat.nonzero()[0])
+            raise ValueError(
+                f"{self.backbone.repo} drew one colour alone for {prompts[row]!r}, seed {seeds[row]}: its numbers were "
+                f"probably not finite in {how.precision}. Try --precision bf16 or fp32."
+            )
+        return images
 
 
 def load_models(sides: Sequence[Side], vae_repo: str | None, variant: str | None) -> list[Model]:

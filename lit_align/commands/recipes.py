@@ -10,7 +10,7 @@ PresetName = Literal["pick-style-cartoon", "pick-style-pixel-art", "pick-safety"
 
 
 class Prefixes(NamedTuple):
-    """What a published data set puts before its prompts; None where that is not published."""
+    """What a published data set puts before its prompts; None where we do not know it."""
 
     chosen: str | None
     rejected: str | None
@@ -83,7 +83,7 @@ def choose_prefixes(preset: PresetName | None, chosen: str | None, rejected: str
     for side, prefix in zip(SIDES, prefixes, strict=True):
         if prefix is None:
             raise ValueError(
-                f"preset {preset}: the prefix of its {side} images is not published. Say it with --{side}_prefix."
+                f"preset {preset}: the prefix of its {side} images is unknown here. Say it with --{side}_prefix."
             )
     return prefixes[0] or "", prefixes[1] or ""
 
