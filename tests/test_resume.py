@@ -79,7 +79,8 @@ recorder = Recorder()
 module = make_module(lora=LoRA(rank=2, dropout=0.3) if lora == "lora" else None, caption_dropout=0.2)
 trainer = fit(module, make_data(batch_size=3, num_workers=int(workers)), folder, int(steps), ckpt_path or None,
               [recorder, keep_all(folder)], devices=int(world), strategy="ddp", accumulate_grad_batches=2)
-torch.save({"weights": weights(module), "pairs": recorder.pairs}, f"{folder}/rank{trainer.global_rank}-{steps}-{bool(ckpt_path)}.pt")
+name = f"{folder}/rank{trainer.global_rank}-{steps}-{bool(ckpt_path)}.pt"
+torch.save({"weights": weights(module), "pairs": recorder.pairs}, name)
 """
 
 

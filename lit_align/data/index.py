@@ -7,7 +7,6 @@ Where the shards lie elsewhere, on the web or a read-only disk, the index has a 
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from PIL import Image
 
 from lit_align.data.samples import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.storage import join, open_binary, parent
-from lit_align.data.writing import write_text
+from lit_align.data.writing import whole_or_nothing, write_text
 
 INDEX = "index.json"
 FORMAT = 1
@@ -137,13 +136,8 @@ def index_shard(shard: str, folder: str | None = None) -> ShardEntry:
             count += len(block)
     about = {"format": str(FORMAT), "bytes": str(count), "sha256": digest.hexdigest()}
     path = Path(rows_file(shard, folder))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_or_nothing(path) as part:
         pq.write_table(table.replace_schema_metadata(about), part, compression="zstd")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     entry = entry_of(shard, folder)
     assert entry is not None
     return entry

@@ -3,7 +3,6 @@
 `00000.tar` has `00000.scores.parquet` beside it (or in a folder of its own): one row per pair and scorer.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from torch import Tensor, tensor
 
 from lit_align.data.storage import is_url
+from lit_align.data.writing import whole_or_nothing
 
 SCHEMA = pa.schema(
     [
@@ -126,13 +126,8 @@ def write_scores(path: Path, scores: dict[str, Scores]) -> None:
         columns["content"] += values.contents
         columns["score_0"] += values.score_0.tolist()
         columns["score_1"] += values.score_1.tolist()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
+    with whole_or_nothing(path) as part:
         pq.write_table(pa.table(columns, SCHEMA), part, compression="zstd")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Survey(NamedTuple):
