@@ -178,7 +178,7 @@ def _open(path: str) -> Table:
     if missing:
         raise ValueError(
             f"{path}: column {', '.join(missing)} is missing; there are {', '.join(schema.names)}. "
-            f"Pick-a-Pic's columns are {', '.join(needed)}; for pairs in another form see lit-align import folder --help."
+            f"Pick-a-Pic's columns are {', '.join(needed)}; pairs in another form: lit-align import folder --help."
         )
     for name in needed:
         _check_type(path, schema.field(name))

@@ -57,7 +57,7 @@ class Shards(NamedTuple):
     size: int  # rows
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return -(-self.rows // self.size)
 
     def path(self, number: int) -> Path:
@@ -88,14 +88,14 @@ def import_source(source: Source, output: str, pairs_per_shard: int, workers: in
         finished = _finished(shards)
         if finished is not None:
             return finished
-        done = [number for number in range(shards.count) if _record(shards, number) is not None]
+        done = [number for number in range(shards.total) if _record(shards, number) is not None]
         _warn_of_space(shards, source.bytes, len(done))
         _write_missing(source, shards, set(done), processes)
         return _finish(source.name, shards, len(done))
 
 
 def _warn_of_space(shards: Shards, needed: int | None, done: int) -> None:
-    left = round((needed or 0) * (1 - done / shards.count))
+    left = round((needed or 0) * (1 - done / shards.total))
     free = shutil.disk_usage(shards.folder).free
     if left > free:
         print(f"Warning: this takes about {left / 1e9:.1f} GB, and {shards.folder} has {free / 1e9:.1f} GB left.")
@@ -104,12 +104,12 @@ def _warn_of_space(shards: Shards, needed: int | None, done: int) -> None:
 def _write_missing(source: Source, shards: Shards, done: set[int], processes: int) -> None:
     tasks = (
         Task(number, shards.path(number), source.part(*bounds), bounds[1] - bounds[0])
-        for number in range(shards.count)
+        for number in range(shards.total)
         if number not in done
         for bounds in [shards.bounds(number)]
     )
     rows_done = sum(end - begin for begin, end in map(shards.bounds, done))
-    processes = max(1, min(processes, shards.count - len(done)))
+    processes = max(1, min(processes, shards.total - len(done)))
     with tqdm(total=shards.rows, initial=rows_done, desc="importing", unit="pair", smoothing=0.1) as bar:
         for rows in shared(write_part, tasks, processes):
             bar.update(rows)
@@ -185,7 +185,7 @@ def _finish(source: str, shards: Shards, done_before: int) -> Summary:
     Raises:
         ValueError: if not one row was a pair.
     """
-    records = [_record(shards, number) for number in range(shards.count)]
+    records = [_record(shards, number) for number in range(shards.total)]
     entries, rejects, reasons = [], [], Counter[str]()
     for number, record in enumerate(records):
         assert record is not None, shards.path(number)
@@ -229,6 +229,6 @@ def _restore_records(shards: Shards, entries: dict[str, ShardEntry]) -> None:
     for line in (shards.folder / REJECTS).read_text(encoding="utf-8").split("\n")[:-1]:
         reject = Reject(**json.loads(line))
         rejects.setdefault(reject.row // shards.size, []).append(reject)
-    for number in range(shards.count):
+    for number in range(shards.total):
         record = Record(entries.get(shards.path(number).name), rejects.get(number, []))
         _write_record(shards.folder, number, record)

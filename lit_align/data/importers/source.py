@@ -2,6 +2,7 @@
 
 import errno
 import io
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from PIL import Image
 from lit_align.data.storage import open_binary
 from lit_align.data.writing import NewPair
 
+ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # in memory: another one each time
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)  # the last: a name with a null in it
 
 
@@ -166,7 +168,8 @@ def checked_image(data: bytes | None) -> bytes:
             image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
             image.load()
     except Exception as error:  # Pillow's plugins raise errors of any kind on damaged data
-        raise Rejected("image cannot be decoded", f"{type(error).__name__}: {error}"[:200]) from error
+        words = ADDRESS.sub("it", f"{type(error).__name__}: {error}")
+        raise Rejected("image cannot be decoded", words[:200]) from error
     return data
 
 
