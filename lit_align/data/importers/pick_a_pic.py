@@ -72,7 +72,10 @@ class PickAPicPart:
 
 
 def _read(table: Table, slices: Iterator[Slice]) -> Iterator[NewPair | Reject]:
-    """A local file is read page by page, one on the network in one request for each column and row group."""
+    """A local file is read page by page, one on the network in one request for each column and row group.
+
+    Writers make pages of up to 1024 rows, so a page may be all of a row group; never more than that is in memory.
+    """
     remote = is_url(table.path)
     columns = [*IMAGES, *LABELS, table.prompt, *table.more]
     with open_binary(table.path) as file:

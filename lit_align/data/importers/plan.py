@@ -15,6 +15,7 @@ from lit_align.data.storage import is_url
 from lit_align.data.writing import write_text
 
 PLAN = "import.json"
+RECORDS = ".import"  # a folder with one file for each shard that is done, while not all are
 FORMAT = 1  # of how sources are divided and what is written
 LEFTOVER = re.compile(r"\.(.*\.tar|.*\.index\.parquet|\d+\.json|import\.json|index\.json|rejects\.jsonl)\.\d+\.part")
 
@@ -106,8 +107,8 @@ def held(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RuntimeError(
                     f"output: another import writes to {folder}. Start one process only; --workers makes it many."
-                ) from error
-        for path in folder.rglob(".*.part"):  # network folders without locks go on unheld
+                ) from error  # other errors: network folders without locks go on unheld
+        for path in (*folder.glob(".*.part"), *folder.glob(f"{RECORDS}/.*.part")):
             if LEFTOVER.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         yield

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from lit_align.data.importers.plan import held, local_folder, settle_plan
+from lit_align.data.importers.plan import RECORDS, held, local_folder, settle_plan
 from lit_align.data.importers.processes import shared, worker_count
 from lit_align.data.importers.source import Part, Reject, Source
 from lit_align.data.index import INDEX, ShardEntry, index_shard, rows_file, write_index
 from lit_align.data.writing import NewPair, write_shard, write_text
 
 REJECTS = "rejects.jsonl"
-RECORDS = ".import"  # a folder with one file for each shard that is done, while not all are
 PAUSES = (2.0, 10.0, 60.0)  # seconds before a source on the network is asked again
 
 

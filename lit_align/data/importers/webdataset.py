@@ -1,6 +1,7 @@
 """Shards that are there already, in the layout of `samples`: they get an index, and stay what and where they are."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -61,6 +62,8 @@ def _place(shards: list[str], output: str | None) -> Path:
             where = f"in {len(folders)} folders" if folders else "on the network"
             raise ValueError(f"output: the shards lie {where}; name a local folder for their index.")
         output = folders.pop()
+        if not os.access(output, os.W_OK):
+            raise ValueError(f"output: {output} cannot be written to; name another folder for the shards' index.")
     names = Counter(rows_file(shard, output) for shard in shards)
     twice = [shard for shard in shards if names[rows_file(shard, output)] > 1]
     if twice:
