@@ -15,11 +15,13 @@ import lit_align.objectives  # noqa: F401  # imported so that short class names 
 from lit_align.callbacks import StartBanner, StepProgress, Throughput
 from lit_align.commands.export import export
 from lit_align.commands.generate import generate
+from lit_align.commands.import_pairs import IMPORTERS
 from lit_align.commands.score import score
 from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 
-COMMANDS: dict[str, Callable[..., None]] = {"export": export, "generate": generate, "score": score}
+Command = Callable[..., None] | dict[str, Any]  # one function, or functions by the name of the subcommand
+COMMANDS: dict[str, Command] = {"export": export, "generate": generate, "import": IMPORTERS, "score": score}
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 
 
@@ -83,13 +85,22 @@ def spell_flags(command: Callable[..., None], words: list[str]) -> list[str]:
     return [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
 
 
+def run_command(command: Command, name: str, words: list[str]) -> None:
+    """Parse a command's options and run it, or the subcommand that the first word names."""
+    if isinstance(command, dict):
+        if words and words[0] in command:
+            return run_command(command[words[0]], f"{name} {words[0]}", words[1:])
+    else:
+        words = spell_flags(command, words)
+    auto_cli(command, args=words, as_positional=False, prog=f"lit-align {name}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `lit-align`."""
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # nothing is unpickled
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in COMMANDS:
-        command = COMMANDS[words[0]]
-        auto_cli(command, args=spell_flags(command, words[1:]), as_positional=False, prog=f"lit-align {words[0]}")
+        run_command(COMMANDS[words[0]], words[0], words[1:])
         return
     AlignmentCLI(
         AlignmentModule,

@@ -23,7 +23,7 @@ def test_another_number_of_workers_changes_nothing(tmp_path, buckets):
     options = {"batch_size": 4, "aspect_buckets": buckets}
     whole, recorder = make_module(), Recorder()
     fit(whole, make_data(**options), tmp_path, 5, callbacks=[recorder])
-    for workers, then in ((0, 2), (2, 1), (1, 0)):
+    for workers, then in ((2, 0),) if buckets else ((0, 3), (2, 1)):
         killed = make_module()
         fit(killed, make_data(**options, num_workers=workers), tmp_path, 3, callbacks=[keep_all(tmp_path)])
         resumed, rest = make_module(), Recorder()
@@ -45,9 +45,8 @@ class StopInTheMiddle(L.Callback):
             trainer.should_stop = True
 
 
-@pytest.mark.parametrize("batch", [5, 13, 16], ids=["mid-step", "end of epoch", "mid-step of the next epoch"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, batch, workers):
+@pytest.mark.parametrize(("batch", "consumed", "workers"), [(5, 4, 0), (13, 13, 2), (16, 15, 2)])
+def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, batch, consumed, workers):
     """13 batches make 7 steps of two, the last of one; an unfinished step is done again as a whole."""
     options = {"accumulate_grad_batches": 2}
     data = {"batch_size": 4, "num_workers": workers}
@@ -64,13 +63,13 @@ def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, batch, workers)
     )
     resumed, rest = make_module(caption_dropout=0.2), Recorder()
     fit(resumed, make_data(**data), tmp_path, 9, callbacks=[rest], ckpt_path=path, **options)
-    consumed = {5: 4, 13: 13, 16: 15}[batch]
     assert rest.pairs == recorder.pairs[consumed:]
     assert equal(weights(resumed), weights(whole))
 
 
 TWO = """
 import sys, torch
+from lit_align.backbones import LoRA
 from tests.test_module import Recorder, fit, make_data, make_module, weights
 from tests.test_resume import keep_all
 torch.set_num_threads(1)

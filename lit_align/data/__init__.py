@@ -1,6 +1,22 @@
 """Preference pairs from WebDataset shards, in an order that is a function of the seed."""
 
-from lit_align.data.datamodule import PreferenceDataModule
-from lit_align.data.samples import SampleError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_align.data.datamodule import PreferenceDataModule
+    from lit_align.data.samples import SampleError
 
 __all__ = ["PreferenceDataModule", "SampleError"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is exported, when it is asked for: processes that only import or inspect shards do without Lightning."""
+    if name == "PreferenceDataModule":
+        from lit_align.data.datamodule import PreferenceDataModule
+
+        return PreferenceDataModule
+    if name == "SampleError":
+        from lit_align.data.samples import SampleError
+
+        return SampleError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,172 @@
+"""Pairs of one's own: a table (CSV, TSV or JSON lines) of image files, prompts and labels."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_align.data.importers.source import Reject, Rejected, load_image, new_pair, one_label, outcome
+from lit_align.data.storage import is_url, join, open_binary, parent
+from lit_align.data.writing import NewPair
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a table calls them: two images and a label, or the chosen and the rejected image."""
+
+    image_0: str = "image_0"
+    image_1: str = "image_1"
+    label: str = "label"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    prompt: str = "prompt"
+
+
+class Line(NamedTuple):
+    """A row of a table."""
+
+    number: int  # of its first line in the file, from 1
+    cells: dict[str, Any]
+    fault: str  # why it has none; empty where it has
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """Rows of a table."""
+
+    begin: int
+    lines: tuple[Line, ...]
+    table: str  # the file's name
+    base: str  # folder that the images' names are relative to
+    columns: Columns
+    decided: bool  # chosen and rejected, instead of a label
+
+    @property
+    def remote(self) -> bool:
+        return is_url(self.base)
+
+    def outcomes(self) -> Iterator[NewPair | Reject]:
+        for row, line in enumerate(self.lines, self.begin):
+            yield outcome(row, f"{self.table}, line {line.number}", partial(self._pair, line))
+
+    def _pair(self, line: Line, key: str) -> NewPair:
+        if line.fault:
+            raise Rejected("row cannot be read", line.fault)
+        names = self.columns
+        used = (names.chosen, names.rejected) if self.decided else (names.image_0, names.image_1)
+        label_0 = 1.0 if self.decided else one_label(_stripped(line.cells.get(names.label)))
+        files = [line.cells.get(name) for name in used]
+        for name, file in zip(used, files, strict=True):
+            if not isinstance(file, str) or not file.strip():
+                raise Rejected("image missing", f"column {name} names no file")
+        if self.decided:
+            label_0, files = shuffled(key, files)
+        images = load_image(join(self.base, str(files[0]))), load_image(join(self.base, str(files[1])))
+        skipped = (*used, names.prompt) if self.decided else (*used, names.prompt, names.label)
+        more = {name: value for name, value in line.cells.items() if name not in skipped}
+        more |= {"image_0": files[0], "image_1": files[1]}
+        return new_pair(key, images, label_0, line.cells.get(names.prompt), more)
+
+
+def shuffled(key: str, two: list[Any]) -> tuple[float, list[Any]]:
+    """A chosen and a rejected image in an order drawn from the key, so that it tells nothing, and the label."""
+    keep = hashlib.blake2b(key.encode(), digest_size=1).digest()[0] % 2 == 0
+    return (1.0, two) if keep else (0.0, two[::-1])
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a table."""
+
+    path: str
+    digest: str  # of the file
+    columns: Columns
+    decided: bool
+    lines: list[Line]
+    name: str = "folder"
+    bytes: None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.lines)
+
+    def about(self) -> dict[str, Any]:
+        return {"files": [{"name": Path(self.path).name, "sha256": self.digest}], "options": asdict(self.columns)}
+
+    def part(self, begin: int, end: int) -> TablePart:
+        lines, base = tuple(self.lines[begin:end]), parent(self.path)
+        return TablePart(begin, lines, Path(self.path).name, base, self.columns, self.decided)
+
+
+def open_table(path: str, columns: Columns) -> Table:
+    """The rows of a table.
+
+    Args:
+        path: file or URL that ends in .csv, .tsv or .jsonl.
+        columns: what they are called.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a table or has not the columns.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (*SEPARATORS, ".jsonl"):
+        raise ValueError(f"table: {path} must end in {', '.join(SEPARATORS)} or .jsonl, which says how to read it.")
+    with open_binary(path) as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")  # spreadsheets begin with a mark
+        lines = list(_json_lines(text) if suffix == ".jsonl" else _cell_lines(text, SEPARATORS[suffix]))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"table: {path} cannot be read: {error}. Save it again, as UTF-8.") from error
+    names = dict.fromkeys(name for line in lines for name in line.cells)
+    decided = _decided(path, list(names), columns)
+    return Table(path, hashlib.sha256(data).hexdigest(), columns, decided, lines)
+
+
+def _json_lines(text: str) -> Iterator[Line]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                cells = json.loads(line)
+            except ValueError as error:
+                yield Line(number, {}, str(error))
+                continue
+            right = isinstance(cells, dict)
+            yield Line(number, cells if right else {}, "" if right else "it is no JSON object")
+
+
+def _cell_lines(text: str, separator: str) -> Iterator[Line]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header = next(reader, [])
+    number = reader.line_num + 1
+    for cells in reader:
+        if len(cells) == len(header):
+            yield Line(number, dict(zip(header, cells, strict=True)), "")
+        elif cells:
+            yield Line(number, {}, f"it has {len(cells)} cells, and the header {len(header)}")
+        number = reader.line_num + 1
+
+
+def _decided(path: str, names: list[str], columns: Columns) -> bool:
+    labelled = [columns.image_0, columns.image_1, columns.label, columns.prompt]
+    ordered = [columns.chosen, columns.rejected, columns.prompt]
+    complete = [all(name in names for name in wanted) for wanted in (labelled, ordered)]
+    if sum(complete) != 1:
+        has = "both" if all(complete) else "neither"
+        raise ValueError(
+            f"table: {path} must have columns {', '.join(labelled)}, or else {', '.join(ordered)}, and has {has}; "
+            f"it has {', '.join(names) or 'no column'}. Options such as --prompt_column say what they are called."
+        )
+    return complete[1]

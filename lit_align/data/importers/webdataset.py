@@ -1,0 +1,132 @@
+"""Shards that are there already, in the layout of `samples`: they get an index, and stay what and where they are."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from lit_align.data.importers.plan import PLAN, held, local_folder
+from lit_align.data.importers.processes import shared, worker_count
+from lit_align.data.importers.shards import REJECTS, Summary
+from lit_align.data.importers.source import Reject, clean
+from lit_align.data.index import INDEX, ShardEntry, entry_of, index_shard, read_rows, rows_file, write_index
+from lit_align.data.storage import expand, is_url, size
+from lit_align.data.writing import write_text
+
+
+class Looked(NamedTuple):
+    """A shard whose rows are written."""
+
+    number: int
+    entry: ShardEntry
+    rejects: list[Reject]
+
+
+def index_shards(patterns: str | Sequence[str], output: str | None, workers: int | None) -> Summary:
+    """Write the rows of shards that have none yet, and the index of all.
+
+    Raises:
+        FileNotFoundError: if a pattern matches nothing.
+        ValueError: if the index has no place, if the folder has that of other shards, or if no sample is a pair.
+        SampleError: if a shard is cut off or damaged.
+    """
+    shards = [path if is_url(path) else str(Path(path).absolute()) for path in expand(patterns)]
+    folder = _place(shards, output)
+    beside = None if output is None else str(folder)
+    processes = worker_count(workers)
+    with held(folder):
+        _refuse_others(folder, [shard if beside else Path(shard).name for shard in shards])
+        todo = [number for number, shard in enumerate(shards) if not _is_indexed(shard, beside)]
+        processes = max(1, min(processes, len(todo)))
+        with tqdm(total=len(shards), initial=len(shards) - len(todo), desc="indexing", unit="shard") as bar:
+            for _ in shared(partial(_index, beside), [shards[number] for number in todo], processes):
+                bar.update()
+        looked = [_look(number, shard, beside) for number, shard in enumerate(shards)]
+        return _finish(folder, looked, len(shards) - len(todo))
+
+
+def _place(shards: list[str], output: str | None) -> Path:
+    """The folder of the index.
+
+    Raises:
+        ValueError: if it must be named, or two shards would share their rows.
+    """
+    if output is None:
+        folders = {str(Path(shard).parent) for shard in shards if not is_url(shard)}
+        if len(folders) != 1 or any(map(is_url, shards)):
+            where = f"in {len(folders)} folders" if folders else "on the network"
+            raise ValueError(f"output: the shards lie {where}; name a local folder for their index.")
+        output = folders.pop()
+        if not os.access(output, os.W_OK):
+            raise ValueError(f"output: {output} cannot be written to; name another folder for the shards' index.")
+    names = Counter(rows_file(shard, output) for shard in shards)
+    twice = [shard for shard in shards if names[rows_file(shard, output)] > 1]
+    if twice:
+        raise ValueError(f"shards: {twice[0]} and {twice[1]} have one name. Give them an import and an --output each.")
+    return local_folder(output)
+
+
+def _refuse_others(folder: Path, names: list[str]) -> None:
+    if (folder / PLAN).is_file():
+        raise ValueError(f"{folder} has {PLAN}: another import writes the index of these shards.")
+    if (folder / INDEX).is_file():
+        listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
+        lost = [entry["name"] for entry in listed if entry["name"] not in names]
+        if lost:
+            raise ValueError(
+                f"{folder / INDEX} names {len(lost)} shards that are not named now, first {lost[0]}. Name all of them, "
+                "choose another --output, or delete the index first."
+            )
+
+
+def _index(folder: str | None, shard: str) -> None:
+    index_shard(shard, folder)
+
+
+def _is_indexed(shard: str, folder: str | None) -> bool:
+    """Whether the shard is still what its rows are about, as far as one can say without reading it."""
+    rows = Path(rows_file(shard, folder))
+    entry = entry_of(shard, folder) if rows.is_file() else None
+    if entry is None or size(shard) != entry.bytes:
+        return False
+    return is_url(shard) or Path(shard).stat().st_mtime <= rows.stat().st_mtime
+
+
+def _look(number: int, shard: str, folder: str | None) -> Looked:
+    entry = entry_of(shard, folder)
+    assert entry is not None, shard
+    faults = read_rows(rows_file(shard, folder), ["key", "fault"]).to_pylist()
+    rejects = []
+    for row, sample in enumerate(faults):
+        if sample["fault"] is not None:
+            why = sample["fault"].removeprefix(f"shard {shard}, key {sample['key']}: ")
+            place = f"{shard.rsplit('/', 1)[-1]}, sample {row}"
+            reason = why.split(";")[0].split(". ")[0].rstrip(".")
+            rejects.append(Reject(row, place, clean(sample["key"]), clean(reason), clean(why)))
+    return Looked(number, entry, rejects)
+
+
+def _finish(folder: Path, looked: list[Looked], done_before: int) -> Summary:
+    rejects = [reject for one in looked for reject in one.rejects]
+    reasons = Counter(reject.reason for reject in rejects)
+    by_reason = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    lines = "".join(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
+    _write_if_changed(folder / REJECTS, lines)
+    entries = [one.entry for one in looked]
+    pairs, ties = sum(entry.pairs for entry in entries), sum(entry.ties for entry in entries)
+    if pairs + ties == 0:
+        most = ", ".join(f"{count} x {reason}" for reason, count in by_reason.items()) or "there is none"
+        raise ValueError(f"Not one sample is a pair: {most}. See {folder / REJECTS}.")
+    if done_before < len(looked) or not (folder / INDEX).is_file():
+        write_index(str(folder), entries, {"import": {"source": "webdataset", "rejects": by_reason}})
+    return Summary(folder, len(looked), done_before, pairs, ties, by_reason)
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
