@@ -14,11 +14,12 @@ import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
 from lit_align.callbacks import StartBanner, StepProgress, Throughput
 from lit_align.commands.export import export
+from lit_align.commands.inspect import inspect
 from lit_align.commands.score import score
 from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 
-COMMANDS: dict[str, Callable[..., None]] = {"export": export, "score": score}
+COMMANDS: dict[str, Callable[..., None]] = {"export": export, "inspect": inspect, "score": score}
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 
 
