@@ -17,7 +17,7 @@ COLUMNS = 4  # of pairs
 TITLE = 44  # height of the sheet's first line
 ABOVE, BELOW = 24, 72  # height of the words above and below the images
 FONTS = ("DejaVuSans.ttf", "Arial.ttf")  # know more than the ASCII of Pillow's own one
-PAPER, CARD, EMPTY = "#e4e6ea", "#ffffff", "#f1f2f4"
+PAPER, CARD, EMPTY = "#d9dce1", "#f4f5f7", "#e4e6ea"
 INK, PALE, GOOD, BAD = "#1c1f24", "#6b7280", "#15803d", "#b91c1c"
 
 
@@ -35,9 +35,9 @@ def make_tile(pair: RawPair) -> Tile:
     """Both images of a pair at the sheet's size."""
     images = [decode(pair.image_0), decode(pair.image_1)]
     (width_0, height_0), (width_1, height_1) = (image.size for image in images)
-    size = f"{width_0}×{height_0}" + (f" and {width_1}×{height_1}" if images[0].size != images[1].size else "")
+    size = f"{width_0}x{height_0}" + (f" and {width_1}x{height_1}" if images[0].size != images[1].size else "")
     shard = pair.shard.rsplit("/", 1)[-1].removesuffix(".tar")
-    note = f"{shard}/{pair.key}   label {pair.label_0:g} : {1 - pair.label_0:g}   {size}"
+    note = f"{shard}/{pair.key}, label {pair.label_0:g} : {1 - pair.label_0:g}, {size}"
     left, right = (fit(image) for image in (images if pair.label_0 >= 0.5 else images[::-1]))
     return Tile(left, right, pair.label_0 == 0.5, pair.prompt, note)
 

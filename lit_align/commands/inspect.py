@@ -83,7 +83,9 @@ def _entries(path: str) -> dict[str, ShardEntry]:
     try:
         return {join(parent(path), entry["name"]): ShardEntry(**entry) for entry in index["shards"]}
     except TypeError as error:
-        raise ValueError(f"{path} is no index of this version of lit-align: {error}. Import the shards again.") from error
+        raise ValueError(
+            f"{path} is no index of this version of lit-align: {error}. Import the shards again."
+        ) from error
 
 
 def _look_at_all(tasks: Sequence[Task], seed: int, workers: int) -> list[Look]:

@@ -10,7 +10,7 @@ def to_text(found: dict[str, Any]) -> str:
     """Tables of what there is, and at the end what is wrong."""
     parts = [_counts(found)]
     if found["images"] is not None:
-        parts += [_images(found["images"]), _prompts(found["prompts"]), _duplicates(found)]
+        parts += [_images(found), _prompts(found["prompts"]), _duplicates(found)]
     return "\n\n".join([*parts, _faults(found)]) + "\n"
 
 
@@ -29,21 +29,27 @@ def _counts(found: dict[str, Any]) -> str:
     return _table("What there is", rows)
 
 
-def _images(images: dict[str, Any]) -> str:
-    rows = [["", "least", "median", "greatest"]]
+def _images(found: dict[str, Any]) -> str:
+    images, pairs = found["images"], found["pairs"] + found["ties"]
+    spread = ("least", "median", "greatest")
+    rows = [["", *spread]]
     for name in ("width", "height", "short_side", "aspect_ratio"):
         form = ".3f" if name == "aspect_ratio" else ",.0f"
-        rows.append([name.replace("_", " "), *(format(images[name][at], form) for at in ("least", "median", "greatest"))])
-    sizes = [[f"{size['width']} x {size['height']}", f"{size['images']:,}"] for size in images["frequent_sizes"]]
+        rows.append([name.replace("_", " "), *(format(images[name][at], form) for at in spread)])
+    sizes = [
+        [f"{size['width']} x {size['height']}", f"{size['images']:,}", _share(size["images"], 2 * pairs)]
+        for size in images["frequent_sizes"]
+    ]
     left = images["different_sizes"] - len(sizes)
-    more = [["other sizes", f"{left:,} kinds"]] * (left > 0)
-    unequal = [["pairs of two sizes", f"{images['pairs_of_unequal_size']:,}"]]
-    return f"{_table('Images, pixels', rows)}\n\n{_table('Sizes, width x height', [*sizes, *more, *unequal])}"
+    more = [["other sizes", f"{left:,}", "kinds"]] * (left > 0)
+    unequal = images["pairs_of_unequal_size"]
+    more.append(["pairs of two sizes", f"{unequal:,}", _share(unequal, pairs)])
+    return f"{_table('Images, pixels', rows)}\n\n{_table('Sizes, width x height', [*sizes, *more])}"
 
 
 def _prompts(prompts: dict[str, Any]) -> str:
     rows = [["unique", f"{prompts['unique']:,}"], ["used more than once", f"{prompts['used_more_than_once']:,}"]]
-    rows.append(["empty", f"{prompts['empty']:,} pairs"])
+    rows.append(["empty", f"{prompts['empty']:,}", "pairs"])
     text = _table("Prompts", rows)
     for repeated in prompts["most_repeated"][:5]:
         text += f"\n  {repeated['pairs']:>8,} x {_cut(repeated['prompt'])}"

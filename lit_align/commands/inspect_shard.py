@@ -38,7 +38,7 @@ class Task(NamedTuple):
 
     number: int  # of the shard among all
     shard: str
-    index: str  # file of its indexed rows
+    rows: str  # file of its index
     entry: ShardEntry | None  # what `index.json` says of it; None where it was not named by one
 
 
@@ -62,7 +62,7 @@ def look_at(task: Task, seed: int, advance: Callable[[int], None]) -> Look:
         advance: is told bytes as they are done.
     """
     rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
-    check = IndexCheck.open(task.shard, task.index, task.entry)
+    check = IndexCheck.open(task.shard, task.rows, task.entry)
     fault = None
     seen: set[str] = set()
     try:
@@ -79,7 +79,9 @@ def look_at(task: Task, seed: int, advance: Callable[[int], None]) -> Look:
     except SampleError as error:
         fault = str(error)
     differences = [] if check is None else check.finish(fault is None)
-    return Look(task.shard, _size(task.shard), pa.table(rows, ROWS), fault, check is not None, differences)
+    count = _size(task.shard)
+    advance(max(0, count - sum(rows["size"])))  # the end of a tar file, or what could not be read
+    return Look(task.shard, count, pa.table(rows, ROWS), fault, check is not None, differences)
 
 
 def _parse(sample: Sample, seen: bool) -> tuple[RawPair | None, str]:
