@@ -34,11 +34,11 @@ class Tile(NamedTuple):
 def make_tile(pair: RawPair) -> Tile:
     """Both images of a pair at the sheet's size."""
     images = [decode(pair.image_0), decode(pair.image_1)]
-    (width_0, height_0), (width_1, height_1) = (image.size for image in images)
-    size = f"{width_0}x{height_0}" + (f" and {width_1}x{height_1}" if images[0].size != images[1].size else "")
+    shown = images if pair.label_0 >= 0.5 else images[::-1]
+    sizes = dict.fromkeys(f"{image.width}x{image.height}" for image in shown)
     shard = pair.shard.rsplit("/", 1)[-1].removesuffix(".tar")
-    note = f"{shard}/{pair.key}, label {pair.label_0:g} : {1 - pair.label_0:g}, {size}"
-    left, right = (fit(image) for image in (images if pair.label_0 >= 0.5 else images[::-1]))
+    note = f"{shard}/{pair.key}, label {pair.label_0:g} : {1 - pair.label_0:g}, {' and '.join(sizes)}"
+    left, right = (fit(image) for image in shown)
     return Tile(left, right, pair.label_0 == 0.5, pair.prompt, note)
 
 

@@ -52,7 +52,7 @@ def _prompts(prompts: dict[str, Any]) -> str:
     rows.append(["empty", f"{prompts['empty']:,}", "pairs"])
     text = _table("Prompts", rows)
     for repeated in prompts["most_repeated"][:5]:
-        text += f"\n  {repeated['pairs']:>8,} x {_cut(repeated['prompt'])}"
+        text += f"\n  {repeated['pairs']:>8,} x {_cut(repeated['prompt']) or '(empty)'}"
     return text
 
 
