@@ -16,12 +16,19 @@ from lit_align.callbacks import StartBanner, StepProgress, Throughput
 from lit_align.commands.export import export
 from lit_align.commands.generate import generate
 from lit_align.commands.import_pairs import IMPORTERS
+from lit_align.commands.inspect import inspect
 from lit_align.commands.score import score
 from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 
 Command = Callable[..., None] | dict[str, Any]  # one function, or functions by the name of the subcommand
-COMMANDS: dict[str, Command] = {"export": export, "generate": generate, "import": IMPORTERS, "score": score}
+COMMANDS: dict[str, Command] = {
+    "export": export,
+    "generate": generate,
+    "import": IMPORTERS,
+    "inspect": inspect,
+    "score": score,
+}
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 
 

@@ -8,14 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lit_align.commands.agreement import report_agreement, require_matplotlib
 from lit_align.commands.place import take_place
-from lit_align.data.images import ImageError, decode
+from lit_align.data.images import ImageError, decode_pixels
 from lit_align.data.index import content_digest
 from lit_align.data.samples import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.scores import Identity, Scores, read_scores, side_file, side_files, write_scores
@@ -223,7 +222,7 @@ def _decode(sample: Sample, on_error: OnError) -> Decoded:
 
 def _pixels(pair: RawPair) -> tuple[Tensor, Tensor]:
     try:
-        first, second = (np.array(decode(data)) for data in (pair.image_0, pair.image_1))
+        first, second = (decode_pixels(data) for data in (pair.image_0, pair.image_1))
     except ImageError as error:
         raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
     return torch.from_numpy(first).permute(2, 0, 1), torch.from_numpy(second).permute(2, 0, 1)
