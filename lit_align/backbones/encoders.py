@@ -88,7 +88,7 @@ class Encoders(nn.Module, ABC):
             source.repo, variant=source.variant, dtype=self.vae_dtype, **source.place
         )
         vae.use_slicing = self.vae_slicing
-        return vae  # type: ignore[no-any-return]
+        return vae
 
     def _load_text_encoders(self) -> nn.Module:
         classes = zip(self.text_encoder_classes.values(), self._text_sources(), strict=True)
