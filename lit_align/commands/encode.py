@@ -123,7 +123,7 @@ def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, place: Plac
     path = output / FINGERPRINT
     if path.is_file():
         changed = differences(json.loads(path.read_text(encoding="utf-8")), fingerprint)
-        if changed:
+        if changed and any(output.rglob("*.safetensors")):  # else nothing came of it
             raise ValueError(
                 f"output: {output} is a cache of something else: {'; '.join(changed)}. Choose another folder, delete "
                 "this one, or go back to the old values."

@@ -169,8 +169,8 @@ def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:
         latents = (both if work.posterior == "moments" else _sample(both, pair.content)).half()
         if not latents.isfinite().all():
             raise ValueError(
-                f"{pair.place}: its latents are not finite in float16, with model.backbone.vae_precision "
-                f"{work.encoders.vae_precision}. Choose vae_precision fp32, or a VAE that is safe in fp16."
+                f"{pair.place}: its latents are not finite in float16; model.backbone.vae_precision is "
+                f"{work.encoders.vae_precision}. Choose fp32, or a VAE that is safe in fp16 (model.backbone.vae_repo)."
             )
         encoded.append(latents)
     return encoded
