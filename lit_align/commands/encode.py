@@ -63,7 +63,7 @@ def encode(
         data: of the data module: shards, resolution, crop, flip_probability and on_error count.
         output: folder of the cache.
         split: `train` encodes data.train_shards, `val` data.val_shards.
-        flips: `both` encodes each image mirrored too; none: `both` for a training split that flips, else `none`.
+        flips: `both` encodes each image mirrored too; not given: so for a training split that flips, else `none`.
         posterior: `moments` keeps mean and deviation, of which training samples anew each time; `sample` keeps one
             sample, half the size.
         batch_size: pairs that are encoded at a time; each is two images, four with both flips.
