@@ -11,7 +11,7 @@ QUICKSTART := runs/quickstart
 # Image processors that nothing here uses ask for torchvision.
 export TRANSFORMERS_VERBOSITY = error
 
-.PHONY: quickstart quickstart_balanced_dpo balanced_dpo_table test lint format clean
+.PHONY: quickstart quickstart_balanced_dpo balanced_dpo_table test test_mutations lint format clean
 
 quickstart: $(INSTALLED)
 	rm -rf $(QUICKSTART)
@@ -33,6 +33,10 @@ balanced_dpo_table: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+# Damaged shards: 2,000 mutations instead of 120, about 8 minutes.
+test_mutations: $(INSTALLED)
+	LIT_ALIGN_MUTATIONS=2000 $(BIN)/pytest tests/test_mutations.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

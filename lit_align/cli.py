@@ -15,12 +15,13 @@ import lit_align.objectives  # noqa: F401  # imported so that short class names 
 from lit_align.callbacks import StartBanner, StepProgress, Throughput
 from lit_align.commands.encode import encode
 from lit_align.commands.export import export
+from lit_align.commands.generate import generate
 from lit_align.commands.score import score
 from lit_align.commands.training_config import run_with_config
 from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 
-COMMANDS: dict[str, Callable[..., None]] = {"export": export, "score": score}
+COMMANDS: dict[str, Callable[..., None]] = {"export": export, "generate": generate, "score": score}
 COMMANDS_WITH_CONFIG: dict[str, Callable[..., None]] = {"encode": encode}  # they read a training config
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 

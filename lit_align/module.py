@@ -17,6 +17,7 @@ from lit_align.diffusion import noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw, drop_prompts, fixed_draw, seeded_draw
 from lit_align.metrics import PreferenceMetrics
 from lit_align.objectives import Objective
+from lit_align.resume import rewind_to_step
 from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
 
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
@@ -196,6 +197,9 @@ class AlignmentModule(L.LightningModule):
         kept = self._trained_names() | (self._reference_names() if reference is not None and reference.moved else set())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["lit_align"] = {"version": __version__, "seed": self.seed, **self.backbone.export_info()}
+        if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
+            accumulate = self.trainer.accumulate_grad_batches
+            rewind_to_step(checkpoint["loops"], accumulate, self.trainer.num_training_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not hold exactly what this module trains.

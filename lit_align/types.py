@@ -19,6 +19,7 @@ class PreferenceBatch(NamedTuple):
     human: Tensor  # (batch,) int64: 1 where the human label agrees with this order, -1 where not, 0 for a tie
     voted: bool  # whether the order is that of a vote of scorers, and of its tie rule
     strength: Tensor  # (batch,) float32: share of the votes that are for this order; 0 where the tie rule decided
+    faults: tuple[str, ...] = ()  # why pairs could not be read, which have no weight then
     conditioning: dict[str, Tensor] = {}  # noqa: RUF012  # (batch + 1, ...) float16: prompts and, last, the empty one
 
     # A cache holds moments of the VAE's posterior before scaling, mean and deviation, or one sample of it: the int16

@@ -9,8 +9,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+import webdataset as wds
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from lit_align.data.samples import read_samples
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = ROOT / "assets/emoji/pipeline"
@@ -20,6 +23,19 @@ PAIRS = ROOT / "assets/emoji/pairs/high_contrast-over-color"
 @pytest.fixture(autouse=True)
 def _few_threads():
     torch.set_num_threads(1)
+
+
+def read_dicts(shard) -> list[dict]:
+    """The samples of a shard, as webdataset writes them."""
+    return [{"__key__": sample.key, **sample.fields} for sample in read_samples(str(shard))]
+
+
+def write_dicts(shard, samples: list[dict]) -> str:
+    """Write a shard of such samples, fields that are None left out."""
+    with wds.TarWriter(str(shard)) as writer:
+        for sample in samples:
+            writer.write({name: value for name, value in sample.items() if value is not None})
+    return str(shard)
 
 
 def write_stable_diffusion(folder: Path, prediction_type: str) -> Path:

@@ -1,5 +1,6 @@
 """Caches: what is in them is what training would have computed, and training needs no encoders then."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from lit_align.commands import encode as encode_command
 from lit_align.commands.encoding import prepare_images
 from lit_align.data.cache import Cache
 from lit_align.data.cache_files import latents_bytes, names_of, rules
+from lit_align.data.images import decode
 from lit_align.data.index import content_digest, index_shard, write_index
 from lit_align.data.samples import SampleError, parse_sample, read_samples
 from lit_align.data.writing import NewPair, write_shard
@@ -347,6 +349,24 @@ def test_identity_follows_variant_and_hub_cache(sd15, tmp_path, monkeypatch):
     assert identity["tokenizers"] == whole["tokenizers"]
     with pytest.raises(FileNotFoundError, match=r"vae holds no diffusion_pytorch_model\.safetensors"):
         StableDiffusion.without_denoiser(repo=str(half)).encoders_identity()
+
+
+def test_pairs_keep_their_aspect_ratio_in_buckets(tmp_path):
+    """The last pair is wide: its images are turned into ones of twice the width."""
+    pairs = bundled(3)
+    wide = []
+    for data in (pairs[2].image_0, pairs[2].image_1):
+        image = decode(data)
+        image.resize((2 * image.width, image.height)).save(buffer := io.BytesIO(), "PNG")
+        wide.append(buffer.getvalue())
+    pairs[2] = pairs[2]._replace(image_0=wide[0], image_1=wide[1])
+    write_shard(tmp_path / "00000.tar", pairs)
+    main(words(tmp_path, tmp_path / "cache", "--data.resolution=64", "--data.aspect_buckets=true"))
+    cache, shard = Cache.open(tmp_path / "cache"), str(tmp_path / "00000.tar")
+    shapes = [tuple(cache.latents(shard, row, True).shape[-2:]) for row in range(3)]
+    assert shapes == [(32, 32), (32, 32), (24, 48)]
+    assert cache.geometry(shard, 2)[0, -2:].tolist() == [48, 96]  # of 1 to 2
+    cache.check({"aspect_buckets": True, "resolution": 64})
 
 
 def test_broken_samples_are_skipped_or_stop_it(tmp_path, capsys):

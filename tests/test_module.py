@@ -5,17 +5,15 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-import webdataset as wds
 import yaml
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_align.data import PreferenceDataModule
-from lit_align.data.samples import read_samples
 from lit_align.metrics import PreferenceMetrics, WeightedMeans, implicit_accuracy
 from lit_align.module import AlignmentModule
 from lit_align.objectives import SFT, MaPO
 from lit_align.types import ObjectiveOutput, PairErrors
-from tests.conftest import PAIRS, PIPELINE, ROOT
+from tests.conftest import PAIRS, PIPELINE, ROOT, read_dicts, write_dicts
 
 
 def make_module(seed=0, lora=None, objective=None, repo=PIPELINE, backbone=StableDiffusionXL, **options):
@@ -210,18 +208,14 @@ def test_half_precision_trains(tmp_path, precision, lora):
 
 
 def test_skipped_pairs_are_counted_at_the_end_and_train_nothing(tmp_path, caplog):
-    samples = list(read_samples(str(PAIRS / "train/00000.tar")))[:8]
+    samples = read_dicts(PAIRS / "train/00000.tar")[:8]
     samples[3] |= {"jpg_0.png": b"not an image"}
     del samples[5]["caption.txt"]
-    with wds.TarWriter(str(tmp_path / "broken.tar")) as writer:
-        for sample in samples:
-            writer.write({k: v for k, v in sample.items() if k != "__url__"})
-    data = PreferenceDataModule(
-        str(tmp_path / "broken.tar"), resolution=32, batch_size=7, num_workers=0, on_error="skip"
-    )
+    shard = write_dicts(tmp_path / "broken.tar", samples)
+    data = PreferenceDataModule(shard, resolution=32, batch_size=7, num_workers=0, on_error="skip")
     module = make_module()
     fit(module, data, tmp_path, steps=2)  # two epochs of one batch
-    assert data.unreadable == 2
+    assert len(data.unreadable) == 2
     assert "1 broken samples per epoch, 2 reads of unreadable images" in caplog.text
     assert samples[5]["__key__"] in caplog.text
     assert all(torch.isfinite(value).all() for value in weights(module).values())

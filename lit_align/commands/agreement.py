@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_align.data.labels import human_sign
 from lit_align.data.samples import SampleError, parse_sample, read_samples
 from lit_align.data.scores import read_scores, side_file, survey
 from lit_align.data.shards import OnError
@@ -51,7 +50,7 @@ def gather(shards: Sequence[str], folder: str | None, scorers: Sequence[str], on
         for name, stored in read_scores(side_file(shard, folder)).items():
             both = list(zip(stored.score_0.tolist(), stored.score_1.tolist(), strict=True))
             rows[name] = {key: both[row] for key, row in stored.rows().items()}
-        for sample in read_samples(shard, with_images=False):
+        for sample in read_samples(shard, image_bytes=0):
             try:
                 pair = parse_sample(sample)
             except SampleError:
@@ -61,7 +60,7 @@ def gather(shards: Sequence[str], folder: str | None, scorers: Sequence[str], on
             if any(pair.key not in rows.get(name, {}) for name in scorers):
                 unscored += 1
                 continue
-            human.append(human_sign(pair))
+            human.append(pair.human)
             for name in scorers:
                 scores[name].append(rows[name][pair.key])
     tensors = {name: torch.tensor(values, dtype=torch.float64).view(-1, 2).T for name, values in scores.items()}

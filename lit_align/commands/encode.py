@@ -60,7 +60,7 @@ def encode(
 
     Args:
         backbone: class and arguments; its denoiser is not loaded.
-        data: of the data module: shards, resolution, crop, flip_probability and on_error count.
+        data: of the data module: shards, resolution, aspect_buckets, crop, flip_probability and on_error count.
         output: folder of the cache.
         split: `train` encodes data.train_shards, `val` data.val_shards.
         flips: `both` encodes each image mirrored too; not given: so for a training split that flips, else `none`.
@@ -81,9 +81,10 @@ def encode(
     kind: type[Backbone] = getattr(import_module(module), name)
     encoders = kind.without_denoiser(**(backbone.init_args.as_dict() if "init_args" in backbone else {}))
     flips = flips or ("both" if split == "train" and data.flip_probability > 0 else "none")
-    buckets = bool(data.get("aspect_buckets", False))
-    plan = make_plan(patterns, data.resolution, buckets, data.on_error, quiet=place.rank > 0)
-    rule = rules(encoders.encoders_identity(), data.resolution, buckets, flips, posterior)
+    plan = make_plan(
+        patterns, data.resolution, data.aspect_buckets, data.on_error, data.allow_pipe, quiet=place.rank > 0
+    )
+    rule = rules(encoders.encoders_identity(), data.resolution, data.aspect_buckets, flips, posterior)
     _begin(output, rule | plan.describe(), plan, place)
     encoders.load_encoders()
     encoders.to(place.device)

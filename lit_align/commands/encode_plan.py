@@ -8,18 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from lit_align.data.buckets import Shape, assign_buckets, bucket_shapes
 from lit_align.data.cache_files import names_of
-from lit_align.data.index import look_through, read_index, read_rows, rows_file
+from lit_align.data.index import SIZES, look_through, read_rows
 from lit_align.data.samples import SampleError
-from lit_align.data.shards import OnError
-from lit_align.data.storage import exists, expand
+from lit_align.data.shards import OnError, ShardFile, find
 
 log = logging.getLogger(__name__)
-
-Shape = tuple[int, int]  # height and width, pixels
 
 
 class PlannedSample(NamedTuple):
@@ -60,46 +59,46 @@ class Plan:
 
 
 def make_plan(
-    patterns: str | Sequence[str], resolution: int, aspect_buckets: bool, on_error: OnError, quiet: bool
+    patterns: str | Sequence[str],
+    resolution: int,
+    aspect_buckets: bool = False,
+    on_error: OnError = "raise",
+    allow_pipe: bool = False,
+    quiet: bool = False,
 ) -> Plan:
     """Look at the labels of all shards: in their index, or in the shards themselves, whose images are skipped.
 
     Raises:
         SampleError: on a broken sample, if `on_error` is `raise`.
     """
-    files = _find(patterns)
-    names = names_of([path for path, _ in files])
+    files = find(patterns, allow_pipe)
+    names = names_of([file.path for file in files])
     with ThreadPoolExecutor(8) as pool:
-        read = pool.map(lambda file: _rows(file[0], file[1], aspect_buckets), files)
+        read = pool.map(lambda file: _rows(file, aspect_buckets), files)
         tables = tqdm(
             read, total=len(files), desc="reading labels", unit="shard", disable=quiet or len(files) < 20 or None
         )
         ids: dict[str, int] = {"": 0}
         shards = [
-            PlannedShard(path, name, _samples(rows, target_shapes(rows, resolution), ids, on_error))
-            for (path, _), name, rows in zip(files, names, tables, strict=True)
+            PlannedShard(
+                file.path, name, _samples(rows, target_shapes(rows, resolution, aspect_buckets), ids, on_error)
+            )
+            for file, name, rows in zip(files, names, tables, strict=True)
         ]
     return Plan(shards, list(ids))
 
 
-def _find(patterns: str | Sequence[str]) -> list[tuple[str, str | None]]:
-    """Shards, and the files of their rows where there are any."""
-    found: list[tuple[str, str | None]] = []
-    for path in expand(patterns):
-        if path.endswith(".json"):
-            found += read_index(path)
-        else:
-            found.append((path, rows_file(path) if exists(rows_file(path)) else None))
-    return found
+def _rows(file: ShardFile, sizes: bool) -> pa.Table:
+    return look_through(file.path, whole=False, sizes=sizes) if file.rows is None else read_rows(file.rows)
 
 
-def _rows(shard: str, rows: str | None, sizes: bool) -> pa.Table:
-    return look_through(shard, whole=False, sizes=sizes) if rows is None else read_rows(rows)
-
-
-def target_shapes(rows: pa.Table, resolution: int) -> list[Shape]:
-    """The shape that each sample trains in."""
-    return [(resolution, resolution)] * len(rows)
+def target_shapes(rows: pa.Table, resolution: int, aspect_buckets: bool) -> list[Shape]:
+    """The shape that each sample trains in; anything for a broken one."""
+    if not aspect_buckets:
+        return [(resolution, resolution)] * len(rows)
+    sizes = np.stack([rows[name].to_numpy() for name in SIZES], 1)
+    shapes = bucket_shapes(resolution)
+    return [shapes[bucket] for bucket in assign_buckets(np.maximum(sizes, 1), shapes)]
 
 
 def _samples(rows: pa.Table, shapes: Sequence[Shape], ids: dict[str, int], on_error: OnError) -> list[PlannedSample]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lit_align.backbones.encoders import Encoders
-from lit_align.commands.encode_plan import PlannedSample, PlannedShard, Shape
+from lit_align.commands.encode_plan import PlannedSample, PlannedShard
+from lit_align.data.buckets import Shape
 from lit_align.data.cache_files import CachedShard, Flips, Posterior
 from lit_align.data.images import PairTransform
 from lit_align.data.index import content_digest
@@ -145,9 +146,9 @@ def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tup
     """
     images = []
     for flip in mirrored:
-        transform = PairTransform(shape[0], "center", float(flip))
+        transform = PairTransform("center", float(flip))
         try:
-            made = transform((pair.image_0, pair.image_1), random.Random(0))
+            made = transform((pair.image_0, pair.image_1), random.Random(0), shape)
         except (OSError, ValueError, SyntaxError) as error:
             raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
         images.append(torch.stack(made.images))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from lit_align.commands.agreement import report_agreement, require_matplotlib
 from lit_align.commands.place import take_place
-from lit_align.data.images import decode
-from lit_align.data.samples import RawPair, SampleError, parse_sample, read_samples
-from lit_align.data.scores import Identity, Scores, content_digest, read_scores, side_file, side_files, write_scores
-from lit_align.data.shards import OnError, expand
+from lit_align.data.images import ImageError, decode
+from lit_align.data.index import content_digest
+from lit_align.data.samples import RawPair, Sample, SampleError, parse_sample, read_samples
+from lit_align.data.scores import Identity, Scores, read_scores, side_file, side_files, write_scores
+from lit_align.data.shards import OnError
+from lit_align.data.storage import expand
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.presets import load_scorers
 
@@ -92,7 +94,7 @@ def score(
 
 def _wait_for_others(shards: Sequence[str], output: str | None, names: Sequence[str], minutes: float = 30.0) -> None:
     """Until all shards are scored, or no side file has been written for `minutes`."""
-    left = [shard for shard in shards if any(read_samples(shard, with_images=False))]
+    left = [shard for shard in shards if any(read_samples(shard, image_bytes=0))]
     since = time.monotonic()
     while left and time.monotonic() - since < 60 * minutes:
         still = [shard for shard in left if not set(names) <= set(read_scores(side_file(shard, output)))]
@@ -124,7 +126,7 @@ def _unfinished(
                     f"{side_file(shard, output)} has scores by {name!r}, {found[name].identity}, and now it is "
                     f"{identity}. Give it another name in the presets, or replace them with --overwrite true."
                 )
-        keys = [sample["__key__"] for sample in read_samples(shard, with_images=False)]
+        keys = [sample.key for sample in read_samples(shard, image_bytes=0)]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise SampleError(f"shard {shard} has the key {twice} twice. Give its samples keys of their own.")
@@ -206,7 +208,7 @@ def _batches(shard: str, batch_size: int, on_error: OnError) -> Iterator[list[De
                 return
 
 
-def _decode(sample: dict[str, Any], on_error: OnError) -> Decoded:
+def _decode(sample: Sample, on_error: OnError) -> Decoded:
     content = ""
     try:
         pair = parse_sample(sample)
@@ -216,12 +218,12 @@ def _decode(sample: dict[str, Any], on_error: OnError) -> Decoded:
         if on_error == "raise":
             raise
         log.warning("Skipped: %s", error)
-        return Decoded(sample["__key__"], content, "", None)
+        return Decoded(sample.key, content, "", None)
 
 
 def _pixels(pair: RawPair) -> tuple[Tensor, Tensor]:
     try:
         first, second = (np.array(decode(data)) for data in (pair.image_0, pair.image_1))
-    except (OSError, ValueError, SyntaxError) as error:
+    except ImageError as error:
         raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
     return torch.from_numpy(first).permute(2, 0, 1), torch.from_numpy(second).permute(2, 0, 1)

@@ -1,21 +1,21 @@
 """The LightningDataModule that streams preference pairs."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
 
+from lit_align.data.buckets import bucket_shapes
 from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels import HumanLabels, Labels, VotedLabels
 from lit_align.data.live_vote import LiveVote
-from lit_align.data.samples import read_samples
+from lit_align.data.order import Order
+from lit_align.data.samples import SampleError, read_samples
 from lit_align.data.scores import survey
-from lit_align.data.shards import OnError, Shard, expand, scan
-from lit_align.data.stream import Order, PairStream
+from lit_align.data.shards import OnError, Shard, find, scan
+from lit_align.data.stream import EncodedImages, PairLoader, PairReader
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Vote
 from lit_align.types import PreferenceBatch
@@ -27,15 +27,21 @@ class PreferenceDataModule(L.LightningDataModule):
     """Streams pairs from WebDataset shards; the label decides which image is the chosen one.
 
     Args:
-        train_shards: tar files; braces `{000..127}` and wildcards `*` are expanded.
-        val_shards: held-out tar files, or none.
+        train_shards: tar files, local or `http(s):`, `s3:`, `gs:`, `hf:`; braces `{000..127}` and wildcards `*` are
+            expanded. Or the `index.json` of an import.
+        val_shards: held-out shards, or none.
         resolution: side of the square that both images are resized and cropped to, pixels.
+        aspect_buckets: train in SDXL's shapes of about that many pixels instead, each pair in the nearest.
         batch_size: pairs per device and micro-batch.
         num_workers: reading and decoding processes per device; 0 reads in the training process.
-        shuffle_window: pairs that a worker holds, encoded, to shuffle; shards are shuffled as well.
+        shuffle_window: pairs among which one is shuffled, after the shards have been; a run reads in about that many
+            places at a time.
         crop: `center`, or `random` with one draw per pair.
         flip_probability: chance of flipping both training images of a pair horizontally.
         on_error: `raise` on a broken sample, or `skip` it: it is named in the log and counted at the end.
+        skip_limit: broken samples, of a split or read by a device, after which `skip` raises nevertheless.
+        read_timeout: seconds until a read counts as broken; none waits forever.
+        allow_pipe: let `pipe:` addresses run their shell commands.
         vote: order pairs by the vote of scorers, on the scores that `lit-align score` has stored.
         train_scores: folder of the training shards' side files; none: beside the shards.
         val_scores: the same of the held-out shards.
@@ -48,12 +54,16 @@ class PreferenceDataModule(L.LightningDataModule):
         train_shards: str | list[str],
         val_shards: str | list[str] | None = None,
         resolution: int = 1024,
+        aspect_buckets: bool = False,
         batch_size: int = 4,
         num_workers: int = 4,
         shuffle_window: int = 1000,
         crop: Crop = "center",
         flip_probability: float = 0.5,
         on_error: OnError = "raise",
+        skip_limit: int = 100,
+        read_timeout: float | None = 120.0,
+        allow_pipe: bool = False,
         vote: Vote | None = None,
         train_scores: str | None = None,
         val_scores: str | None = None,
@@ -66,24 +76,29 @@ class PreferenceDataModule(L.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("shuffle_window", shuffle_window, 1),
+            ("skip_limit", skip_limit, 0),
         ):
             if value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}.")
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"data.flip_probability is {flip_probability}; it must lie between 0 and 1.")
-        self.train_shards, self.val_shards = train_shards, val_shards
+        if read_timeout is not None and not read_timeout > 0:
+            raise ValueError(f"data.read_timeout is {read_timeout}; it must be greater than 0, or null.")
+        self.train_shards, self.val_shards, self.allow_pipe = train_shards, val_shards, allow_pipe
         self.vote, self.train_scores, self.val_scores = vote, train_scores, val_scores
         self.live_vote = None if scorers is None else LiveVote(vote, scorers)
         self.batch_size, self.num_workers, self.shuffle_window = batch_size, num_workers, shuffle_window
-        self.on_error, self.seed = on_error, seed
-        self.train_transform = PairTransform(resolution, crop, flip_probability)
-        self.val_transform = PairTransform(resolution, "center", 0.0)
+        self.on_error, self.skip_limit, self.read_timeout, self.seed = on_error, skip_limit, read_timeout, seed
+        self.shapes = tuple(bucket_shapes(resolution) if aspect_buckets else [(resolution, resolution)])
+        self.train_transform, self.val_transform = PairTransform(crop, flip_probability), PairTransform("center", 0.0)
         self.train: tuple[Shard, ...] = ()
         self.val: tuple[Shard, ...] = ()
         self.train_labels: Labels = HumanLabels()
         self.val_labels: Labels = HumanLabels()
-        self.unreadable = 0  # training pairs of this rank that could not be decoded
+        self.unreadable: list[str] = []  # why pairs that this rank wanted could not be read
         self._resumed_order: dict[str, Any] | None = None
+
+    # -- what there is
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and not self.train:
@@ -92,13 +107,13 @@ class PreferenceDataModule(L.LightningDataModule):
             self.val, self.val_labels = self._scan("val_shards", self.val_shards, self.val_scores)
 
     def _scan(self, name: str, patterns: str | Sequence[str], scores: str | None) -> tuple[tuple[Shard, ...], Labels]:
-        paths = expand(patterns)
-        labels = self._labels(name, paths, scores)
-        shards = tuple(scan(paths, labels, self.on_error))
-        pairs, ties = sum(shard.pairs for shard in shards), sum(shard.ties for shard in shards)
-        broken = sum(shard.broken for shard in shards)
+        files = find(patterns, self.allow_pipe, must_exist=self.on_error == "raise")
+        labels = self._labels(name, [file.path for file in files], scores)
+        shards = tuple(scan(files, labels, self.on_error, len(self.shapes) > 1, self.read_timeout))
+        pairs, ties = sum(len(shard) for shard in shards), sum(shard.ties for shard in shards)
+        broken = [fault for shard in shards for fault in shard.broken]
         rank_zero_info(
-            f"{name}: {pairs:,} pairs in {len(shards)} shards; left out: {ties:,} ties, {broken:,} broken samples"
+            f"{name}: {pairs:,} pairs in {len(shards)} shards; left out: {ties:,} ties, {len(broken):,} broken samples"
         )
         order = labels if self.live_vote is None else self.live_vote
         rank_zero_info(f"  ordered by {order.describe()}")
@@ -107,6 +122,7 @@ class PreferenceDataModule(L.LightningDataModule):
             rank_zero_info(
                 f"  the tie rule decided {contested:,} pairs; the order is against the human label on {disputed:,}"
             )
+        self._check_limit(f"data.{name}", broken)
         if pairs == 0:
             raise ValueError(f"data.{name}: no pair with a preference in {len(shards)} shards ({ties} ties).")
         return shards, labels
@@ -118,7 +134,7 @@ class PreferenceDataModule(L.LightningDataModule):
             return HumanLabels()
         surveys = survey(paths, scores, self.vote.scorers)
         for scorer, found in surveys.items():
-            missing = [shard for shard in paths if shard in found.missing and any(read_samples(shard, False))]
+            missing = [shard for shard in paths if shard in found.missing and any(read_samples(shard, 0))]
             if missing and self.on_error == "raise":
                 raise ValueError(
                     f"data.{name}: {len(missing)} of {len(paths)} shards have no scores by {scorer!r}, first "
@@ -126,27 +142,39 @@ class PreferenceDataModule(L.LightningDataModule):
                 )
         return VotedLabels(self.vote, scores, surveys)
 
-    def train_dataloader(self) -> "PairLoader":
+    # -- the stream
+
+    def train_dataloader(self) -> PairLoader:
         order = self._order(self.train, self.shuffle_window, self.train_labels)
         if order.batches == 0:
-            total = sum(shard.pairs for shard in self.train)
+            buckets = f" in {len(self.shapes)} buckets" if len(self.shapes) > 1 else ""
             raise ValueError(
-                f"data.train_shards hold {total} pairs, fewer than one batch of data.batch_size {self.batch_size} "
-                f"on each of {order.world_size} devices. Lower data.batch_size or use fewer devices."
+                f"data.train_shards hold {order.pairs} pairs{buckets}, fewer than one batch of data.batch_size "
+                f"{self.batch_size} on each of {order.world_size} devices. Lower data.batch_size or use fewer devices."
             )
         self._check_resumed()
-        return PairLoader(order, self.train_transform, self.on_error, self._position)
+        out = order.pairs - order.batches * order.batch_size * order.world_size
+        rank_zero_info(
+            f"an epoch: {order.batches:,} batches on each of {order.world_size} devices; {out:,} pairs sit it out"
+        )
+        source = EncodedImages(self.train_transform, self.read_timeout)
+        reader = PairReader(order, source, self.on_error, self.train_labels.voted)
+        return PairLoader(reader, self.num_workers, self._position)
 
     def val_dataloader(self) -> "PairLoader | list[PairLoader]":
         if not self.val:
             return []
         order = self._order(self.val, 0, self.val_labels)
-        return PairLoader(order, self.val_transform, self.on_error, lambda: (0, 0))
+        source = EncodedImages(self.val_transform, self.read_timeout)
+        reader = PairReader(order, source, self.on_error, self.val_labels.voted)
+        return PairLoader(reader, self.num_workers, lambda: (0, 0))
 
     def _order(self, shards: tuple[Shard, ...], shuffle_window: int, labels: Labels) -> Order:
         # Rank and world size come from the Trainer: a spawned worker finds no process group.
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return Order(shards, self.batch_size, rank, world_size, self.seed, shuffle_window, self.num_workers, labels)
+        return Order(
+            shards, self.batch_size, self.shapes, rank, world_size, self.seed, shuffle_window, labels.describe()
+        )
 
     def _position(self) -> tuple[int, int]:
         """Epoch and batches trained in it, from the Trainer's own counters, which checkpoints restore."""
@@ -155,21 +183,32 @@ class PreferenceDataModule(L.LightningDataModule):
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def on_before_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
-        if self.on_error == "skip" and self.trainer is not None and self.trainer.training:
-            self.unreadable += int((batch.weight == 0).sum())
+        for fault in batch.faults:
+            log.warning("Skipped: %s", fault)
+        self.unreadable += batch.faults
+        self._check_limit("while training", self.unreadable)
         return batch
 
     def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
         return batch if self.live_vote is None else self.live_vote.order(batch)
 
+    def _check_limit(self, where: str, faults: Sequence[str]) -> None:
+        if len(faults) > self.skip_limit:
+            raise SampleError(
+                f"{where}: {len(faults)} broken samples, more than data.skip_limit {self.skip_limit} allows; "
+                f"the last: {faults[-1]}"
+            )
+
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self.on_error == "skip":
-            broken = sum(shard.broken for shard in self.train)
+            broken = sum(len(shard.broken) for shard in self.train)
             log.warning(
                 "Skipped in training: %d broken samples per epoch, %d reads of unreadable images or stale scores here.",
                 broken,
-                self.unreadable,
+                len(self.unreadable),
             )
+
+    # -- resuming
 
     def state_dict(self) -> dict[str, Any]:
         if not self.train:
@@ -184,38 +223,10 @@ class PreferenceDataModule(L.LightningDataModule):
         """Refuse to continue a run in another order than it began in."""
         if not self._resumed_order:
             return
-        now = self.state_dict()
-        then = {"labels": "the human label"} | self._resumed_order  # older checkpoints knew no other
+        then, now = self._resumed_order, self.state_dict()
         changed = [f"{k} was {then.get(k)}, is {now.get(k)}" for k in then | now if then.get(k) != now.get(k)]
         if changed:
             raise ValueError(
                 f"The checkpoint's run read its pairs in another order ({'; '.join(changed)}), so it cannot go on "
                 "exactly. Resume with the old values, or export the weights and start a new run from them."
             )
-
-
-class PairLoader:
-    """A DataLoader for every epoch, which starts where the Trainer is."""
-
-    def __init__(
-        self, order: Order, transform: PairTransform, on_error: OnError, position: Callable[[], tuple[int, int]]
-    ) -> None:
-        self.order, self.transform, self.on_error, self.position = order, transform, on_error, position
-
-    def __len__(self) -> int:
-        return self.order.batches
-
-    def __iter__(self) -> Iterator[PreferenceBatch]:
-        # The body of a generator runs at the first `next`: by then the Trainer has restored its counters.
-        epoch, batches = self.position()
-        stream = PairStream(self.order, self.transform, self.on_error, epoch, batches)
-        yield from DataLoader(
-            stream, batch_size=None, num_workers=self.order.workers, pin_memory=torch.cuda.is_available()
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the Trainer's counters are the state. Lightning takes the method as a sign of a resumable loader."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore, see `state_dict`."""

@@ -1,13 +1,12 @@
-"""The index of a folder of shards: what a run would otherwise have to read at its start, and what a shard must still be.
+"""The index of a folder of shards: what a run would else have to read at its start, and what a shard must still be.
 
 `00000.tar` has `00000.index.parquet` beside it, one row per sample; `index.json` has the totals and names all shards.
-Where the shards lie elsewhere (on the web, on a read-only disk) the index has a folder of its own and names them in full.
+Where the shards lie elsewhere, on the web or a read-only disk, the index has a folder of its own and their full names.
 """
 
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from PIL import Image
 
 from lit_align.data.samples import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.storage import join, open_binary, parent
-from lit_align.data.writing import write_text
+from lit_align.data.writing import whole_or_nothing, write_text
 
 INDEX = "index.json"
 FORMAT = 1
@@ -61,26 +60,32 @@ def content_digest(pair: RawPair) -> str:
     return digest.hexdigest()
 
 
+def key_digest(key: str) -> int:
+    """64 bits of a key: which sample was where."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
 def rows_file(shard: str, folder: str | None = None) -> str:
     """Where the rows of a shard are: in `folder`, or beside it."""
     name = shard.rsplit("/", 1)[-1].removesuffix(".tar")
     return join(parent(shard) if folder is None else folder, f"{name}.index.parquet")
 
 
-def look_through(shard: str, whole: bool, sizes: bool = False) -> pa.Table:
+def look_through(shard: str, whole: bool, sizes: bool = False, timeout: float | None = None) -> pa.Table:
     """The rows of a shard, one per sample, broken ones with the reason.
 
     Args:
         shard: local path or URL.
         whole: read all of it, for digests; else only what is not an image.
         sizes: read so much of the images that their sizes are known.
+        timeout: seconds until a read is given up.
 
     Raises:
         SampleError: if the shard itself is missing, cut off or damaged.
     """
     rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
     seen: set[str] = set()
-    for sample in read_samples(shard, None if whole else HEADER_BYTES if sizes else 0):
+    for sample in read_samples(shard, None if whole else HEADER_BYTES if sizes else 0, timeout):
         for name, value in _row(sample, whole, whole or sizes, sample.key in seen).items():
             rows[name].append(value)
         seen.add(sample.key)
@@ -111,7 +116,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             turned = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # on damaged files PIL raises errors of almost any kind
         return 0, 0
     return (width, height) if turned else (height, width)
 
@@ -131,13 +136,8 @@ def index_shard(shard: str, folder: str | None = None) -> ShardEntry:
             count += len(block)
     about = {"format": str(FORMAT), "bytes": str(count), "sha256": digest.hexdigest()}
     path = Path(rows_file(shard, folder))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_or_nothing(path) as part:
         pq.write_table(table.replace_schema_metadata(about), part, compression="zstd")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     entry = entry_of(shard, folder)
     assert entry is not None
     return entry
@@ -153,7 +153,9 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
         with open_binary(path) as file:
             table = pq.read_table(file, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an index: {error}. Delete it, and import the shards again.") from error
+        raise ValueError(
+            f"{path} cannot be read as an index: {error}. Delete it, and import the shards again."
+        ) from error
     about = table.schema.metadata or {}
     if about.get(b"format") != str(FORMAT).encode():
         raise ValueError(f"{path} is no index of this version of lit-align. Delete it, and import the shards again.")
@@ -204,5 +206,7 @@ def read_index(path: str) -> list[tuple[str, str]]:
             raise KeyError(f"format {index['format']}")
         shards = [join(folder, entry["name"]) for entry in index["shards"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no index of this version of lit-align: {error!r}. Import the shards again.") from error
+        raise ValueError(
+            f"{path} is no index of this version of lit-align: {error!r}. Import the shards again."
+        ) from error
     return [(shard, rows_file(shard, folder)) for shard in shards]

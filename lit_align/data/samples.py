@@ -51,20 +51,26 @@ class RawPair(NamedTuple):
     def place(self) -> str:
         return f"shard {self.shard}, key {self.key}"
 
+    @property
+    def human(self) -> int:
+        """+1 where image 0 is preferred, -1 where image 1 is, 0 for a tie."""
+        return round(2 * self.label_0 - 1)
 
-def read_samples(shard: str, image_bytes: int | None = None) -> Iterator[Sample]:
+
+def read_samples(shard: str, image_bytes: int | None = None, timeout: float | None = None) -> Iterator[Sample]:
     """The samples of a tar file in its order.
 
     Args:
         shard: local path or URL.
         image_bytes: how much of each image is read, None for all; the rest is skipped without reading it.
+        timeout: seconds until a read is given up; None waits forever.
 
     Raises:
         SampleError: if the shard is missing, is not a tar file, or does not end as a tar file does: one that was cut
             off between two samples, or whose header is damaged, would else look like a shorter one.
     """
     try:
-        with open_binary(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_binary(shard, timeout) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             yield from _samples(tar, shard, image_bytes)
             _check_end(file, tar.offset, shard)
     except SampleError:

@@ -3,8 +3,6 @@
 `00000.tar` has `00000.scores.parquet` beside it (or in a folder of its own): one row per pair and scorer.
 """
 
-import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor, tensor
 
-from lit_align.data.samples import RawPair
+from lit_align.data.storage import is_url
+from lit_align.data.writing import whole_or_nothing
 
 SCHEMA = pa.schema(
     [
@@ -56,7 +55,13 @@ class Scores(NamedTuple):
 
 
 def side_file(shard: str, folder: str | None = None) -> Path:
-    """Where a shard's scores are: in `folder`, or beside the shard."""
+    """Where a shard's scores are: in `folder`, or beside the shard.
+
+    Raises:
+        ValueError: beside a shard that is not a local file.
+    """
+    if folder is None and is_url(shard):
+        raise ValueError(f"Scores of {shard} cannot lie beside it. Name a local folder for them.")
     path = Path(shard)
     return (path.parent if folder is None else Path(folder)) / f"{path.stem}.scores.parquet"
 
@@ -76,14 +81,6 @@ def side_files(shards: Sequence[str], folder: str | None) -> list[Path]:
                 "shards of equal names a folder each."
             )
     return paths
-
-
-def content_digest(pair: RawPair) -> str:
-    """16 hexadecimal digits of a pair's encoded images and prompt: scores belong to these and no other."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (pair.image_0, pair.image_1, pair.prompt.encode()):
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
 
 
 def read_scores(path: Path) -> dict[str, Scores]:
@@ -129,13 +126,8 @@ def write_scores(path: Path, scores: dict[str, Scores]) -> None:
         columns["content"] += values.contents
         columns["score_0"] += values.score_0.tolist()
         columns["score_1"] += values.score_1.tolist()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
+    with whole_or_nothing(path) as part:
         pq.write_table(pa.table(columns, SCHEMA), part, compression="zstd")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Survey(NamedTuple):

@@ -1,22 +1,22 @@
 """Where bytes come from: local files, `http(s):`, `s3:`, `gs:`, `hf:` through fsspec, and `pipe:` commands."""
 
 import glob
+import io
 import os
-import queue
 import shutil
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import braceexpand
 import fsspec
 
+from lit_align.data.timeouts import TimedFile, within
+
 EXTRAS = {"s3fs": "s3", "gcsfs": "gcs"}  # packages behind fsspec that we bring as extras
-Answer = TypeVar("Answer")
 
 
 def is_url(path: str) -> bool:
@@ -36,15 +36,16 @@ def parent(path: str) -> str:
     return path.rsplit("/", 1)[0] if is_url(path) else str(Path(path).parent)
 
 
-def expand(patterns: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
+def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: bool = True) -> list[str]:
     """Paths from paths and URLs, braces (`{000..127}.tar`) and wildcards (`*.tar`), each pattern's matches sorted.
 
     Args:
         patterns: one or several; `pipe:` commands are taken as they are.
         allow_pipe: whether `pipe:` may run shell commands.
+        must_exist: refuse local paths that do not; else they are found missing when they are read.
 
     Raises:
-        FileNotFoundError: if a local path does not exist, or a pattern matches nothing.
+        FileNotFoundError: if a wildcard matches nothing, or a local path must exist and does not.
         ValueError: for a `pipe:` that is not allowed, or a wildcard in a web address.
     """
     found: list[str] = []
@@ -59,12 +60,13 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False) -> list[str]
             found += [path for url in braceexpand.braceexpand(pattern) for path in _match_url(url)]
         else:
             local = pattern.removeprefix("file://") if "://" in pattern else pattern.removeprefix("file:")
-            found += [path for one in braceexpand.braceexpand(local) for path in _match_local(one, pattern)]
+            found += [path for one in braceexpand.braceexpand(local) for path in _match_local(one, pattern, must_exist)]
     return found
 
 
-def _match_local(path: str, pattern: str) -> list[str]:
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * Path(path).is_file()
+def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
+    there = Path(path).exists() or not must_exist
+    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * there
     if not found:
         raise FileNotFoundError(
             f"{pattern!r}: there is no file {path!r} (working directory {Path.cwd()}). "
@@ -152,16 +154,21 @@ def _read_range(path: str, offset: int, count: int) -> bytes:
     return data
 
 
-def open_binary(path: str) -> IO[bytes]:
-    """A seekable file for reading from its start.
+def open_binary(path: str, timeout: float | None = None) -> IO[bytes]:
+    """A seekable file for reading from its start; reads raise as those of `read_range` do.
 
     Raises:
         OSError: if it cannot be opened.
     """
+    file = within(timeout, path, partial(_open, path))
+    return file if timeout is None else io.BufferedReader(TimedFile(file, path, timeout), 1 << 15)
+
+
+def _open(path: str) -> IO[bytes]:
     if not is_url(path):
         return Path(path).open("rb")
     if not _has_ranges(path):
-        return os.fdopen(os.dup(_spooled(path).fileno()), "rb")
+        return Path(_spooled(path).name).open("rb")
     filesystem, name = _filesystem(path)
     file: IO[bytes] = filesystem.open(name, "rb")
     return file
@@ -181,7 +188,7 @@ def _has_ranges(url: str) -> bool:
 @lru_cache(maxsize=4)  # shards; a forgotten one is closed and its space freed
 def _spooled(url: str) -> IO[bytes]:
     """A temporary copy of what can only be read from start to end."""
-    copy = tempfile.TemporaryFile(prefix="lit-align-")
+    copy = tempfile.NamedTemporaryFile(prefix="lit-align-")  # noqa: SIM115  # lives as long as the cache
     if url.startswith("pipe:"):
         command = url.removeprefix("pipe:")
         with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
@@ -194,39 +201,3 @@ def _spooled(url: str) -> IO[bytes]:
         filesystem.get_file(name, copy)
     copy.flush()
     return copy
-
-
-def within(timeout: float | None, path: str, work: Callable[[], Answer]) -> Answer:
-    """What `work` returns, in at most `timeout` seconds; what it raises is an OSError.
-
-    A read that hangs in the kernel cannot be stopped: it is left behind in a thread that ends with the process.
-    """
-    if timeout is None:
-        return _as_os_error(work)
-    answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answer.put((True, _as_os_error(work)))
-        except BaseException as error:
-            answer.put((False, error))
-
-    threading.Thread(target=run, daemon=True, name=f"read {path}").start()
-    try:
-        worked, value = answer.get(timeout=timeout)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {timeout:g} s") from None
-    if not worked:
-        raise value
-    result: Answer = value
-    return result
-
-
-def _as_os_error(work: Callable[[], Answer]) -> Answer:
-    """Filesystems behind fsspec raise errors of their own kinds."""
-    try:
-        return work()
-    except (OSError, ModuleNotFoundError):
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,225 +1,207 @@
-"""The order of the pairs, and the stream that follows it.
+"""From the numbers of a batch's pairs to the batch: read, check, decode, collate."""
 
-Which pair is n-th on a rank is a function of (seed, epoch, world size, rank, workers, n) and the list of shards:
-
-1. An epoch permutes the shards; laid end to end they are one sequence of pairs, the same on all ranks.
-2. Each rank takes one contiguous slice of whole batches, all ranks equally many; what is left over at the end of
-   the sequence (fewer than world size x batch size pairs) sits this epoch out. Validation leaves out nothing.
-3. Each worker takes a contiguous share of the rank's batches and shuffles it in windows.
-4. The rank's n-th batch is the next one of worker n mod workers.
-
-So a stream can start at any batch: whole windows and whole shards before it are not read.
-"""
-
-import hashlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from lit_align.data.images import PairImages, PairTransform
-from lit_align.data.labels import Decision, HumanLabels, Labels, check_content, human_sign
-from lit_align.data.samples import RawPair, SampleError, parse_sample, read_samples
+from lit_align.data.images import ImageError, PairTransform
+from lit_align.data.index import content_digest, key_digest
+from lit_align.data.labels import stale
+from lit_align.data.order import Batch, Order
+from lit_align.data.samples import RawPair, SampleError, parse_bytes, parse_sample
 from lit_align.data.shards import OnError, Shard
+from lit_align.data.storage import read_range
 from lit_align.types import PreferenceBatch
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Order:
-    """Everything but the epoch that decides which pair comes when."""
+class ReadPair(NamedTuple):
+    """A pair as it trains, image 0 first."""
 
-    shards: tuple[Shard, ...]
-    batch_size: int  # pairs
-    rank: int = 0
-    world_size: int = 1
-    seed: int = 0
-    shuffle_window: int = 0  # pairs; 0 keeps the order of the files, and every pair
-    workers: int = 0
-    labels: Labels = field(default_factory=HumanLabels)
+    images: tuple[Tensor, Tensor]  # of one shape and dtype
+    geometries: tuple[Tensor, Tensor]  # (6,) int64, see `PreferenceBatch`
+    prompt: str
+    flipped: bool = False
 
-    @property
-    def shuffled(self) -> bool:
-        return self.shuffle_window > 0
 
-    @property
-    def pairs(self) -> range:
-        """The rank's slice of the epoch's sequence."""
-        total = sum(shard.pairs for shard in self.shards)
-        if not self.shuffled:
-            return range(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
-        share = total // (self.world_size * self.batch_size) * self.batch_size
-        return range(share * self.rank, share * (self.rank + 1))
+class PairSource(ABC):
+    """Where pairs are read."""
 
-    @property
-    def batches(self) -> int:
-        """Batches of an epoch on this rank."""
-        return -(-len(self.pairs) // self.batch_size)
+    @abstractmethod
+    def read(self, shard: Shard, number: int, draw: random.Random, shape: tuple[int, int]) -> ReadPair:
+        """The pair `number` of a shard, brought to `shape`, height and width in pixels.
 
-    def numbered_shards(self, epoch: int) -> list[tuple[int, Shard]]:
-        """The epoch's permutation: each shard with the number of its first pair in the list of shards."""
-        firsts, first = [], 0
-        for shard in self.shards:
-            firsts.append((first, shard))
-            first += shard.pairs
-        if self.shuffled:
-            random.Random(f"{self.seed}/{epoch}").shuffle(firsts)
-        return firsts
-
-    def worker_pairs(self, worker: int, skip_batches: int) -> tuple[range, int]:
-        """A worker's pairs as positions in the epoch's sequence, and how many of them were consumed before.
-
-        `skip_batches` is the number of batches that the rank has consumed. A loader asks its worker 0 first,
-        so worker 0 plays the part whose turn it is.
+        Raises:
+            SampleError: if it cannot be read, or is not what it was.
         """
-        workers = max(1, self.workers)
-        part = (worker + skip_batches) % workers
-        whole, extra = divmod(self.batches, workers)
-        first = part * whole + min(part, extra)
-        last = first + whole + (part < extra)
-        consumed = max(0, -(-(skip_batches - part) // workers))
-        start = self.pairs.start
-        positions = range(
-            min(start + first * self.batch_size, self.pairs.stop), min(start + last * self.batch_size, self.pairs.stop)
+
+    @abstractmethod
+    def blank(self, shape: tuple[int, int]) -> ReadPair:
+        """What takes the place of a pair that cannot be read, and weighs nothing."""
+
+    def finish(self, batch: PreferenceBatch) -> PreferenceBatch:
+        """Add what belongs to a batch as a whole."""
+        return batch
+
+
+class EncodedImages(PairSource):
+    """Pairs in tar files, read at their place and checked against what was known of them.
+
+    Args:
+        transform: from encoded images to pixels.
+        timeout: seconds until a read is given up; None waits forever.
+    """
+
+    def __init__(self, transform: PairTransform, timeout: float | None = None) -> None:
+        self.transform, self.timeout = transform, timeout
+
+    def read(self, shard: Shard, number: int, draw: random.Random, shape: tuple[int, int]) -> ReadPair:
+        pair = self._pair(shard, int(shard.pairs.offset[number]), int(shard.pairs.size[number]))
+        check(pair, shard, number)
+        try:
+            made = self.transform((pair.image_0, pair.image_1), draw, shape)
+        except ImageError as error:
+            raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
+        return ReadPair(made.images, made.geometries, pair.prompt, made.flipped)
+
+    def _pair(self, shard: Shard, offset: int, size: int) -> RawPair:
+        try:
+            data = read_range(shard.path, offset, size, self.timeout)
+        except OSError as error:
+            raise SampleError(f"shard {shard.path} cannot be read at byte {offset}: {error}") from error
+        if len(data) != size:
+            raise SampleError(f"shard {shard.path} has changed: it ends before byte {offset + size}.")
+        return parse_sample(parse_bytes(shard.path, data))
+
+    def blank(self, shape: tuple[int, int]) -> ReadPair:
+        image, geometry = torch.zeros(3, *shape, dtype=torch.uint8), torch.tensor([*shape, 0, 0, *shape])
+        return ReadPair((image, image), (geometry, geometry), "")
+
+
+def check(pair: RawPair, shard: Shard, number: int) -> None:
+    """Refuse another pair, or another label, than the run began with.
+
+    Raises:
+        SampleError: if shard, images or prompt have changed since they were indexed, scored or first looked at.
+    """
+    known = shard.pairs
+    if key_digest(pair.key) != int(known.key[number]) or pair.human != int(known.human[number]):
+        raise SampleError(f"{pair.place}: the shard has changed: there was another sample here, or another label.")
+    if int(known.content[number]) not in (0, int(content_digest(pair), 16)):
+        if shard.content_known_from == "scores":
+            raise SampleError(stale(pair.place))
+        raise SampleError(
+            f"{pair.place}: images or prompt are not those that its index knows: the shard is damaged or has changed. "
+            "Restore it, or delete the index and import the shards again."
         )
-        return positions, min(consumed * self.batch_size, len(positions))
-
-    def _shards_digest(self) -> str:
-        """Names and sizes in short; shards may move to another folder."""
-        listed = repr([(Path(shard.path).name, shard.pairs) for shard in self.shards])
-        pairs = sum(shard.pairs for shard in self.shards)
-        return f"{len(self.shards)} with {pairs} pairs, digest {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
-
-    def fingerprint(self) -> dict[str, object]:
-        """What must be the same for a resumed run to see the pairs that the unbroken run would have seen."""
-        return {
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "world_size": self.world_size,
-            "num_workers": self.workers,
-            "shuffle_window": self.shuffle_window,
-            "shards": self._shards_digest(),
-            "labels": self.labels.describe(),
-        }
 
 
-class NumberedPair(NamedTuple):
-    """A pair with its number in the data set and its label."""
+class PairReader(Dataset[PreferenceBatch]):
+    """Batches by the numbers of their pairs.
 
-    number: int
-    pair: RawPair
-    decision: Decision
+    Args:
+        order: knows where each pair is.
+        source: reads it.
+        on_error: `raise` on a pair that cannot be read, or `skip` it: it is named in the batch and weighs nothing.
+        voted: whether a vote has ordered the pairs.
+    """
 
+    def __init__(self, order: Order, source: PairSource, on_error: OnError, voted: bool = False) -> None:
+        self.order, self.source, self.on_error, self.voted = order, source, on_error, voted
 
-class PairStream(IterableDataset[PreferenceBatch]):
-    """Batches of one epoch, from `skip_batches` on; each worker decodes and collates its own."""
-
-    def __init__(
-        self, order: Order, transform: PairTransform, on_error: OnError, epoch: int = 0, skip_batches: int = 0
-    ) -> None:
-        self.order, self.transform, self.on_error = order, transform, on_error
-        self.epoch, self.skip_batches = epoch, skip_batches
-
-    def __iter__(self) -> Iterator[PreferenceBatch]:
-        info = get_worker_info()
-        positions, consumed = self.order.worker_pairs(0 if info is None else info.id, self.skip_batches)
-        pairs = self._shuffled(positions, consumed)
-        while batch := list(islice(pairs, self.order.batch_size)):
-            yield self._collate(batch)
-
-    def _shuffled(self, positions: range, consumed: int) -> Iterator[NumberedPair]:
-        """Numbered pairs at `positions` in windows, each shuffled on its own, without the first `consumed`."""
-        if not self.order.shuffled:
-            yield from self._read(positions[consumed:])
-            return
-        window = self.order.shuffle_window
-        skip = consumed % window
-        unread = positions[consumed - skip :]  # whole windows before it are not read
-        stream = self._read(unread)
-        for start in unread[::window]:
-            held = list(islice(stream, window))
-            random.Random(f"{self.order.seed}/{self.epoch}/{start}").shuffle(held)
-            yield from held[skip:]
-            skip = 0
-
-    def _read(self, positions: range) -> Iterator[NumberedPair]:
-        """Numbered pairs at `positions` of the epoch's sequence; only shards that hold some are opened."""
-        begin = 0
-        for first, shard in self.order.numbered_shards(self.epoch):
-            low, high = max(positions.start - begin, 0), min(positions.stop - begin, shard.pairs)
-            begin += shard.pairs
-            if low >= high:
-                continue
-            read = 0
-            pairs = decided_pairs(shard.path, self.order.labels, self.on_error)
-            for number, (pair, decision) in enumerate(islice(pairs, high)):
-                read = number + 1
-                if number >= low:
-                    yield NumberedPair(first + number, pair, decision)
-            if read < high:
-                raise SampleError(
-                    f"shard {shard.path} has {read} pairs left of {shard.pairs}: it changed during the run."
-                )
-
-    def _collate(self, pairs: Sequence[NumberedPair]) -> PreferenceBatch:
-        size = self.transform.resolution
-        count = len(pairs)
-        images = torch.zeros(2, count, 3, size, size, dtype=torch.uint8)
-        geometries = torch.tensor([size, size, 0, 0, size, size]).repeat(2, count, 1)
-        weight, flipped = torch.ones(count), torch.zeros(count, dtype=torch.bool)
-        for row, (number, pair, decision) in enumerate(pairs):
-            draw = random.Random(f"{self.order.seed}/{self.epoch}/{number}")
-            encoded = (pair.image_1, pair.image_0) if decision.sign < 0 else (pair.image_0, pair.image_1)
+    def __getitem__(self, batch: Batch) -> PreferenceBatch:
+        places = [self.order.where(number) for number in batch.numbers]
+        read, faults = list[ReadPair | None](), list[str]()
+        for number, (shard, row) in zip(batch.numbers, places, strict=True):
+            draw = random.Random(f"{self.order.seed}/{batch.epoch}/{number}")
             try:
-                check_content(pair, decision)
-                transformed = self._transform(pair, encoded, draw)
+                read.append(self.source.read(shard, row, draw, batch.shape))
             except SampleError as error:
                 if self.on_error == "raise":
                     raise
-                log.warning("Skipped: %s", error)
-                weight[row] = 0
-                continue
-            flipped[row] = transformed.flipped
-            for side in (0, 1):
-                images[side, row], geometries[side, row] = transformed.images[side], transformed.geometries[side]
-        return PreferenceBatch(
-            chosen=images[0],
-            rejected=images[1],
-            prompts=[pair.prompt for _, pair, _ in pairs],
-            weight=weight,
-            chosen_geometry=geometries[0],
-            rejected_geometry=geometries[1],
-            number=torch.tensor([number for number, _, _ in pairs]),
-            flipped=flipped,
-            human=torch.tensor([human_sign(pair) * (decision.sign or 1) for _, pair, decision in pairs]),
-            voted=self.order.labels.voted,
-            strength=torch.tensor([decision.strength for _, _, decision in pairs]),
+                faults.append(str(error))
+                read.append(None)
+        known = [(shard.pairs.sign[row], shard.pairs.human[row], shard.pairs.strength[row]) for shard, row in places]
+        return self._collate(batch, read, known, faults)
+
+    def _collate(
+        self, batch: Batch, read: list[ReadPair | None], known: list[tuple[int, int, float]], faults: list[str]
+    ) -> PreferenceBatch:
+        pairs = [self.source.blank(batch.shape) if pair is None else pair for pair in read]
+        first = [1 if sign < 0 else 0 for sign, _, _ in known]  # which image is the chosen one
+        made = PreferenceBatch(
+            chosen=torch.stack([pair.images[i] for pair, i in zip(pairs, first, strict=True)]),
+            rejected=torch.stack([pair.images[1 - i] for pair, i in zip(pairs, first, strict=True)]),
+            prompts=[pair.prompt for pair in pairs],
+            weight=torch.tensor([float(pair is not None) for pair in read]),
+            chosen_geometry=torch.stack([pair.geometries[i] for pair, i in zip(pairs, first, strict=True)]),
+            rejected_geometry=torch.stack([pair.geometries[1 - i] for pair, i in zip(pairs, first, strict=True)]),
+            number=torch.tensor(batch.numbers),
+            flipped=torch.tensor([pair.flipped for pair in pairs]),
+            human=torch.tensor([int(human) * (int(sign) or 1) for sign, human, _ in known]),
+            voted=self.voted,
+            strength=torch.tensor([float(strength) for _, _, strength in known]),
+            faults=tuple(faults),
+        )
+        return self.source.finish(made)
+
+
+class PairLoader:
+    """A DataLoader for every epoch, which starts where the Trainer is.
+
+    Args:
+        reader: makes the batches.
+        workers: processes that do; 0 makes them here.
+        position: epoch and batches consumed in it, asked for when an epoch begins.
+    """
+
+    def __init__(self, reader: PairReader, workers: int, position: Callable[[], tuple[int, int]]) -> None:
+        self.order, self.position = reader.order, position
+        self.loader = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=_Remaining(self),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_as_it_is,
         )
 
-    def _transform(self, pair: RawPair, encoded: tuple[bytes, bytes], draw: random.Random) -> PairImages:
-        try:
-            return self.transform(encoded, draw)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
+    def __len__(self) -> int:
+        return self.order.batches
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        # The body of a generator runs at the first `next`: by then the Trainer has restored its counters.
+        yield from self.loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: the Trainer's counters are the state. Lightning takes the method as a sign of a resumable loader."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to restore, see `state_dict`."""
 
 
-def decided_pairs(shard: str, labels: Labels, on_error: OnError) -> Iterator[tuple[RawPair, Decision]]:
-    """The pairs of a shard that train: neither undecided nor, where they are to be skipped, broken ones."""
-    decide = labels.of_shard(shard)
-    for sample in read_samples(shard):
-        try:
-            pair = parse_sample(sample)
-            decision = decide(pair)
-        except SampleError:
-            if on_error == "raise":
-                raise
-            continue  # named in the log when the shards were scanned
-        if decision.sign != 0 or labels.keep_undecided:
-            yield pair, decision
+class _Remaining:
+    """The batches that an epoch has left."""
+
+    def __init__(self, loader: PairLoader) -> None:
+        self.order, self.position = loader.order, loader.position
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, consumed = self.position()
+        return iter(self.order.epoch(epoch)[consumed:])
+
+    def __len__(self) -> int:
+        return self.order.batches
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

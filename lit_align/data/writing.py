@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,18 @@ class NewPair(NamedTuple):
     more: dict[str, Any] | None = None  # what else is known of it, kept as JSON
 
 
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Another name to write a file under; it gets its own at the end, and is removed if something is raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # several machines may write to one disk
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def image_suffix(data: bytes) -> str:
     """What encoded bytes are, whatever their name says: `jpg`, `png`, `webp`, `gif`, `avif` or `bin`."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -35,19 +49,14 @@ def write_shard(path: Path, pairs: Iterable[NewPair]) -> int:
 
     It has its name only when it is whole and on the disk; if `pairs` raises, there is no shard.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
-    try:
-        with part.open("wb") as file:
-            with TarWriter(file, encoder=False, compress=False, mtime=0) as shard:  # type: ignore[no-untyped-call]
-                for count, pair in enumerate(pairs, 1):
-                    shard.write(_fields(pair))  # type: ignore[no-untyped-call]
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_or_nothing(path) as part, part.open("wb") as file:
+        with TarWriter(file, encoder=False, compress=False, mtime=0) as shard:
+            for pair in pairs:
+                shard.write(_fields(pair))
+                count += 1
+        file.flush()
+        os.fsync(file.fileno())
     return count
 
 
@@ -68,10 +77,5 @@ def _fields(pair: NewPair) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_or_nothing(path) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Pretrained pipelines of either kind, and denoisers that `lit-align export` or diffusers has written."""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+
+from lit_align.backbones.base import Backbone
+from lit_align.backbones.reference import Denoiser
+from lit_align.backbones.sdxl import StableDiffusionXL
+from lit_align.backbones.stable_diffusion import StableDiffusion
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+SHAPE = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "sample_size")
+SAMPLED = 4096  # weights of each tensor
+
+
+def backbone_class(repo: str) -> type[Backbone]:
+    """The backbone for the pipeline in `repo`, a hub id or a local folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    classes: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL]
+    found = DiffusionPipeline.load_config(repo).get("_class_name")
+    for backbone in classes:
+        if backbone.pipeline_class.__name__ == found:
+            return backbone
+    known = " or a ".join(backbone.pipeline_class.__name__ for backbone in classes)
+    raise ValueError(f"repo: {repo!r} holds a {found}; it must hold a {known}.")
+
+
+def load_denoiser(backbone: Backbone, path: str) -> Denoiser:
+    """A denoiser in the place of `backbone`'s: a UNet, or a copy of `backbone`'s own with a LoRA merged into it.
+
+    Args:
+        backbone: float32 and untrained; it stays as it is.
+        path: UNet folder, or folder or file of a LoRA in safetensors.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: if it does not fit the backbone.
+    """
+    place = Path(path)
+    if (place / "config.json").is_file():
+        return _load_unet(backbone, place)
+    file = place if place.is_file() else place / LORA_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"unet: {path!r} is neither a UNet folder (config.json) nor a LoRA ({LORA_FILE}). Name what lit-align "
+            "export has written."
+        )
+    return _merge_lora(backbone, file)
+
+
+def _load_unet(backbone: Backbone, folder: Path) -> Denoiser:
+    denoiser = UNet2DConditionModel.from_pretrained(folder, dtype=backbone.denoiser.dtype, use_safetensors=True)
+    for name in SHAPE:
+        found, wanted = denoiser.config.get(name), backbone.denoiser.config.get(name)
+        if found != wanted:
+            raise ValueError(f"unet: {folder} has {name} {found}, but that of {backbone.repo!r} has {wanted}.")
+    return denoiser.requires_grad_(False).eval()
+
+
+def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            foreign = [name for name in weights.keys() if not name.startswith("unet.")]  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise ValueError(f"unet: {file} is no safetensors file: {error}.") from error
+    if foreign:
+        raise ValueError(
+            f"unet: {file} changes more than the UNet, or is not in diffusers' layout: it has {foreign[0]!r}. "
+            "A LoRA of the UNet alone is needed, such as lit-align export writes."
+        )
+    denoiser = copy.deepcopy(backbone.denoiser)
+    denoiser.load_lora_adapter(file.parent, weight_name=file.name, prefix="unet", use_safetensors=True)
+    denoiser.fuse_lora()
+    denoiser.unload_lora()
+    return denoiser.requires_grad_(False).eval()
+
+
+def fingerprint(backbone: Backbone, denoiser: Denoiser) -> str:
+    """16 hexadecimal digits of what draws: denoiser, text encoders, VAE, schedule.
+
+    Of each tensor some thousand weights, evenly spread: all of SDXL's would take half a minute, and training moves
+    every one of them.
+    """
+    settings = {key: value for key, value in backbone.scheduler.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(f"{type(backbone).__name__}/{sorted(settings.items())}".encode())
+    modules: dict[str, Any] = {"denoiser": denoiser, "text_encoders": backbone.text_encoders, "vae": backbone.vae}
+    for part, module in modules.items():
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{part}/{name}/{tuple(value.shape)}".encode())
+            some = value.detach().flatten()[:: max(1, value.numel() // SAMPLED)]
+            digest.update(some.float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,43 @@
+"""Shapes by aspect ratio, so that pictures need not lose their edges to a square."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, int]  # height and width, pixels
+
+# SDXL's training buckets (arXiv 2307.01952, appendix I): these, and turned all but 704 x 1344, which its table lacks.
+SDXL_LANDSCAPE: tuple[Shape, ...] = (
+    (512, 2048), (512, 1984), (512, 1920), (512, 1856), (576, 1792), (576, 1728), (576, 1664), (640, 1600),
+    (640, 1536), (704, 1472), (704, 1408), (704, 1344), (768, 1344), (768, 1280), (832, 1216), (832, 1152),
+    (896, 1152), (896, 1088), (960, 1088), (960, 1024), (1024, 1024),
+)  # fmt: skip
+SDXL_BUCKETS = sorted({*SDXL_LANDSCAPE, *((width, height) for height, width in SDXL_LANDSCAPE)} - {(1344, 704)})
+SDXL_RESOLUTION = 1024  # side of the square one
+
+
+def bucket_shapes(resolution: int) -> list[Shape]:
+    """The shapes of the buckets at a resolution: SDXL's, scaled.
+
+    Sides are multiples of a sixteenth of the resolution, as SDXL's are, and of 8, as VAEs want them.
+    """
+    step = max(8, round(resolution / 16 / 8) * 8)
+    scale = resolution / SDXL_RESOLUTION / step
+    return sorted({(round(height * scale) * step, round(width * scale) * step) for height, width in SDXL_BUCKETS})
+
+
+def assign_buckets(sizes: NDArray[np.int32], shapes: list[Shape]) -> NDArray[np.int64]:
+    """(pairs,) which shape each pair trains in: that nearest to its aspect ratio, by the logarithm.
+
+    Both images of a pair share a shape, each resized and cropped on its own, so a pair's aspect ratio is the geometric
+    mean of its images'.
+
+    Args:
+        sizes: (pairs, 4) height and width of image 0 and of image 1, pixels.
+        shapes: of the buckets.
+    """
+    ratios = np.log([height / width for height, width in shapes])
+    order = np.argsort(ratios, kind="stable")
+    edges = (ratios[order][1:] + ratios[order][:-1]) / 2
+    wanted = np.log(sizes[:, 0::2] / sizes[:, 1::2]).mean(1)
+    chosen: NDArray[np.int64] = order[np.searchsorted(edges, wanted)]
+    return chosen

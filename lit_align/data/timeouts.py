@@ -1,0 +1,74 @@
+"""Reads that are given up after a time."""
+
+import io
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import IO, Any, TypeVar
+
+Answer = TypeVar("Answer")
+
+
+def within(timeout: float | None, path: str, work: Callable[[], Answer]) -> Answer:
+    """What `work` returns, in at most `timeout` seconds; what it raises is an OSError.
+
+    A read that hangs in the kernel cannot be stopped: it is left behind in a thread that ends with the process.
+    """
+    if timeout is None:
+        return _as_os_error(work)
+    answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put((True, _as_os_error(work)))
+        except BaseException as error:
+            answer.put((False, error))
+
+    threading.Thread(target=run, daemon=True, name=f"read {path}").start()
+    try:
+        worked, value = answer.get(timeout=timeout)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {timeout:g} s") from None
+    if not worked:
+        raise value
+    result: Answer = value
+    return result
+
+
+def _as_os_error(work: Callable[[], Answer]) -> Answer:
+    """Filesystems behind fsspec raise errors of their own kinds."""
+    try:
+        return work()
+    except (OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+class TimedFile(io.RawIOBase):
+    """A file whose reads are given up after a time."""
+
+    def __init__(self, file: IO[bytes], path: str, timeout: float) -> None:
+        self.file, self.path, self.timeout = file, path, timeout
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = within(self.timeout, self.path, partial(self.file.read, len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
