@@ -13,11 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
 from lit_align.callbacks import StartBanner, StepProgress, Throughput
+from lit_align.commands.encode import encode
 from lit_align.commands.export import export
 from lit_align.commands.generate import generate
 from lit_align.commands.import_pairs import IMPORTERS
 from lit_align.commands.inspect import inspect
 from lit_align.commands.score import score
+from lit_align.commands.training_config import run_with_config
 from lit_align.data import PreferenceDataModule
 from lit_align.module import AlignmentModule
 
@@ -29,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "inspect": inspect,
     "score": score,
 }
+COMMANDS_WITH_CONFIG: dict[str, Callable[..., None]] = {"encode": encode}  # they read a training config
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 
 
@@ -109,6 +112,10 @@ def main(arguments: list[str] | None = None) -> None:
     if words and words[0] in COMMANDS:
         run_command(COMMANDS[words[0]], words[0], words[1:])
         return
+    if words and words[0] in COMMANDS_WITH_CONFIG:
+        command = COMMANDS_WITH_CONFIG[words[0]]
+        run_with_config(command, spell_flags(command, words[1:]), prog=f"lit-align {words[0]}")
+        return
     AlignmentCLI(
         AlignmentModule,
         PreferenceDataModule,
@@ -124,6 +131,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser_kwargs={
             "prog": "lit-align",
             "description": "Align text-to-image diffusion models with preference pairs.",
-            "epilog": f"Also: {', '.join(f'lit-align {name} --help' for name in COMMANDS)}",
+            "epilog": f"Also: {', '.join(f'lit-align {name} --help' for name in [*COMMANDS, *COMMANDS_WITH_CONFIG])}",
         },
     )

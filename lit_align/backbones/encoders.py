@@ -160,7 +160,7 @@ class Encoders(nn.Module, ABC):
         if not cached:
             return self.encode_prompts(prompts)
         rows = torch.tensor([row if prompt else len(prompts) for row, prompt in enumerate(prompts)])
-        return {key: value[rows.to(value.device)] for key, value in cached.items()}
+        return {key: value[rows.to(value.device)].to(self.text_dtype) for key, value in cached.items()}
 
     # -- images
 
