@@ -87,7 +87,7 @@ def test_bundled_pairs_are_ordered_by_their_labels():
     colour = [images.std(1).flatten(1).mean(1) for images in (chosen, rejected)]
     assert (colour[0] < 0.01).all()
     assert (colour[1] > 5).all()
-    labels = [parse_sample(s).label_0 for path in data.train for s in read_samples(path.path)]
+    labels = [parse_sample(s).label_0 for path in data.train.shards for s in read_samples(path.path)]
     assert 80 < sum(labels) < 128
 
 

@@ -139,5 +139,5 @@ def test_an_image_without_a_size_has_no_bucket(tmp_path):
     with pytest.raises(SampleError, match=r"a\.tar, key a: the size of an image cannot be read"):
         make(shard)
     data = make(shard, on_error="skip", batch_size=1)
-    assert len(data.train[0]) == 1
-    assert len(data.train[0].broken) == 1
+    assert len(data.train.shards[0]) == 1
+    assert len(data.train.shards[0].broken) == 1

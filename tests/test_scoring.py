@@ -243,7 +243,7 @@ def test_undecided_pairs_are_left_out_or_weigh_nothing(tmp_path, presets):
     score([shard], presets)
     stored = data([shard], vote=SKIP_TIES, batch_size=1)
     assert len(batches(stored)) == 23
-    assert stored.train[0].ties == 3
+    assert stored.train.shards[0].ties == 3
     scorers = {name: cls() for name, cls in CLASSES.items()}
     live = batches(data([shard], vote=SKIP_TIES, batch_size=1, scorers=scorers))
     assert len(live) == 26
@@ -272,7 +272,7 @@ def test_missing_scores_are_a_clear_error(tmp_path, presets):
         batches(data(shards, vote=SKIP_TIES))
     some = data(shards, vote=SKIP_TIES, on_error="skip")
     batches(some)
-    assert [(len(shard), len(shard.broken)) for shard in some.train] == [(26, 0), (0, 26)]
+    assert [(len(shard), len(shard.broken)) for shard in some.train.shards] == [(26, 0), (0, 26)]
 
 
 @pytest.mark.parametrize("field", ["jpg_0.png", "caption.txt"])
@@ -335,7 +335,7 @@ def test_normalized_takes_its_scale_from_the_data_set(tmp_path, presets):
     for name in NAMES:
         files = [read_scores(side_file(shard))[name] for shard in shards]
         values = torch.cat([torch.cat([file.score_0, file.score_1]) for file in files]).double()
-        assert module.train_labels.surveys[name].scale == pytest.approx(values.std(correction=0).item(), rel=1e-9)
+        assert module.train.labels.surveys[name].scale == pytest.approx(values.std(correction=0).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from lit_align.data.cache_files import (
 )
 from lit_align.data.samples import SampleError
 
+TABLES = ("prompt", "content", "geometry")  # of a shard, of all its samples
 OPEN_FILES = 256  # kept open by a process; they are only mapped into memory
 
 
@@ -139,6 +140,16 @@ class Cache:
         latents: Tensor = opened.file.get_slice(str(row))[int(flipped)]
         return latents.view(torch.int16)
 
+    def latents_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(moments, channels, h, w) of an image of height and width, pixels."""
+        for shard in self._shards:
+            opened = self._open(latents_file(shard), TABLES)
+            for row in (opened.tables["prompt"] >= 0).nonzero().flatten().tolist()[:1]:
+                *_, moments, channels, h, _ = opened.file.get_slice(str(row)).get_shape()
+                factor = int(opened.tables["geometry"][row, 0, 4]) // h
+                return moments, channels, height // factor, width // factor
+        raise ValueError(f"{self.folder} holds no pair.")
+
     def geometry(self, shard: str, row: int) -> Tensor:
         """(2, 6) int64, of both images: see `PreferenceBatch`."""
         return self._shard(shard).tables["geometry"][row]
@@ -156,7 +167,7 @@ class Cache:
         name = self._name(shard)
         if name is None:
             raise SampleError(f"shard {shard} is not in the cache {self.folder}. Encode it, or leave it out.")
-        return self._open(latents_file(name), ("prompt", "content", "geometry"))
+        return self._open(latents_file(name), TABLES)
 
     # -- prompts
 

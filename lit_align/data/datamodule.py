@@ -1,7 +1,6 @@
 """The LightningDataModule that streams preference pairs."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -9,13 +8,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.buckets import bucket_shapes
 from lit_align.data.images import Crop, PairTransform
-from lit_align.data.labels import HumanLabels, Labels, VotedLabels
 from lit_align.data.live_vote import LiveVote
 from lit_align.data.order import Order
-from lit_align.data.samples import SampleError, read_samples
-from lit_align.data.scores import survey
-from lit_align.data.shards import OnError, Shard, find, scan
-from lit_align.data.stream import EncodedImages, PairLoader, PairReader
+from lit_align.data.shards import OnError
+from lit_align.data.split import Reading, Split
+from lit_align.data.stream import PairLoader, PairReader
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Vote
 from lit_align.types import PreferenceBatch
@@ -45,6 +42,9 @@ class PreferenceDataModule(L.LightningDataModule):
         vote: order pairs by the vote of scorers, on the scores that `lit-align score` has stored.
         train_scores: folder of the training shards' side files; none: beside the shards.
         val_scores: the same of the held-out shards.
+        train_cache: folder in which `lit-align encode` has the training shards' latents and conditioning; neither VAE
+            nor text encoders are loaded then.
+        val_cache: the same of the held-out shards; both, or neither.
         scorers: score while training, by these scorers, in place of stored scores; names are those of the voters.
         seed: of order and augmentation; the command line sets it from `seed_everything`.
     """
@@ -67,6 +67,8 @@ class PreferenceDataModule(L.LightningDataModule):
         vote: Vote | None = None,
         train_scores: str | None = None,
         val_scores: str | None = None,
+        train_cache: str | None = None,
+        val_cache: str | None = None,
         scorers: dict[str, Scorer] | None = None,
         seed: int = 0,
     ) -> None:
@@ -84,97 +86,69 @@ class PreferenceDataModule(L.LightningDataModule):
             raise ValueError(f"data.flip_probability is {flip_probability}; it must lie between 0 and 1.")
         if read_timeout is not None and not read_timeout > 0:
             raise ValueError(f"data.read_timeout is {read_timeout}; it must be greater than 0, or null.")
-        self.train_shards, self.val_shards, self.allow_pipe = train_shards, val_shards, allow_pipe
-        self.vote, self.train_scores, self.val_scores = vote, train_scores, val_scores
-        self.live_vote = None if scorers is None else LiveVote(vote, scorers)
+        if train_cache is not None and crop != "center":
+            raise ValueError(f"data.crop is {crop}; a cache holds the centre. Set it to center, or no train_cache.")
+        if scorers is not None and not (train_cache is None and val_cache is None):
+            raise ValueError("data.scorers look at pixels, which a cache does not hold. Run lit-align score instead.")
+        self.vote, self.live_vote = vote, None if scorers is None else LiveVote(vote, scorers)
         self.batch_size, self.num_workers, self.shuffle_window = batch_size, num_workers, shuffle_window
-        self.on_error, self.skip_limit, self.read_timeout, self.seed = on_error, skip_limit, read_timeout, seed
+        self.resolution, self.aspect_buckets, self.seed = resolution, aspect_buckets, seed
         self.shapes = tuple(bucket_shapes(resolution) if aspect_buckets else [(resolution, resolution)])
-        self.train_transform, self.val_transform = PairTransform(crop, flip_probability), PairTransform("center", 0.0)
-        self.train: tuple[Shard, ...] = ()
-        self.val: tuple[Shard, ...] = ()
-        self.train_labels: Labels = HumanLabels()
-        self.val_labels: Labels = HumanLabels()
+        self.reading = Reading(on_error, skip_limit, read_timeout, allow_pipe)
+        transform, still = PairTransform(crop, flip_probability), PairTransform("center", 0.0)
+        self.train = Split("train", train_shards, train_scores, train_cache, transform, self.reading)
+        self.val = None
+        if val_shards is not None:
+            self.val = Split("val", val_shards, val_scores, val_cache, still, self.reading)
         self.unreadable: list[str] = []  # why pairs that this rank wanted could not be read
         self._resumed_order: dict[str, Any] | None = None
 
     # -- what there is
 
+    @property
+    def encoded(self) -> bool:
+        """Whether all pairs come as latents and conditioning, so that nobody needs to load what makes them."""
+        return all(split.cache is not None for split in (self.train, self.val) if split is not None)
+
     def setup(self, stage: str) -> None:
-        if stage == "fit" and not self.train:
-            self.train, self.train_labels = self._scan("train_shards", self.train_shards, self.train_scores)
-        if self.val_shards is not None and not self.val:
-            self.val, self.val_labels = self._scan("val_shards", self.val_shards, self.val_scores)
-
-    def _scan(self, name: str, patterns: str | Sequence[str], scores: str | None) -> tuple[tuple[Shard, ...], Labels]:
-        files = find(patterns, self.allow_pipe, must_exist=self.on_error == "raise")
-        labels = self._labels(name, [file.path for file in files], scores)
-        shards = tuple(scan(files, labels, self.on_error, len(self.shapes) > 1, self.read_timeout))
-        pairs, ties = sum(len(shard) for shard in shards), sum(shard.ties for shard in shards)
-        broken = [fault for shard in shards for fault in shard.broken]
-        rank_zero_info(
-            f"{name}: {pairs:,} pairs in {len(shards)} shards; left out: {ties:,} ties, {len(broken):,} broken samples"
-        )
-        order = labels if self.live_vote is None else self.live_vote
-        rank_zero_info(f"  ordered by {order.describe()}")
-        if labels.voted:
-            contested, disputed = sum(s.contested for s in shards), sum(s.disputed for s in shards)
-            rank_zero_info(
-                f"  the tie rule decided {contested:,} pairs; the order is against the human label on {disputed:,}"
-            )
-        self._check_limit(f"data.{name}", broken)
-        if pairs == 0:
-            raise ValueError(f"data.{name}: no pair with a preference in {len(shards)} shards ({ties} ties).")
-        return shards, labels
-
-    def _labels(self, name: str, paths: Sequence[str], scores: str | None) -> Labels:
-        if self.live_vote is not None:
-            return HumanLabels(keep_undecided=True)
-        if self.vote is None:
-            return HumanLabels()
-        surveys = survey(paths, scores, self.vote.scorers)
-        for scorer, found in surveys.items():
-            missing = [shard for shard in paths if shard in found.missing and any(read_samples(shard, 0))]
-            if missing and self.on_error == "raise":
-                raise ValueError(
-                    f"data.{name}: {len(missing)} of {len(paths)} shards have no scores by {scorer!r}, first "
-                    f"{missing[0]}. Run lit-align score again with the same options: it goes on where it stopped."
-                )
-        return VotedLabels(self.vote, scores, surveys)
+        wanted = [self.train, self.val] if stage == "fit" else [self.val]
+        for split in wanted:
+            if split is not None and not split.shards:
+                split.look(self.vote, self.live_vote, self.aspect_buckets)
 
     # -- the stream
 
     def train_dataloader(self) -> PairLoader:
-        order = self._order(self.train, self.shuffle_window, self.train_labels)
+        order = self._order(self.train, self.shuffle_window)
         if order.batches == 0:
-            buckets = f" in {len(self.shapes)} buckets" if len(self.shapes) > 1 else ""
+            buckets = f" in {len(self.shapes)} buckets" if self.aspect_buckets else ""
             raise ValueError(
                 f"data.train_shards hold {order.pairs} pairs{buckets}, fewer than one batch of data.batch_size "
                 f"{self.batch_size} on each of {order.world_size} devices. Lower data.batch_size or use fewer devices."
             )
         self._check_resumed()
         out = order.pairs - order.batches * order.batch_size * order.world_size
-        rank_zero_info(
-            f"an epoch: {order.batches:,} batches on each of {order.world_size} devices; {out:,} pairs sit it out"
-        )
-        source = EncodedImages(self.train_transform, self.read_timeout)
-        reader = PairReader(order, source, self.on_error, self.train_labels.voted)
-        return PairLoader(reader, self.num_workers, self._position)
+        devices = f" on each of {order.world_size} devices" if order.world_size > 1 else ""
+        rank_zero_info(f"an epoch: {order.batches:,} batches{devices}; {out:,} pairs sit it out")
+        return PairLoader(self._reader(self.train, order), self.num_workers, self._position)
 
     def val_dataloader(self) -> "PairLoader | list[PairLoader]":
-        if not self.val:
+        if self.val is None:
             return []
-        order = self._order(self.val, 0, self.val_labels)
-        source = EncodedImages(self.val_transform, self.read_timeout)
-        reader = PairReader(order, source, self.on_error, self.val_labels.voted)
-        return PairLoader(reader, self.num_workers, lambda: (0, 0))
+        return PairLoader(self._reader(self.val, self._order(self.val, 0)), self.num_workers, lambda: (0, 0))
 
-    def _order(self, shards: tuple[Shard, ...], shuffle_window: int, labels: Labels) -> Order:
+    def _reader(self, split: Split, order: Order) -> PairReader:
+        expected: dict[str, Any] = {"resolution": self.resolution, "aspect_buckets": self.aspect_buckets}
+        if split.cache is not None and self.trainer is not None:
+            backbone: Any = self.trainer.lightning_module.backbone
+            expected["encoders"] = backbone.encoders_identity()
+        return PairReader(order, split.source(expected), self.reading.on_error, split.labels.voted)
+
+    def _order(self, split: Split, shuffle_window: int) -> Order:
         # Rank and world size come from the Trainer: a spawned worker finds no process group.
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return Order(
-            shards, self.batch_size, self.shapes, rank, world_size, self.seed, shuffle_window, labels.describe()
-        )
+        decides = split.labels.describe()
+        return Order(split.shards, self.batch_size, self.shapes, rank, world_size, self.seed, shuffle_window, decides)
 
     def _position(self) -> tuple[int, int]:
         """Epoch and batches trained in it, from the Trainer's own counters, which checkpoints restore."""
@@ -186,22 +160,15 @@ class PreferenceDataModule(L.LightningDataModule):
         for fault in batch.faults:
             log.warning("Skipped: %s", fault)
         self.unreadable += batch.faults
-        self._check_limit("while training", self.unreadable)
+        self.reading.check_limit("while training", self.unreadable)
         return batch
 
     def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
         return batch if self.live_vote is None else self.live_vote.order(batch)
 
-    def _check_limit(self, where: str, faults: Sequence[str]) -> None:
-        if len(faults) > self.skip_limit:
-            raise SampleError(
-                f"{where}: {len(faults)} broken samples, more than data.skip_limit {self.skip_limit} allows; "
-                f"the last: {faults[-1]}"
-            )
-
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and self.on_error == "skip":
-            broken = sum(len(shard.broken) for shard in self.train)
+        if stage == "fit" and self.reading.on_error == "skip":
+            broken = sum(len(shard.broken) for shard in self.train.shards)
             log.warning(
                 "Skipped in training: %d broken samples per epoch, %d reads of unreadable images or stale scores here.",
                 broken,
@@ -211,10 +178,10 @@ class PreferenceDataModule(L.LightningDataModule):
     # -- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        if not self.train:
+        if not self.train.shards:
             return {}
         live = {} if self.live_vote is None else {"vote": self.live_vote.describe()}
-        return self._order(self.train, self.shuffle_window, self.train_labels).fingerprint() | live
+        return self._order(self.train, self.shuffle_window).fingerprint() | live
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed_order = state_dict

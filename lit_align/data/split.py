@@ -1,0 +1,137 @@
+"""One set of shards, training or held out: which pairs it has, what orders them, and where they are read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_align.data.cache import Cache
+from lit_align.data.cached import CachedPairs
+from lit_align.data.images import PairTransform
+from lit_align.data.labels import HumanLabels, Labels, VotedLabels
+from lit_align.data.live_vote import LiveVote
+from lit_align.data.samples import SampleError, read_samples
+from lit_align.data.scores import survey
+from lit_align.data.shards import OnError, Shard, ShardFile, find, scan
+from lit_align.data.stream import EncodedImages, PairSource
+from lit_align.scoring.vote import Vote
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How shards are read, see `PreferenceDataModule`."""
+
+    on_error: OnError
+    skip_limit: int
+    timeout: float | None  # seconds
+    allow_pipe: bool
+
+    def check_limit(self, where: str, faults: Sequence[str]) -> None:
+        """Refuse more faults than are to be skipped.
+
+        Raises:
+            SampleError: if there are.
+        """
+        if len(faults) > self.skip_limit:
+            raise SampleError(
+                f"{where}: {len(faults)} broken samples, more than data.skip_limit {self.skip_limit} allows; "
+                f"the last: {faults[-1]}"
+            )
+
+
+@dataclass
+class Split:
+    """Named by its options: `train` or `val`.
+
+    Args:
+        name: of the options.
+        patterns: of the shards.
+        scores: folder of the side files; none: beside the shards.
+        cache: folder of latents and conditioning; none: images are decoded.
+        transform: of the images.
+        reading: how shards are read.
+    """
+
+    name: str
+    patterns: str | list[str]
+    scores: str | None
+    cache: str | None
+    transform: PairTransform
+    reading: Reading
+    shards: tuple[Shard, ...] = ()  # once `look` has been
+    labels: Labels = field(default_factory=HumanLabels)
+
+    def look(self, vote: Vote | None, live_vote: LiveVote | None, sizes: bool) -> None:
+        """Find the shards and look at all labels, and say what there is.
+
+        Args:
+            vote: orders the pairs by stored scores.
+            live_vote: orders them while training.
+            sizes: whether the images' sizes are wanted.
+
+        Raises:
+            SampleError, ValueError, FileNotFoundError: if something is wrong with the shards or their scores.
+        """
+        option, reading = f"data.{self.name}_shards", self.reading
+        files = find(self.patterns, reading.allow_pipe, must_exist=reading.on_error == "raise" and self.cache is None)
+        self.labels = self._labels(files, vote, live_vote)
+        cached = self.cache is not None
+        self.shards = tuple(scan(files, self.labels, reading.on_error, sizes, reading.timeout, cached=cached))
+        pairs, ties = sum(map(len, self.shards)), sum(shard.ties for shard in self.shards)
+        broken = [fault for shard in self.shards for fault in shard.broken]
+        rank_zero_info(
+            f"{self.name}: {pairs:,} pairs in {len(files)} shards; left out: {ties:,} ties, {len(broken):,} broken "
+            f"samples\n  ordered by {(live_vote or self.labels).describe()}"
+        )
+        if self.labels.voted:
+            contested, disputed = (sum(getattr(s, name) for s in self.shards) for name in ("contested", "disputed"))
+            rank_zero_info(
+                f"  the tie rule decided {contested:,} pairs; the order is against the human label on {disputed:,}"
+            )
+        reading.check_limit(option, broken)
+        if pairs == 0:
+            raise ValueError(f"{option}: no pair with a preference in {len(files)} shards ({ties} ties).")
+
+    def _labels(self, files: Sequence[ShardFile], vote: Vote | None, live_vote: LiveVote | None) -> Labels:
+        if live_vote is not None:
+            return HumanLabels(keep_undecided=True)
+        if vote is None:
+            return HumanLabels()
+        paths = [file.path for file in files]
+        surveys = survey(paths, self.scores, vote.scorers)
+        for scorer, found in surveys.items():
+            missing = [shard for shard in paths if shard in found.missing and any(read_samples(shard, 0))]
+            if missing and self.reading.on_error == "raise":
+                raise ValueError(
+                    f"data.{self.name}_shards: {len(missing)} of {len(paths)} shards have no scores by {scorer!r}, "
+                    f"first {missing[0]}. Run lit-align score again with the same options: it goes on where it stopped."
+                )
+        return VotedLabels(vote, self.scores, surveys)
+
+    def source(self, expected: Mapping[str, Any]) -> PairSource:
+        """Where the pairs are read.
+
+        Args:
+            expected: what a cache must have been made of, see `cache_files.rules`.
+
+        Raises:
+            ValueError: if the cache is of something else, or lacks a shard.
+            FileNotFoundError: if there is no cache where there should be one.
+        """
+        if self.cache is None:
+            return EncodedImages(self.transform, self.reading.timeout)
+        cache = Cache.open(self.cache)
+        cache.check(expected)
+        absent = [shard.path for shard in self.shards if len(shard) and not cache.has(shard.path)]
+        if absent:
+            raise ValueError(
+                f"data.{self.name}_cache {self.cache} lacks {len(absent)} of {len(self.shards)} shards, first "
+                f"{absent[0]}. Run lit-align encode on these shards."
+            )
+        if self.transform.flip_probability > 0 and cache.fingerprint["flips"] != "both":
+            raise ValueError(
+                f"data.{self.name}_cache {self.cache} has no mirrored images. Set data.flip_probability to 0, "
+                "or encode with --flips both."
+            )
+        return CachedPairs(cache, self.transform.flip_probability)
