@@ -51,6 +51,23 @@ class Watch(L.Callback):
 
 
 @KINDS
+def test_policy_and_reference_round_alike_in_every_batch(tmp_path, lora):
+    """Without the care of `round_alike` they do not in 20 of 26 batches in bfloat16."""
+
+    class Compare(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            with trainer.precision_plugin.forward_context():
+                policy, twin = pl_module.errors(batch, *pl_module.training_draw(batch))
+            equal_batches.append(all(torch.equal(a, b) for a, b in zip(policy, twin, strict=True)))
+
+    equal_batches = []
+    module = make(lora, learning_rate=0.0)
+    module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
+    fit(module, make_data(), tmp_path, 4, callbacks=[Compare()], precision="bf16-mixed")
+    assert equal_batches == [True] * 4
+
+
+@KINDS
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_loss_is_ln_2_right_after_a_copy(tmp_path, lora, precision):
     """At the start, and after the updates at steps 2 and 4."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_align.backbones.encoders import DTYPES, Encoders, Precision
 from lit_align.backbones.lora import LoRA
-from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference
+from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, round_alike
 from lit_align.diffusion import NoiseSchedule
 
 __all__ = ["DTYPES", "Backbone", "Precision"]
@@ -107,6 +107,7 @@ class Backbone(Encoders):
     def add_reference(self) -> None:
         """Keep the denoiser as it is now as `reference`; a second time changes nothing."""
         if self.reference is None:
+            round_alike(self.denoiser)
             if self.lora is None:
                 self.reference = FrozenCopy(self.denoiser)
             else:
