@@ -31,7 +31,7 @@ from lit_align.data.importers.plan import held
 from lit_align.data.importers.source import Rejected, checked_image, label_of, one_label
 from lit_align.data.importers.table import shuffled
 from lit_align.data.index import read_index, read_rows
-from lit_align.data.samples import parse_sample, read_samples
+from lit_align.data.samples import SampleError, parse_sample, read_samples
 from lit_align.data.writing import NewPair, write_shard
 from tests.conftest import PAIRS
 
@@ -296,7 +296,7 @@ def test_killed_import_goes_on(tmp_path):
     assert 5 <= len(done) < 78
     assert "index.json" not in before
 
-    (output / ".00007.tar.1234.part").write_bytes(b"half of it")  # as a machine that went down leaves it
+    (output / ".00007.tar.1234abcd.part").write_bytes(b"half of it")  # as a machine that went down leaves it
     pick_a_pic(str(output), source, pairs_per_shard=2, workers=1)
     assert files(output) == files(tmp_path / "unbroken")
     after = files(output, mtimes=True)
@@ -366,12 +366,47 @@ def test_one_import_at_a_time(parquet, tmp_path, monkeypatch):
     assert len(read_all(output)) == 7
 
 
+def test_what_was_missing_is_tried_again(tmp_path):
+    """A folder named wrongly leaves nothing behind, and an unfinished import asks again for what was missing."""
+    source = tmp_path / "pairs.csv"
+    source.write_text("image_0,image_1,prompt,label\na.png,b.png,one,1\n")
+    with pytest.raises(ValueError, match="Not one of 1 rows is a pair: 1 x image missing"):
+        folder(str(tmp_path / "out"), str(source), workers=1)
+    (tmp_path / "a.png").write_bytes(BUNDLED[0].image_0)
+    (tmp_path / "b.png").write_bytes(BUNDLED[0].image_1)
+    folder(str(tmp_path / "out"), str(source), workers=1)
+    assert len(list(read_samples(str(tmp_path / "out/00000.tar")))) == 1
+
+
+def test_a_table_runs_no_command(tmp_path):
+    (tmp_path / "a.png").write_bytes(BUNDLED[0].image_0)
+    source = tmp_path / "pairs.csv"
+    source.write_text(f"image_0,image_1,prompt,label\na.png,pipe:touch {tmp_path}/ran,one,1\n")
+    with pytest.raises(ValueError, match="1 x image"):
+        folder(str(tmp_path / "out"), str(source), workers=1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_index_follows_its_shards(tmp_path):
+    """One damaged shard neither stops the others nor leaves an old index behind."""
+    for number in range(3):
+        shutil.copy(PAIRS / f"train/0000{number}.tar", tmp_path)
+    webdataset(f"{tmp_path}/00000.tar", workers=1)
+    whole = (tmp_path / "00001.tar").read_bytes()
+    (tmp_path / "00001.tar").write_bytes(whole[:5000])
+    with pytest.raises(SampleError, match=r"1 of 3 shards have no index, the others are done: .*00001\.tar"):
+        webdataset(f"{tmp_path}/*.tar", workers=1)
+    (tmp_path / "00001.tar").unlink()
+    webdataset(f"{tmp_path}/*.tar", workers=1)
+    assert json.loads((tmp_path / "index.json").read_text())["totals"]["pairs"] == 52
+
+
 def test_no_pair_is_an_error(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", [row(0, jpg_0=b"no image"), row(1, has_label=False)])
     for _ in range(2):
         with pytest.raises(ValueError, match="Not one of 2 rows is a pair: 1 x image cannot be decoded, 1 x no label"):
             pick_a_pic(str(tmp_path / "out"), source, workers=1)
-    assert sorted(files(tmp_path / "out")) == [".import/00000.json", "import.json", "rejects.jsonl"]
+    assert sorted(files(tmp_path / "out")) == ["rejects.jsonl"]
     assert len((tmp_path / "out/rejects.jsonl").read_text().splitlines()) == 2
 
 

@@ -13,6 +13,7 @@ import torch
 
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.index import entry_of, index_shard, write_index
+from lit_align.data.samples import read_samples
 from lit_align.data.storage import expand, open_binary, read_range, size
 from lit_align.data.timeouts import within
 from tests.conftest import PAIRS
@@ -137,6 +138,8 @@ def test_an_index_may_not_smuggle_in_a_pipe(tmp_path):
     write_index(str(tmp_path), [entry._replace(name=f"pipe:touch {tmp_path}/ran; cat {TRAIN / NAMES[0]}")])
     with pytest.raises(ValueError, match="would run a shell command"):
         batches(f"{tmp_path}/index.json")
+    with pytest.raises(SampleError, match="would run a shell command"):
+        list(read_samples(f"pipe:touch {tmp_path}/ran"))
     assert not (tmp_path / "ran").exists()
 
 

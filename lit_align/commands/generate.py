@@ -55,7 +55,7 @@ def generate(
     variant: str | None = None,
     precision: Precision | None = None,
     batch_size: int = 4,
-    pairs_per_shard: int = 1000,
+    pairs_per_shard: int = 100,
     image_format: ImageFormat = "png",
     quality: int = 95,
     accelerator: str = "auto",
@@ -94,7 +94,7 @@ def generate(
         variant: weight files' variant in the pipelines, such as `fp16`.
         precision: of the UNets; none: fp16 on a GPU, fp32 on the CPU. The VAE computes in fp32.
         batch_size: images that a model draws at a time.
-        pairs_per_shard: pairs in a tar file.
+        pairs_per_shard: pairs in a tar file; a killed process loses those of the one it was at.
         image_format: png stores what was drawn, jpeg and webp lose a little.
         quality: of jpeg and webp, 1 to 100.
         accelerator: `auto`, `cpu` or `gpu`.

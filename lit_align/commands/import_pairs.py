@@ -9,7 +9,7 @@ from pathlib import Path
 from lit_align.data.importers.folders import open_folders
 from lit_align.data.importers.hpd import open_annotations
 from lit_align.data.importers.pick_a_pic import hub_files, open_files
-from lit_align.data.importers.shards import REJECTS, Summary, import_source
+from lit_align.data.importers.shards import MAY_RETURN, REJECTS, Summary, import_source
 from lit_align.data.importers.table import Columns, open_table
 from lit_align.data.importers.webdataset import index_shards
 from lit_align.data.index import INDEX
@@ -31,12 +31,12 @@ def pick_a_pic(
 
     Args:
         output: folder of the shards.
-        files: Parquet files or URLs; braces `{000..127}` and wildcards `*` are expanded.
+        files: Parquet files or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded.
         repo: data set on the hub, OWNER/NAME, instead of files; a token is taken from where `hf auth login` puts it.
         revision: of the data set: branch or, so that it cannot change meanwhile, commit.
         pattern: which of its files.
         pairs_per_shard: rows of the source that a shard is made of; rows that are left out make it smaller.
-        workers: processes; none: one for each core.
+        workers: processes; none: one for each core, up to 16.
 
     Raises:
         ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
@@ -52,10 +52,10 @@ def webdataset(shards: str | list[str], output: str | None = None, workers: int 
     """Tar shards that have the layout already: they are read once and get an index; nothing is copied.
 
     Args:
-        shards: tar files or URLs; braces `{000..127}` and wildcards `*` are expanded.
+        shards: tar files or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded.
         output: folder of the index, for shards on the network or a read-only disk, which it names in full; none: beside
             the shards.
-        workers: processes; none: one for each core.
+        workers: processes; none: one for each core, up to 16.
 
     Raises:
         ValueError: if the folder has the index of other shards, or not one sample is a pair.
@@ -80,7 +80,7 @@ def hpd(
             raw_annotations (the majority of the annotators' rankings; an even vote is a tie), rank (smaller is better).
         images: folder that the names are relative to; none: the one beside the file, train/ for train.json.
         pairs_per_shard: pairs of the source that a shard is made of; those that are left out make it smaller.
-        workers: processes; none: one for each core.
+        workers: processes; none: one for each core, up to 16.
 
     Raises:
         ValueError: if the folder holds another import, or there is not one pair.
@@ -120,7 +120,7 @@ def folder(
         rejected_column: of the other.
         prompt_column: of the prompt.
         pairs_per_shard: rows of the source that a shard is made of; rows that are left out make it smaller.
-        workers: processes; none: one for each core.
+        workers: processes; none: one for each core, up to 16.
 
     Raises:
         ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
@@ -153,4 +153,6 @@ def _tell(summary: Summary) -> None:
         print(f"{count:>16,} {reason}")
     if reasons[10:]:
         print(f"{sum(count for _, count in reasons[10:]):>16,} for {len(reasons) - 10} more reasons")
+    if any(reason in summary.rejects for reason in MAY_RETURN):
+        print(f"If what is missing comes back, delete {summary.folder} and import again.")
     print(f"To train on it: --data.train_shards {summary.folder / INDEX}")

@@ -71,7 +71,8 @@ def find_tasks(shards: str | Sequence[str]) -> list[Task]:
     named: list[tuple[str, str, ShardEntry | None]] = []
     for path in expand(shards):
         if path.rsplit("/", 1)[-1] == INDEX:
-            named += [(shard, rows, _entries(path)[shard]) for shard, rows in read_index(path)]
+            entries = _entries(path)
+            named += [(shard, rows, entries[shard]) for shard, rows in read_index(path)]
         else:
             named.append((path, rows_file(path), None))
     return [Task(number, *about) for number, about in enumerate(named)]

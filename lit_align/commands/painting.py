@@ -70,7 +70,7 @@ class Model(NamedTuple):
             row = int(flat.nonzero()[0])
             raise ValueError(
                 f"{self.backbone.repo} drew one colour alone for {prompts[row]!r}, seed {seeds[row]}: its numbers were "
-                f"probably not finite in {how.precision}. Try --precision bf16 or fp32."
+                f"probably not finite in {how.precision}. Try --precision bf16 or fp32, with another --output."
             )
         return images
 

@@ -188,7 +188,9 @@ def write_index(folder: str, entries: Sequence[ShardEntry], more: dict[str, Any]
     counts = ("bytes", "samples", "pairs", "ties", "broken")
     totals = {name: sum(getattr(entry, name) for entry in entries) for name in counts}
     index = {"format": FORMAT, "totals": totals, **(more or {}), "shards": [entry._asdict() for entry in entries]}
-    write_text(Path(folder) / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    path, text = Path(folder) / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
     return index
 
 

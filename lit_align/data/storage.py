@@ -16,12 +16,14 @@ import fsspec
 
 from lit_align.data.timeouts import TimedFile, within
 
+PIPE = "pipe:"
+_trusted: set[str] = set()  # commands that the user has turned on; others come from data, and never run
 EXTRAS = {"s3fs": "s3", "gcsfs": "gcs"}  # packages behind fsspec that we bring as extras
 
 
 def is_url(path: str) -> bool:
     """Whether a path is not that of a local file."""
-    return path.startswith("pipe:") or "://" in path
+    return path.startswith(PIPE) or "://" in path
 
 
 def join(folder: str, name: str) -> str:
@@ -50,18 +52,24 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: 
     """
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if pattern.startswith("pipe:"):
+        if pattern.startswith(PIPE):
             if not allow_pipe:
                 raise ValueError(
                     f"{pattern!r} would run a shell command. If you trust it, turn it on with data.allow_pipe."
                 )
-            found += braceexpand.braceexpand(pattern)
+            found += [trust(command) for command in braceexpand.braceexpand(pattern)]
         elif is_url(pattern) and not pattern.startswith("file:"):
             found += [path for url in braceexpand.braceexpand(pattern) for path in _match_url(url)]
         else:
             local = pattern.removeprefix("file://") if "://" in pattern else pattern.removeprefix("file:")
             found += [path for one in braceexpand.braceexpand(local) for path in _match_local(one, pattern, must_exist)]
     return found
+
+
+def trust(command: str) -> str:
+    """The `pipe:` address, which may run from now on in this process."""
+    _trusted.add(command)
+    return command
 
 
 def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
@@ -107,7 +115,7 @@ def size(path: str, timeout: float | None = None) -> int | None:
     def ask() -> int | None:
         if not is_url(path):
             return Path(path).stat().st_size
-        if path.startswith("pipe:"):
+        if path.startswith(PIPE):
             return None
         filesystem, name = _filesystem(path)
         found: int | None = filesystem.info(name)["size"]
@@ -120,7 +128,7 @@ def exists(path: str) -> bool:
     """Whether there is such a file; never so for `pipe:`."""
     if not is_url(path):
         return Path(path).is_file()
-    if path.startswith("pipe:"):
+    if path.startswith(PIPE):
         return False
     filesystem, name = _filesystem(path)
     return bool(filesystem.exists(name))
@@ -161,7 +169,7 @@ def open_binary(path: str, timeout: float | None = None) -> IO[bytes]:
         OSError: if it cannot be opened.
     """
     file = within(timeout, path, partial(_open, path))
-    return file if timeout is None else io.BufferedReader(TimedFile(file, path, timeout), 1 << 15)
+    return file if timeout is None and not is_url(path) else io.BufferedReader(TimedFile(file, path, timeout), 1 << 15)
 
 
 def _open(path: str) -> IO[bytes]:
@@ -177,7 +185,7 @@ def _open(path: str) -> IO[bytes]:
 @lru_cache(maxsize=4096)
 def _has_ranges(url: str) -> bool:
     """Whether parts of it can be asked for; a simple web server answers with all of it."""
-    if url.startswith("pipe:"):
+    if url.startswith(PIPE):
         return False
     if not url.startswith(("http:", "https:")):
         return True
@@ -189,8 +197,10 @@ def _has_ranges(url: str) -> bool:
 def _spooled(url: str) -> IO[bytes]:
     """A temporary copy of what can only be read from start to end."""
     copy = tempfile.NamedTemporaryFile(prefix="lit-align-")  # noqa: SIM115  # lives as long as the cache
-    if url.startswith("pipe:"):
-        command = url.removeprefix("pipe:")
+    if url.startswith(PIPE):
+        if url not in _trusted:
+            raise PermissionError(f"{url!r} would run a shell command, which only data.allow_pipe turns on")
+        command = url.removeprefix(PIPE)
         with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             shutil.copyfileobj(process.stdout, copy, 1 << 20)

@@ -47,9 +47,9 @@ def _as_os_error(work: Callable[[], Answer]) -> Answer:
 
 
 class TimedFile(io.RawIOBase):
-    """A file whose reads are given up after a time."""
+    """A file whose reads are given up after a time, and raise OSErrors alone."""
 
-    def __init__(self, file: IO[bytes], path: str, timeout: float) -> None:
+    def __init__(self, file: IO[bytes], path: str, timeout: float | None) -> None:
         self.file, self.path, self.timeout = file, path, timeout
 
     def readable(self) -> bool:

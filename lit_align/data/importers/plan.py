@@ -16,8 +16,11 @@ from lit_align.data.writing import write_text
 
 PLAN = "import.json"
 RECORDS = ".import"  # a folder with one file for each shard that is done, while not all are
+LOCK = ".import.lock"
 FORMAT = 1  # of how sources are divided and what is written
-LEFTOVER = re.compile(r"\.(.*\.tar|.*\.index\.parquet|\d+\.json|import\.json|index\.json|rejects\.jsonl)\.\d+\.part")
+LEFTOVER = re.compile(
+    r"\.(.*\.tar|.*\.index\.parquet|\d+\.json|import\.json|index\.json|rejects\.jsonl)\.[0-9a-f]{8}\.part"
+)
 
 
 def local_folder(output: str) -> Path:
@@ -99,7 +102,8 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         RuntimeError: if another import writes to it.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    # A file, open for writing: network drives lock no folders.
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
@@ -107,10 +111,14 @@ def held(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RuntimeError(
                     f"output: another import writes to {folder}. Start one process only; --workers makes it many."
-                ) from error  # other errors: network folders without locks go on unheld
+                ) from error
+            print(f"Warning: {folder} cannot be locked ({error}). Start no second import on it.")
         for path in (*folder.glob(".*.part"), *folder.glob(f"{RECORDS}/.*.part")):
             if LEFTOVER.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
     finally:
         os.close(handle)

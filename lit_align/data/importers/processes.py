@@ -15,13 +15,13 @@ Result = TypeVar("Result")
 
 
 def worker_count(workers: int | None) -> int:
-    """As many as asked for, or one for each core that this process may use.
+    """As many as asked for, or one for each core that this process may use, up to 16: each may take a gigabyte.
 
     Raises:
         ValueError: for none at all.
     """
     if workers is None:
-        return len(os.sched_getaffinity(0))
+        return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if workers < 1:
         raise ValueError(f"workers: {workers}; it must be at least 1.")
     return workers

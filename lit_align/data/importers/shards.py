@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from lit_align.data.importers.plan import RECORDS, held, local_folder, settle_plan
+from lit_align.data.importers.plan import PLAN, RECORDS, held, local_folder, settle_plan
 from lit_align.data.importers.processes import shared, worker_count
 from lit_align.data.importers.source import Part, Reject, Source
 from lit_align.data.index import INDEX, ShardEntry, index_shard, rows_file, write_index
 from lit_align.data.writing import NewPair, write_shard, write_text
 
 REJECTS = "rejects.jsonl"
+MAY_RETURN = ("image missing", "prompt missing")  # a drive may have been away, or a folder named wrongly
 PAUSES = (2.0, 10.0, 60.0)  # seconds before a source on the network is asked again
 
 
@@ -84,10 +85,11 @@ def import_source(source: Source, output: str, pairs_per_shard: int, workers: in
     shards = Shards(folder, source.rows, pairs_per_shard)
     with held(folder):
         settle_plan(folder, plan | {"rows": source.rows, "files": about["files"]})
+        unfinished = not (folder / INDEX).is_file()
         finished = _finished(shards)
         if finished is not None:
             return finished
-        done = [number for number in range(shards.total) if _record(shards, number) is not None]
+        done = [number for number in range(shards.total) if _record(shards, number, retry=unfinished) is not None]
         _warn_of_space(shards, source.bytes, len(done))
         _write_missing(source, shards, set(done), processes)
         return _finish(source.name, shards, len(done))
@@ -124,7 +126,12 @@ def write_part(task: Task) -> int:
             print(f"{task.path.name}: {type(error).__name__}: {error}. Trying again in {pause:g} s.")
             time.sleep(pause)
     else:
-        record = _write_shard(task)
+        try:
+            record = _write_shard(task)
+        except Exception as error:  # those of network libraries do not travel between processes
+            raise OSError(
+                f"{task.path.name} cannot be written: {type(error).__name__}: {error}. The same command goes on there."
+            ) from None
     _write_record(task.path.parent, task.number, record)
     return task.rows
 
@@ -161,8 +168,8 @@ def _write_record(folder: Path, number: int, record: Record) -> None:
     write_text(_record_file(folder, number), text)
 
 
-def _record(shards: Shards, number: int) -> Record | None:
-    """The record of a shard that is there; None where it is yet to be written."""
+def _record(shards: Shards, number: int, retry: bool = False) -> Record | None:
+    """The record of a shard that is there; None where it is yet to be written, or with `retry` is to be tried again."""
     try:
         record = json.loads(_record_file(shards.folder, number).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # a machine that went down may leave an empty file
@@ -170,7 +177,8 @@ def _record(shards: Shards, number: int) -> Record | None:
     entry = None if record["entry"] is None else ShardEntry(**record["entry"])
     if entry is not None and not _is_whole(shards.folder, entry):
         return None
-    return Record(entry, [Reject(**reject) for reject in record["rejects"]])
+    rejects = [Reject(**reject) for reject in record["rejects"]]
+    return None if retry and any(reject.reason in MAY_RETURN for reject in rejects) else Record(entry, rejects)
 
 
 def _is_whole(folder: Path, entry: ShardEntry) -> bool:
@@ -194,6 +202,8 @@ def _finish(source: str, shards: Shards, done_before: int) -> Summary:
     write_text(shards.folder / REJECTS, "".join(rejects))
     by_reason = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
     if not entries:
+        shutil.rmtree(shards.folder / RECORDS)  # nothing is to be kept of it
+        (shards.folder / PLAN).unlink()
         most = ", ".join(f"{count} x {reason}" for reason, count in by_reason.items())
         raise ValueError(f"Not one of {shards.rows} rows is a pair: {most}. See {shards.folder / REJECTS}.")
     index = write_index(str(shards.folder), entries, {"import": {"source": source, "rejects": by_reason}})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from lit_align.data.storage import open_binary
+from lit_align.data.storage import PIPE, open_binary
 from lit_align.data.writing import NewPair
 
 ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # in memory: another one each time
@@ -181,6 +181,10 @@ def load_image(path: str) -> bytes:
         Rejected: if there is no such file, or it cannot be decoded.
         OSError: if it is there and cannot be read now, which is no property of the pair.
     """
+    if path.startswith(PIPE):
+        raise Rejected("image is a command", path)
+    if "\0" in path:
+        raise Rejected("image missing", "a name with a null in it")
     try:
         with open_binary(path) as file:
             data = file.read()

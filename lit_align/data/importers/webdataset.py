@@ -15,6 +15,7 @@ from lit_align.data.importers.processes import shared, worker_count
 from lit_align.data.importers.shards import REJECTS, Summary
 from lit_align.data.importers.source import Reject, clean
 from lit_align.data.index import INDEX, ShardEntry, entry_of, index_shard, read_rows, rows_file, write_index
+from lit_align.data.samples import SampleError
 from lit_align.data.storage import expand, is_url, size
 from lit_align.data.writing import write_text
 
@@ -44,8 +45,14 @@ def index_shards(patterns: str | Sequence[str], output: str | None, workers: int
         todo = [number for number, shard in enumerate(shards) if not _is_indexed(shard, beside)]
         processes = max(1, min(processes, len(todo)))
         with tqdm(total=len(shards), initial=len(shards) - len(todo), desc="indexing", unit="shard") as bar:
-            for _ in shared(partial(_index, beside), [shards[number] for number in todo], processes):
+            broken = []
+            for fault in shared(partial(_index, beside), [shards[number] for number in todo], processes):
                 bar.update()
+                broken += [] if fault is None else [fault]
+        if broken:
+            raise SampleError(
+                f"{len(broken)} of {len(shards)} shards have no index, the others are done: {' '.join(sorted(broken))}"
+            )
         looked = [_look(number, shard, beside) for number, shard in enumerate(shards)]
         return _finish(folder, looked, len(shards) - len(todo))
 
@@ -84,8 +91,13 @@ def _refuse_others(folder: Path, names: list[str]) -> None:
             )
 
 
-def _index(folder: str | None, shard: str) -> None:
-    index_shard(shard, folder)
+def _index(folder: str | None, shard: str) -> str | None:
+    """Write the rows of a shard, or say why it has none: one that is damaged does not stop the others."""
+    try:
+        index_shard(shard, folder)
+    except SampleError as error:
+        return str(error)
+    return None
 
 
 def _is_indexed(shard: str, folder: str | None) -> bool:
@@ -122,8 +134,7 @@ def _finish(folder: Path, looked: list[Looked], done_before: int) -> Summary:
     if pairs + ties == 0:
         most = ", ".join(f"{count} x {reason}" for reason, count in by_reason.items()) or "there is none"
         raise ValueError(f"Not one sample is a pair: {most}. See {folder / REJECTS}.")
-    if done_before < len(looked) or not (folder / INDEX).is_file():
-        write_index(str(folder), entries, {"import": {"source": "webdataset", "rejects": by_reason}})
+    write_index(str(folder), entries, {"import": {"source": "webdataset", "rejects": by_reason}})
     return Summary(folder, len(looked), done_before, pairs, ties, by_reason)
 
 
