@@ -15,10 +15,13 @@ def rewind_to_step(loops: dict[str, Any], accumulate_grad_batches: int, batches:
         batches: of an epoch.
     """
     progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-    done = progress["current"]["ready"]
+    current, total = progress["current"], progress["total"]
+    done = current["processed"]  # one that is only begun is begun again
     unused = 0 if done >= batches else done % accumulate_grad_batches
-    for counters in (progress["current"], progress["total"]):
-        for name, value in counters.items():
-            if isinstance(value, int) and not isinstance(value, bool):
-                counters[name] = value - unused
+    back = {name: current[name] - (done - unused) for name in ("ready", "started", "processed")}
+    # `completed` stays one behind where it was: by that Lightning knows that the batch's end was under way.
+    back["completed"] = unused
+    for counters in (current, total):
+        for name, count in back.items():
+            counters[name] -= count
     return unused

@@ -81,8 +81,7 @@ def test_one_seed_gives_the_same_weights_bit_for_bit(tmp_path):
     assert not equal(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2, dropout=0.3)], ids=["full", "lora"])
+@pytest.mark.parametrize(("lora", "workers"), [(None, 0), (LoRA(rank=2, dropout=0.3), 2)], ids=["full", "lora"])
 def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, workers, lora):
     """Mid-epoch and across an epoch's end (26 batches), with accumulation and prefetching workers."""
     options = {"accumulate_grad_batches": 2}
@@ -215,8 +214,8 @@ def test_skipped_pairs_are_counted_at_the_end_and_train_nothing(tmp_path, caplog
     data = PreferenceDataModule(shard, resolution=32, batch_size=7, num_workers=0, on_error="skip")
     module = make_module()
     fit(module, data, tmp_path, steps=2)  # two epochs of one batch
-    assert len(data.unreadable) == 2
-    assert "1 broken samples per epoch, 2 reads of unreadable images" in caplog.text
+    assert len(data.unreadable) == 1  # seen twice
+    assert "1 broken training samples, and 1 pairs that could not be read here" in caplog.text
     assert samples[5]["__key__"] in caplog.text
     assert all(torch.isfinite(value).all() for value in weights(module).values())
 

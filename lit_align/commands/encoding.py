@@ -16,7 +16,7 @@ from lit_align.commands.encode_plan import PlannedSample, PlannedShard
 from lit_align.data.buckets import Shape
 from lit_align.data.cache_files import CachedShard, Flips, Posterior
 from lit_align.data.images import PairTransform
-from lit_align.data.index import content_digest
+from lit_align.data.index import content_digest, key_digest
 from lit_align.data.samples import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.shards import OnError
 
@@ -30,6 +30,7 @@ class Prepared(NamedTuple):
 
     row: int
     place: str
+    key: str
     content: str  # its digest
     images: Tensor  # (flips, 2, 3, height, width) uint8
     geometry: Tensor  # (2, 6)
@@ -72,16 +73,17 @@ def encode_shard(shard: PlannedShard, work: Work, progress: Callable[[int], obje
         ValueError: if latents are not finite.
     """
     samples = len(shard.samples)
-    prompt, content = torch.full((samples,), -1, dtype=torch.int32), torch.zeros(samples, dtype=torch.int64)
+    prompt = torch.full((samples,), -1, dtype=torch.int32)
+    content, key = torch.zeros(2, samples, dtype=torch.int64)
     geometry, latents = torch.zeros(samples, 2, 6, dtype=torch.int64), dict[int, Tensor]()
     for batch in prepared_batches(shard, work):
         for pair, encoded in zip(batch, encode_pairs(batch, work), strict=True):
             latents[pair.row] = encoded
             prompt[pair.row] = shard.samples[pair.row].prompt
-            content[pair.row] = signed(int(pair.content, 16))
+            content[pair.row], key[pair.row] = signed(int(pair.content, 16)), signed(key_digest(pair.key))
             geometry[pair.row] = pair.geometry
         progress(len(batch) * work.images_per_pair)
-    return CachedShard(dict(sorted(latents.items())), prompt, content, geometry)
+    return CachedShard(dict(sorted(latents.items())), prompt, content, key, geometry)
 
 
 def signed(number: int) -> int:
@@ -135,7 +137,7 @@ def _prepare(shard: PlannedShard, row: int, sample: Sample, work: Work) -> Prepa
             raise
         log.warning("Skipped: %s", error)
         return None
-    return Prepared(row, pair.place, content_digest(pair), images, geometry)
+    return Prepared(row, pair.place, pair.key, content_digest(pair), images, geometry)
 
 
 def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:

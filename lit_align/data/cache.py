@@ -27,7 +27,7 @@ from lit_align.data.cache_files import (
 )
 from lit_align.data.samples import SampleError
 
-TABLES = ("prompt", "content", "geometry")  # of a shard, of all its samples
+TABLES = ("prompt", "content", "key", "geometry")  # of a shard, of all its samples
 OPEN_FILES = 256  # kept open by a process; they are only mapped into memory
 
 
@@ -157,6 +157,10 @@ class Cache:
     def content(self, shard: str, row: int) -> str:
         """`content_digest` of the pair that was encoded."""
         return f"{int(self._shard(shard).tables['content'][row]) % 2**64:016x}"
+
+    def key(self, shard: str, row: int) -> int:
+        """`key_digest` of the sample that was encoded."""
+        return int(self._shard(shard).tables["key"][row]) % 2**64
 
     def prompt(self, shard: str, row: int) -> str:
         """The pair's prompt."""

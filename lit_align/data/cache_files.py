@@ -40,6 +40,7 @@ class CachedShard(NamedTuple):
     latents: dict[int, Tensor]  # by row: (flips, 2, moments, channels, h, w) float16, image 0 first, unmirrored first
     prompt: Tensor  # (samples,) int32 id; -1 for a sample that is no pair
     content: Tensor  # (samples,) int64: the bits of `content_digest`; 0 for a sample that is no pair
+    key: Tensor  # (samples,) int64: the bits of `key_digest`; 0 for a sample that is no pair
     geometry: Tensor  # (samples, 2, 6) int64, see `PreferenceBatch`; the same for both flips
 
 
@@ -136,7 +137,7 @@ def write_latents(path: Path, shard: CachedShard) -> None:
 
 
 def _tables(shard: CachedShard) -> dict[str, Tensor]:
-    return {"prompt": shard.prompt, "content": shard.content, "geometry": shard.geometry}
+    return {"prompt": shard.prompt, "content": shard.content, "key": shard.key, "geometry": shard.geometry}
 
 
 def latents_bytes(samples: int, shapes: Mapping[int, Sequence[int]]) -> int:
@@ -144,6 +145,7 @@ def latents_bytes(samples: int, shapes: Mapping[int, Sequence[int]]) -> int:
     empty = CachedShard(
         {},
         torch.empty(samples, dtype=torch.int32, device="meta"),
+        torch.empty(samples, dtype=torch.int64, device="meta"),
         torch.empty(samples, dtype=torch.int64, device="meta"),
         torch.empty(samples, 2, 6, dtype=torch.int64, device="meta"),
     )

@@ -26,10 +26,12 @@ class CachedPairs(PairSource):
         row, known = int(shard.pairs.row[number]), int(shard.pairs.content[number])
         flip = draw.random() < self.flip_probability
         latents = self.cache.latents(shard.path, row, flip)
-        if known and known != int(self.cache.content(shard.path, row), 16):
+        same = self.cache.key(shard.path, row) == int(shard.pairs.key[number])
+        if not same or (known and known != int(self.cache.content(shard.path, row), 16)):
             raise SampleError(
-                f"shard {shard.path}, sample {row}: the cache {self.cache.folder} is stale: images or prompt have "
-                "changed since they were encoded. Encode the shard again: delete its file in the cache first."
+                f"shard {shard.path}, sample {row}: the cache {self.cache.folder} is stale, or of another shard of "
+                f"this name: it has {'other images or another prompt' if same else 'another sample'} there. Encode the "
+                "shard again: delete its file in the cache first."
             )
         geometry = self.cache.geometry(shard.path, row)
         return ReadPair((latents[0], latents[1]), (geometry[0], geometry[1]), self.cache.prompt(shard.path, row), flip)

@@ -10,6 +10,7 @@ from lit_align.data.buckets import bucket_shapes
 from lit_align.data.images import Crop, PairTransform
 from lit_align.data.live_vote import LiveVote
 from lit_align.data.order import Order
+from lit_align.data.samples import SampleError
 from lit_align.data.shards import OnError
 from lit_align.data.split import Reading, Split
 from lit_align.data.stream import PairLoader, PairReader
@@ -42,9 +43,8 @@ class PreferenceDataModule(L.LightningDataModule):
         vote: order pairs by the vote of scorers, on the scores that `lit-align score` has stored.
         train_scores: folder of the training shards' side files; none: beside the shards.
         val_scores: the same of the held-out shards.
-        train_cache: folder in which `lit-align encode` has the training shards' latents and conditioning; neither VAE
-            nor text encoders are loaded then.
-        val_cache: the same of the held-out shards; both, or neither.
+        train_cache: folder in which `lit-align encode` has the training shards' latents and conditioning.
+        val_cache: the same of the held-out shards. Where all pairs are cached neither VAE nor text encoders are loaded.
         scorers: score while training, by these scorers, in place of stored scores; names are those of the voters.
         seed: of order and augmentation; the command line sets it from `seed_everything`.
     """
@@ -100,8 +100,10 @@ class PreferenceDataModule(L.LightningDataModule):
         self.val = None
         if val_shards is not None:
             self.val = Split("val", val_shards, val_scores, val_cache, still, self.reading)
-        self.unreadable: list[str] = []  # why pairs that this rank wanted could not be read
+        self.unreadable: dict[str, None] = {}  # why pairs that this rank wanted could not be read, each once
         self._resumed_order: dict[str, Any] | None = None
+        self._loaders: list[PairLoader] = []  # that have workers
+        self._encoders: dict[str, str] = {}  # whose weights were digested, which takes seconds
 
     # -- what there is
 
@@ -130,19 +132,44 @@ class PreferenceDataModule(L.LightningDataModule):
         out = order.pairs - order.batches * order.batch_size * order.world_size
         devices = f" on each of {order.world_size} devices" if order.world_size > 1 else ""
         rank_zero_info(f"an epoch: {order.batches:,} batches{devices}; {out:,} pairs sit it out")
-        return PairLoader(self._reader(self.train, order), self.num_workers, self._position)
+        return self._loader(PairLoader(self._reader(self.train, order), self.num_workers, self._position))
 
     def val_dataloader(self) -> "PairLoader | list[PairLoader]":
         if self.val is None:
             return []
-        return PairLoader(self._reader(self.val, self._order(self.val, 0)), self.num_workers, lambda: (0, 0))
+        order = self._order(self.val, 0)
+        if order.whole_batches < order.world_size:
+            raise ValueError(
+                f"data.val_shards hold {order.pairs} pairs, {order.whole_batches} batches of data.batch_size "
+                f"{self.batch_size}, fewer than the {order.world_size} devices. Lower data.batch_size or add shards."
+            )
+        return self._loader(PairLoader(self._reader(self.val, order), self.num_workers, lambda: (0, 0)))
+
+    def _loader(self, loader: PairLoader) -> PairLoader:
+        self._loaders.append(loader)
+        return loader
 
     def _reader(self, split: Split, order: Order) -> PairReader:
+        self._agree(split, order)
         expected: dict[str, Any] = {"resolution": self.resolution, "aspect_buckets": self.aspect_buckets}
         if split.cache is not None and self.trainer is not None:
             backbone: Any = self.trainer.lightning_module.backbone
-            expected["encoders"] = backbone.encoders_identity()
+            self._encoders = self._encoders or backbone.encoders_identity()
+            expected["encoders"] = self._encoders
         return PairReader(order, split.source(expected), self.reading.on_error, split.labels.voted)
+
+    def _agree(self, split: Split, order: Order) -> None:
+        """Refuse to begin where devices have found other pairs: they would train on some twice, and wait forever."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return
+        strategy, mine = self.trainer.strategy, str(order.fingerprint())
+        same = strategy.broadcast(mine) == mine
+        if not strategy.reduce_boolean_decision(same, all=True):
+            left_out = [fault for shard in split.shards for fault in shard.broken]
+            raise SampleError(
+                f"data.{split.name}_shards: the devices have found different pairs. Device {order.rank} has "
+                f"{order.pairs} and left out {len(left_out)} samples, first: {left_out[0] if left_out else 'none'}"
+            )
 
     def _order(self, split: Split, shuffle_window: int) -> Order:
         # Rank and world size come from the Trainer: a spawned worker finds no process group.
@@ -158,19 +185,22 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def on_before_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
         for fault in batch.faults:
-            log.warning("Skipped: %s", fault)
-        self.unreadable += batch.faults
-        self.reading.check_limit("while training", self.unreadable)
+            if fault not in self.unreadable:
+                log.warning("Skipped: %s", fault)
+            self.unreadable[fault] = None
+        self.reading.check_limit("while reading", list(self.unreadable))
         return batch
 
     def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
         return batch if self.live_vote is None else self.live_vote.order(batch)
 
     def teardown(self, stage: str) -> None:
+        while self._loaders:
+            self._loaders.pop().release()
         if stage == "fit" and self.reading.on_error == "skip":
             broken = sum(len(shard.broken) for shard in self.train.shards)
             log.warning(
-                "Skipped in training: %d broken samples per epoch, %d reads of unreadable images or stale scores here.",
+                "Skipped: %d broken training samples, and %d pairs that could not be read here.",
                 broken,
                 len(self.unreadable),
             )
@@ -180,7 +210,8 @@ class PreferenceDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if not self.train.shards:
             return {}
-        live = {} if self.live_vote is None else {"vote": self.live_vote.describe()}
+        live = {"augmentation": str(self.train.transform)}
+        live |= {} if self.live_vote is None else {"vote": self.live_vote.describe()}
         return self._order(self.train, self.shuffle_window).fingerprint() | live
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

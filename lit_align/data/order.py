@@ -68,12 +68,17 @@ class Order:
         return assign_buckets(np.concatenate([shard.pairs.sizes for shard in self.shards]), list(self.shapes))
 
     @cached_property
+    def whole_batches(self) -> int:
+        """Batches of an epoch on all ranks."""
+        by_bucket = np.bincount(self.buckets, minlength=len(self.shapes))
+        return int((by_bucket // self.batch_size if self.shuffle_window else -(-by_bucket // self.batch_size)).sum())
+
+    @cached_property
     def batches(self) -> int:
         """Batches of an epoch on this rank."""
-        by_bucket = np.bincount(self.buckets, minlength=len(self.shapes))
         if self.shuffle_window:
-            return int((by_bucket // self.batch_size).sum()) // self.world_size
-        return len(self._share(list(range(int((-(-by_bucket // self.batch_size)).sum())))))
+            return self.whole_batches // self.world_size
+        return len(self._share(list(range(self.whole_batches))))
 
     def epoch(self, epoch: int) -> list[Batch]:
         """The rank's batches of an epoch."""
@@ -117,11 +122,12 @@ class Order:
         return self.shards[shard], number - int(self.firsts[shard])
 
     def _shards_digest(self) -> str:
-        """Names, keys and human labels in short; shards may move to another folder."""
+        """Names, keys and labels in short; shards may move to another folder."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{Path(shard.path).name} {len(shard)} ".encode())
-            digest.update(shard.pairs.key.tobytes() + shard.pairs.human.tobytes())
+            for column in (shard.pairs.key, shard.pairs.human, shard.pairs.sign):
+                digest.update(column.tobytes())
         return f"{len(self.shards)} with {self.pairs} pairs, digest {digest.hexdigest()[:12]}"
 
     def fingerprint(self) -> dict[str, object]:
@@ -133,6 +139,6 @@ class Order:
             "world_size": self.world_size,
             "shuffle_window": self.shuffle_window,
             "shapes": [list(shape) for shape in self.shapes],
-            "shards": self._shards_digest(),
             "labels": self.labels,
+            "shards": self._shards_digest(),
         }

@@ -134,4 +134,6 @@ class Split:
                 f"data.{self.name}_cache {self.cache} has no mirrored images. Set data.flip_probability to 0, "
                 "or encode with --flips both."
             )
+        if self.name == "val" and cache.moments == 1:
+            rank_zero_info(f"{self.cache} holds samples, not modes: its errors are not those of uncached validation.")
         return CachedPairs(cache, self.transform.flip_probability)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import fsspec
 from lit_align.data.timeouts import TimedFile, within
 
 PIPE = "pipe:"
+PAUSES = (1.0, 5.0)  # seconds before the network is asked again
 _trusted: set[str] = set()  # commands that the user has turned on; others come from data, and never run
 EXTRAS = {"s3fs": "s3", "gcsfs": "gcs"}  # packages behind fsspec that we bring as extras
 
@@ -84,9 +86,10 @@ def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
 
 
 def _match_url(url: str) -> list[str]:
-    if not glob.has_magic(url):
+    web = url.startswith(("http:", "https:"))  # whose `?` begins a query
+    if not (("*" in url) if web else glob.has_magic(url)):
         return [url]
-    if url.startswith(("http:", "https:")):
+    if web:
         raise ValueError(f"{url!r}: a web server cannot be asked for wildcards. Use braces {{000..127}}, or an index.")
     filesystem, path = _filesystem(url)
     found = [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
@@ -155,10 +158,18 @@ def _read_range(path: str, offset: int, count: int) -> bytes:
             file.seek(offset)
             return file.read(count) or b""
     if not _has_ranges(path):
-        spooled = _spooled(path)
-        return os.pread(spooled.fileno(), count, offset)
+        return os.pread(_spooled(path).fileno(), count, offset)
     filesystem, name = _filesystem(path)
-    data: bytes = filesystem.cat_file(name, start=offset, end=offset + count)
+    exactly = {} if filesystem.async_impl else {"cache_type": "none"}  # else some read megabytes ahead
+    for pause in PAUSES:
+        try:
+            data: bytes = filesystem.cat_file(name, start=offset, end=offset + count, **exactly)
+            return data
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception:  # of whatever kind the filesystem has; the network may be back soon
+            time.sleep(pause)
+    data = filesystem.cat_file(name, start=offset, end=offset + count, **exactly)
     return data
 
 
@@ -176,10 +187,36 @@ def _open(path: str) -> IO[bytes]:
     if not is_url(path):
         return Path(path).open("rb")
     if not _has_ranges(path):
-        return Path(_spooled(path).name).open("rb")
+        return io.BufferedReader(_Spooled(_spooled(path)))
     filesystem, name = _filesystem(path)
     file: IO[bytes] = filesystem.open(name, "rb")
     return file
+
+
+class _Spooled(io.RawIOBase):
+    """A place in a temporary copy that others read as well."""
+
+    def __init__(self, copy: IO[bytes]) -> None:
+        self.copy, self.place = copy, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: os.fstat(self.copy.fileno()).st_size}
+        self.place = begin[whence] + offset
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self.copy.fileno(), [buffer], self.place)
+        self.place += count
+        return count
 
 
 @lru_cache(maxsize=4096)
@@ -196,7 +233,7 @@ def _has_ranges(url: str) -> bool:
 @lru_cache(maxsize=4)  # shards; a forgotten one is closed and its space freed
 def _spooled(url: str) -> IO[bytes]:
     """A temporary copy of what can only be read from start to end."""
-    copy = tempfile.NamedTemporaryFile(prefix="lit-align-")  # noqa: SIM115  # lives as long as the cache
+    copy = tempfile.TemporaryFile(prefix="lit-align-")  # noqa: SIM115  # nameless: it survives no process
     if url.startswith(PIPE):
         if url not in _trusted:
             raise PermissionError(f"{url!r} would run a shell command, which only data.allow_pipe turns on")

@@ -184,6 +184,10 @@ class PairLoader:
         # The body of a generator runs at the first `next`: by then the Trainer has restored its counters.
         yield from self.loader
 
+    def release(self) -> None:
+        """Let the workers go: at the end of a process they would be waited for, one after the other."""
+        self.loader._iterator = None
+
     def state_dict(self) -> dict[str, int]:
         """Nothing: the Trainer's counters are the state. Lightning takes the method as a sign of a resumable loader."""
         return {}

@@ -8,6 +8,7 @@ from functools import partial
 from typing import IO, Any, TypeVar
 
 Answer = TypeVar("Answer")
+_abandoned: list[IO[bytes]] = []
 
 
 def within(timeout: float | None, path: str, work: Callable[[], Answer]) -> Answer:
@@ -50,7 +51,7 @@ class TimedFile(io.RawIOBase):
     """A file whose reads are given up after a time, and raise OSErrors alone."""
 
     def __init__(self, file: IO[bytes], path: str, timeout: float | None) -> None:
-        self.file, self.path, self.timeout = file, path, timeout
+        self.file, self.path, self.timeout, self.hangs = file, path, timeout, False
 
     def readable(self) -> bool:
         return True
@@ -65,10 +66,17 @@ class TimedFile(io.RawIOBase):
         return self.file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        data = within(self.timeout, self.path, partial(self.file.read, len(buffer)))
+        try:
+            data = within(self.timeout, self.path, partial(self.file.read, len(buffer)))
+        except TimeoutError:
+            self.hangs = True
+            raise
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
-        self.file.close()
+        if self.hangs:
+            _abandoned.append(self.file)  # closing it, or forgetting it, would wait for the read
+        else:
+            self.file.close()
         super().close()
