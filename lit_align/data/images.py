@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Crop = Literal["center", "random"]
+ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory, which says nothing to anybody
 JPEG = b"\xff\xd8\xff"
 ORIENTATION = 0x0112  # in EXIF; 2 to 8 ask for turning
 simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None  # the extra `fast`
@@ -114,7 +116,8 @@ def decode(data: bytes) -> Image.Image:
     try:
         return _decode(data)
     except Exception as error:  # on damaged files PIL raises errors of almost any kind
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        words = ADDRESS.sub("it", str(error))
+        raise ImageError(f"{type(error).__name__}: {words}") from error
 
 
 def _decode(data: bytes) -> Image.Image:
