@@ -39,7 +39,7 @@ def fit(module, data, folder, steps, ckpt_path=None, callbacks=(), **options):
         max_steps=steps,
         default_root_dir=folder,
         logger=options.pop("logger", False),
-        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
+        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks),
         enable_model_summary=False,
         num_sanity_val_steps=0,
