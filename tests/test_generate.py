@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -22,7 +21,7 @@ from lit_align.data.index import read_index, read_rows
 from lit_align.data.prompts import read_prompts
 from lit_align.data.samples import parse_sample, read_samples
 from lit_align.scoring import Colourfulness
-from tests.conftest import PIPELINE, ROOT
+from tests.conftest import PIPELINE, ROOT, fork, small_sdxl
 
 NAMES = ["anchor", "bacon", "fox", "tulip", "bell"]
 SCORERS = ROOT / "assets/emoji/scorers/scorers.yaml"
@@ -138,8 +137,7 @@ def test_two_processes_write_what_one_does(whole, tmp_path, monkeypatch, order, 
 
 def test_a_killed_run_goes_on(whole, tmp_path, capsys):
     """Killed in the middle of its second shard: what it left over is cleared away. Then shards are lost or changed."""
-    process = multiprocessing.get_context("fork").Process(target=make, args=(tmp_path,), kwargs={"steps": 2})
-    process.start()
+    process = fork(lambda: make(tmp_path))
     output = tmp_path / "out"
     until = time.monotonic() + 60
     while not list(output.glob(".00001.tar.*.part")) and time.monotonic() < until:
@@ -329,13 +327,14 @@ def test_a_retrained_unet_under_the_old_name_is_another_plan(tmp_path):
 
 def test_stable_diffusion_and_half_precision(sd15, tmp_path):
     """Another kind of pipeline on one side; the size is the model's own, guidance the pipelines'."""
+    repos = {"repo": str(small_sdxl()), "rejected_repo": str(sd15)}
     none = {"chosen_guidance_scale": None, "rejected_guidance_scale": None}
-    output = make(tmp_path, NAMES[:1], rejected_repo=str(sd15), precision="bf16", **none)
+    output = make(tmp_path, NAMES[:1], precision="bf16", **repos, **none)
     ((pair, more),) = pairs(output).values()
     scales = {more[f"image_{i}"]["repo"]: more[f"image_{i}"]["guidance_scale"] for i in (0, 1)}
-    assert scales == {str(PIPELINE): 5.0, str(sd15): 7.5}
+    assert scales == {repos["repo"]: 5.0, str(sd15): 7.5}
     assert pixels(pair.image_0).shape == (3, 32, 32)
-    full = pairs(make(tmp_path, NAMES[:1], "full", rejected_repo=str(sd15), **none))
+    full = pairs(make(tmp_path, NAMES[:1], "full", **repos, **none))
     difference = pixels(pair.image_0).float() - pixels(full["00000000-0"][0].image_0).float()
     assert 0 < difference.abs().mean() < 5
     assert (backbone_class(str(sd15)), backbone_class(str(PIPELINE))) == (StableDiffusion, StableDiffusionXL)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from lit_align.cli import main
 from lit_align.commands.contact_sheet import BOX, card_place, cut, fit, sheet_size
-from lit_align.commands.inspect import _cores, inspect
+from lit_align.commands.inspect import inspect
+from lit_align.data.importers.processes import worker_count
 from lit_align.data.index import INDEX, index_shard, rows_file, write_index
 from lit_align.data.samples import parse_sample, read_samples
 from lit_align.data.writing import NewPair, write_shard
@@ -124,7 +125,7 @@ def test_the_same_with_any_number_of_workers(messy, tmp_path, capsys):
     assert sheets[0] == sheets[1]
     report(capsys, shards, tmp_path / "other", seed=1, sheet_pairs=5)
     assert (tmp_path / "other" / "inspect.png").read_bytes() != sheets[0]
-    assert _cores() >= 1
+    assert worker_count(None) >= 1
 
 
 def test_broken_samples_are_named(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Pretrained pipelines of either kind, and denoisers that `lit-align export` or diffusers has written."""
+"""Pretrained pipelines of either kind, and denoisers that `lit-align fit`, `export` or diffusers has written."""
 
 import copy
 import hashlib
@@ -9,12 +9,15 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
 from lit_align.backbones.base import Backbone
+from lit_align.backbones.checkpoint import build_unet, merge_trained_lora, read_trained
 from lit_align.backbones.reference import Denoiser
 from lit_align.backbones.sdxl import StableDiffusionXL
+from lit_align.backbones.sharded_checkpoint import is_sharded
 from lit_align.backbones.stable_diffusion import StableDiffusion
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 SHAPE = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "sample_size")
+CHECKPOINT = ".ckpt"
 SAMPLED = 4096  # weights of each tensor
 
 
@@ -38,31 +41,48 @@ def load_denoiser(backbone: Backbone, path: str) -> Denoiser:
 
     Args:
         backbone: float32 and untrained; it stays as it is.
-        path: UNet folder, or folder or file of a LoRA in safetensors.
+        path: UNet folder, folder or file of a LoRA in safetensors, or checkpoint of `lit-align fit`.
 
     Raises:
-        FileNotFoundError: if there is neither.
+        FileNotFoundError: if it is none of these.
         ValueError: if it does not fit the backbone.
     """
     place = Path(path)
     if (place / "config.json").is_file():
         return _load_unet(backbone, place)
-    file = place if place.is_file() else place / LORA_FILE
-    if not file.is_file():
+    file = place if place.is_file() or is_sharded(place) else place / LORA_FILE
+    if not file.exists():
         raise FileNotFoundError(
-            f"unet: {path!r} is neither a UNet folder (config.json) nor a LoRA ({LORA_FILE}). Name what lit-align "
-            "export has written."
+            f"unet: {path!r} is neither a UNet folder (config.json) nor a LoRA ({LORA_FILE}) nor a checkpoint "
+            f"({CHECKPOINT}). Name what lit-align export or fit has written."
         )
-    return _merge_lora(backbone, file)
+    denoiser = _load_checkpoint(backbone, file) if file.suffix == CHECKPOINT else _merge_lora(backbone, file)
+    return denoiser.requires_grad_(False).eval()
+
+
+def _load_checkpoint(backbone: Backbone, file: Path) -> Denoiser:
+    trained = read_trained(file)
+    found, wanted = trained.info["pipeline"], backbone.pipeline_class.__name__
+    if found != wanted:
+        raise ValueError(f"unet: {file} is of a {found}, but {backbone.repo!r} is a {wanted}.")
+    if trained.info["lora"] is not None:
+        return merge_trained_lora(backbone, trained)
+    denoiser = build_unet(trained, backbone.denoiser.dtype)
+    _check_shape(backbone, denoiser, file)
+    return denoiser
 
 
 def _load_unet(backbone: Backbone, folder: Path) -> Denoiser:
     denoiser = UNet2DConditionModel.from_pretrained(folder, dtype=backbone.denoiser.dtype, use_safetensors=True)
+    _check_shape(backbone, denoiser, folder)
+    return denoiser.requires_grad_(False).eval()
+
+
+def _check_shape(backbone: Backbone, denoiser: Denoiser, place: Path) -> None:
     for name in SHAPE:
         found, wanted = denoiser.config.get(name), backbone.denoiser.config.get(name)
         if found != wanted:
-            raise ValueError(f"unet: {folder} has {name} {found}, but that of {backbone.repo!r} has {wanted}.")
-    return denoiser.requires_grad_(False).eval()
+            raise ValueError(f"unet: {place} has {name} {found}, but that of {backbone.repo!r} has {wanted}.")
 
 
 def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
@@ -80,7 +100,7 @@ def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
     denoiser.load_lora_adapter(file.parent, weight_name=file.name, prefix="unet", use_safetensors=True)
     denoiser.fuse_lora()
     denoiser.unload_lora()
-    return denoiser.requires_grad_(False).eval()
+    return denoiser
 
 
 def fingerprint(backbone: Backbone, denoiser: Denoiser) -> str:

@@ -1,6 +1,5 @@
 """A picture of pairs: the chosen image at the left, the rejected one at the right, what they are of below."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lit_align.data.images import decode
 from lit_align.data.samples import RawPair
+from lit_align.files import write_png
 
 BOX = 256  # pixels, side of the square that an image is fitted into
 GAP = 8  # between both images of a pair
@@ -77,13 +77,7 @@ def draw_sheet(tiles: Sequence[Tile], title: str, path: Path) -> None:
     draw.text((PADDING, TITLE // 2), title, INK, _font(18), anchor="lm")
     for number, tile in enumerate(tiles):
         _draw_tile(sheet, draw, tile, *card_place(number))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        sheet.save(part, format="png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_png(path, sheet)
 
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:

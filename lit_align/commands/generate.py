@@ -8,16 +8,17 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from lit_align.backbones.base import Precision
-from lit_align.commands.painting import (
-    ImageFormat,
-    Item,
-    PairMaker,
+from lit_align.commands.models import (
     Sampling,
+    Source,
+    check_numbers,
     default_guidance_scale,
+    default_precision,
     load_models,
     native_size,
     place_models,
 )
+from lit_align.commands.painting import ImageFormat, Item, PairMaker, Storing
 from lit_align.commands.place import Place, take_place
 from lit_align.commands.plan import settle_plan
 from lit_align.commands.recipes import SIDES, PresetName, Recipe, Side, choose_prefixes
@@ -25,6 +26,8 @@ from lit_align.data.index import INDEX, entry_of, index_shard, write_index
 from lit_align.data.prompts import read_prompts
 from lit_align.data.writing import NewPair, write_shard
 from lit_align.scoring.presets import load_scorers
+
+PLAN = "generate.json"
 
 
 # Long for its options alone: they are the command line.
@@ -68,13 +71,15 @@ def generate(
     or SLURM, or with more than one device, the processes share the shards. One command at a time for a folder.
 
     Args:
-        prompts: file of prompts: `.csv`, `.tsv`, `.jsonl`, or text, one a line; repeated ones are left out.
+        prompts: file of prompts: `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`, or text, one a line; or one of our own
+            sets, `emoji` or `general`. Repeated ones are left out.
         output: folder for shards, `index.json` and `generate.json`, which says how they were made.
         repo: hub id or local folder of a Stable Diffusion or Stable Diffusion XL pipeline of diffusers.
         preset: prefixes of a published data set; options that are given come before it.
         chosen_prefix: what comes before the prompt on the chosen side, with a space between; none: nothing.
         rejected_prefix: the same on the rejected side.
-        chosen_unet: UNet folder or LoRA, as lit-align export writes them, for the chosen side; none: that of the repo.
+        chosen_unet: UNet folder or LoRA, as lit-align export writes them, or checkpoint of lit-align fit, for the
+            chosen side; none: that of the repo.
         rejected_unet: the same for the rejected side.
         chosen_repo: another pipeline for the chosen side; none: `repo`.
         rejected_repo: the same for the rejected side.
@@ -84,7 +89,7 @@ def generate(
         same_noise: both images of a pair start from the same noise.
         rank_by: name of a scorer that says which image is preferred, whatever its side; equal scores are a tie.
         presets: YAML file that says what scorer the name is; none: the one of lit-align.
-        prompt_column: where prompts are in a table or in objects; none: `prompt`.
+        prompt_column: where prompts are in a table or in objects; none: `prompt`, or as benchmarks call it.
         pairs_per_prompt: each from noise of its own.
         seed: of everything that is drawn; 0 is a seed like any other.
         height: pixels; none: the model's own.
@@ -104,7 +109,9 @@ def generate(
         ValueError: if the options do not fit each other, or `output` was begun with others.
     """
     counts = {"pairs_per_prompt": pairs_per_prompt, "steps": steps, "batch_size": batch_size}
-    _check_numbers(counts | {"pairs_per_shard": pairs_per_shard}, {"height": height, "width": width}, quality)
+    check_numbers(counts | {"pairs_per_shard": pairs_per_shard}, {"height": height, "width": width})
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality is {quality}; it must be from 1 to 100.")
     found = read_prompts(prompts, prompt_column)
     prefixes = choose_prefixes(preset, chosen_prefix, rejected_prefix)
     repos, unets = (chosen_repo or repo, rejected_repo or repo), (chosen_unet, rejected_unet)
@@ -113,11 +120,12 @@ def generate(
     recipe = Recipe(chosen, rejected, same_noise, rank_by)
     scorer = None if rank_by is None else load_scorers([rank_by], presets)[rank_by]
     place = take_place(accelerator, devices)
-    precision = precision or ("fp16" if place.device.type == "cuda" else "fp32")
-    models = load_models(recipe.sides, vae_repo, variant)
+    precision = precision or default_precision(place.device)
+    models = load_models([Source(side.repo, side.unet) for side in recipe.sides], vae_repo, variant)
     if height is None or width is None:
-        height, width = height or native_size(models), width or native_size(models)
-    how = Sampling(height, width, steps, precision, image_format, quality)
+        own = native_size(repos, vae_repo)
+        height, width = height or own, width or own
+    how, storing = Sampling(height, width, steps, precision), Storing(image_format, quality)
     plan = {
         "prompts": {"count": len(found.unique), "digest": found.digest()},
         "pairs_per_prompt": pairs_per_prompt,
@@ -127,27 +135,17 @@ def generate(
         "weights": {name: model.fingerprint for name, model in zip(SIDES, models, strict=True)},
         "scorer": None if scorer is None else scorer.fingerprint(),
         "vae_repo": vae_repo,
-        "drawing": how._asdict(),
+        "drawing": how._asdict() | storing._asdict(),
     }
-    settle_plan(output, plan, place)
+    settle_plan(output / PLAN, plan, place)
     place_models(models, place.device, precision)
-    maker = PairMaker(recipe, models, None if scorer is None else scorer.prepare(place.device), how, seed)
+    ranking = None if scorer is None else scorer.prepare(place.device)
+    maker = PairMaker(recipe, models, ranking, how, storing, seed)
     if place.rank == 0:
-        print(f"{len(found.unique)} prompts; left out: {found.repeated} repeated, {found.blank} blank")
+        print(found)
     items = [Item(row, prompt, pair) for row, prompt in enumerate(found.unique) for pair in range(pairs_per_prompt)]
     batches = [items[start : start + pairs_per_shard] for start in range(0, len(items), pairs_per_shard)]
     _write_shards(output, batches, maker, batch_size, place)
-
-
-def _check_numbers(counts: dict[str, int], sizes: dict[str, int | None], quality: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1.")
-    for name, size in sizes.items():
-        if size is not None and (size < 8 or size % 8):
-            raise ValueError(f"{name} is {size}; it must be a multiple of 8 pixels.")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"quality is {quality}; it must be from 1 to 100.")
 
 
 def _guidance_scales(repos: Sequence[str], both: float | None, own: Sequence[float | None]) -> Iterator[float]:

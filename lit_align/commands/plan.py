@@ -1,44 +1,60 @@
-"""What a folder of generated shards was begun with, so that it is gone on with alike."""
+"""What a folder was begun with, so that it is gone on with alike."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from lit_align.commands.place import Place
-from lit_align.data.writing import write_text
+from lit_align.files import write_text
 
-PLAN = "generate.json"
 FORMAT = 1
 
 
-def settle_plan(folder: Path, plan: dict[str, Any], place: Place) -> None:
+def settle_plan(path: Path, plan: dict[str, Any], place: Place, made: str = "*.tar") -> None:
     """Write down what is to be done, or see that the folder was begun with the same.
+
+    Args:
+        path: of the plan, in the folder.
+        plan: plain values.
+        place: of this process.
+        made: pattern of the files that are made; without a plan there must be none.
 
     Raises:
         ValueError: if it was begun with something else.
     """
-    path = folder / PLAN
     text = json.dumps({"format": FORMAT, **plan}, indent=1, ensure_ascii=False) + "\n"
     if path.is_file():
-        _compare(path, json.loads(text))
+        compare_plans(path, read_plan(path), json.loads(text))
         return
-    if any(folder.glob("*.tar")):
+    if any(path.parent.glob(made)):
         raise ValueError(
-            f"output: {folder} holds shards, but no {PLAN} that says what they are. Choose another folder."
+            f"output: {path.parent} holds {made}, but no {path.name} that says what they are. Choose another folder."
         )
     # Every process writes it, for any may be the first to need it: each under a name of its own until it is whole.
-    own = folder / f"{PLAN}.{place.rank}"
+    own = path.with_name(f"{path.name}.{place.rank}")
     write_text(own, text)
     own.replace(path)
 
 
-def _compare(path: Path, plan: dict[str, Any]) -> None:
+def read_plan(path: Path) -> Any:
+    """What a folder says of itself.
+
+    Raises:
+        ValueError: if it is no JSON.
+    """
     try:
-        old, new = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(plan)
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"output: {path} cannot be read: {error}. Choose another folder.") from error
+
+
+def compare_plans(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise a ValueError that names what has changed since the folder of `path` was begun."""
+    before, now = _flat(old), _flat(new)
     changes = [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in old | new if old.get(name) != new.get(name)
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in before | now
+        if before.get(name) != now.get(name)
     ]
     if changes:
         raise ValueError(

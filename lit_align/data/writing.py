@@ -1,14 +1,13 @@
 """Writing shards: whole or not there, and the same bytes every time."""
 
 import json
-import os
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from webdataset import TarWriter
+
+from lit_align.files import whole_or_nothing
 
 
 class NewPair(NamedTuple):
@@ -20,18 +19,6 @@ class NewPair(NamedTuple):
     label_0: float  # 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie
     prompt: str
     more: dict[str, Any] | None = None  # what else is known of it, kept as JSON
-
-
-@contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Another name to write a file under; it gets its own at the end, and is removed if something is raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # several machines may write to one disk
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def image_suffix(data: bytes) -> str:
@@ -47,16 +34,17 @@ def image_suffix(data: bytes) -> str:
 def write_shard(path: Path, pairs: Iterable[NewPair]) -> int:
     """Write a shard in the layout of `samples`, and return how many pairs it holds.
 
-    It has its name only when it is whole and on the disk; if `pairs` raises, there is no shard.
+    If `pairs` raises, there is no shard.
     """
     count = 0
-    with whole_or_nothing(path) as part, part.open("wb") as file:
-        with TarWriter(file, encoder=False, compress=False, mtime=0) as shard:
-            for pair in pairs:
-                shard.write(_fields(pair))
-                count += 1
-        file.flush()
-        os.fsync(file.fileno())
+    with (
+        whole_or_nothing(path) as part,
+        part.open("wb") as file,
+        TarWriter(file, encoder=False, compress=False, mtime=0) as shard,
+    ):
+        for pair in pairs:
+            shard.write(_fields(pair))
+            count += 1
     return count
 
 
@@ -73,9 +61,3 @@ def _fields(pair: NewPair) -> dict[str, Any]:
     if pair.more is not None:
         fields["json"] = json.dumps(pair.more, ensure_ascii=False, default=str).encode()
     return fields
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is either whole or not there."""
-    with whole_or_nothing(path) as part:
-        part.write_text(text, encoding="utf-8")

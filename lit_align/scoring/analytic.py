@@ -28,7 +28,7 @@ class Sharpness(Scorer):
     version: ClassVar[int] = 1
 
     def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        return torch.stack([_laplacian(_luma(image)).var(correction=0) for image in images])
+        return torch.cat([sharpness(image[None]) for image in images])
 
 
 class Exposure(Scorer):
@@ -51,9 +51,15 @@ def colourfulness(images: Tensor) -> Tensor:
     return spread + 0.3 * (first.mean(1).square() + second.mean(1).square()).sqrt()
 
 
-def _luma(image: Tensor) -> Tensor:
-    """(height, width) by Rec. 601's weights."""
-    return torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), image.float(), dims=1)
+def sharpness(images: Tensor) -> Tensor:
+    """(n,) of images (n, 3, h, w) uint8, h and w at least 3: the score of `Sharpness`."""
+    return torch.stack([_laplacian(luma).var(correction=0) for luma in lumas(images)])
+
+
+def lumas(images: Tensor) -> Tensor:
+    """(n, h, w) of images (n, 3, h, w) uint8, by Rec. 601's weights."""
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    return torch.stack([torch.tensordot(weights, image.float(), dims=1) for image in images])
 
 
 def _laplacian(luma: Tensor) -> Tensor:

@@ -11,6 +11,19 @@ from lit_align.scoring.base import Scorer
 PRESETS = Path(__file__).with_name("presets.yaml")
 
 
+def scorer_names(scorers: str | Sequence[str]) -> list[str]:
+    """Names from a list, or from text with commas, each once.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    listed = scorers.split(",") if isinstance(scorers, str) else scorers
+    names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
+    if not names:
+        raise ValueError("scorers is empty; name at least one, such as hpsv2.1,pickscore.")
+    return names
+
+
 def load_scorers(names: Sequence[str], path: Path | None = None) -> dict[str, Scorer]:
     """The scorers of these names, weights loaded, in the order of `names`.
 

@@ -1,0 +1,1 @@
+"""What aligned models draw, and how they fare against the base."""

@@ -1,0 +1,86 @@
+"""The images of one model on the disk, and what scorers gave them: each is drawn once and scored once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lit_align.data.images import decode
+from lit_align.files import write_text
+from lit_align.scoring.base import Scorer
+
+
+class Gallery:
+    """One image a prompt; several processes may add to it at a time.
+
+    Args:
+        folder: for all that this model draws in this way; its name is to say what draws, and how.
+        prompts: each once.
+        seed: of the noise, see `prompt_seed`.
+    """
+
+    def __init__(self, folder: Path, prompts: Sequence[str], seed: int) -> None:
+        self.folder, self.prompts = folder, prompts
+        self.paths = [folder / f"{_digest(json.dumps([prompt, seed]).encode())}.png" for prompt in prompts]
+
+    def keys(self, numbers: Iterable[int]) -> list[str | None]:
+        """What scores are kept under: prompt and bytes of an image; None where there is no image.
+
+        Args:
+            numbers: of prompts.
+        """
+        return [self._key(number) for number in numbers]
+
+    def _key(self, number: int) -> str | None:
+        try:
+            data = self.paths[number].read_bytes()
+        except FileNotFoundError:
+            return None
+        return _digest(self.prompts[number].encode() + b"\0" + data)
+
+    def scores(self, fingerprint: str) -> dict[str, float]:
+        """All that a scorer has given so far, by key.
+
+        Args:
+            fingerprint: of the scorer.
+        """
+        known: dict[str, float] = {}
+        for path in sorted((self.folder / "scores" / fingerprint).glob("*.json")):
+            known |= json.loads(path.read_text(encoding="utf-8"))
+        return known
+
+    def score(
+        self,
+        scorer: Scorer,
+        fingerprint: str,
+        numbers: Sequence[int],
+        batch_size: int,
+        scored: Callable[[int], object],
+    ) -> None:
+        """Score images, and keep the scores in a file of their own.
+
+        Args:
+            scorer: where it computes.
+            fingerprint: of the scorer.
+            numbers: of prompts whose images are there.
+            batch_size: images at a time.
+            scored: is told how many more have scores.
+        """
+        new: dict[str | None, float] = {}
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size]
+            arrays = [np.array(decode(self.paths[number].read_bytes())) for number in batch]
+            images = [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
+            scores = scorer.score(images, [self.prompts[number] for number in batch]).tolist()
+            new |= dict(zip(self.keys(batch), scores, strict=True))
+            scored(len(batch))
+        if new:
+            name = _digest("".join(sorted(map(str, new))).encode())
+            write_text(self.folder / "scores" / fingerprint / f"{name}.json", json.dumps(new, indent=0) + "\n")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
