@@ -42,34 +42,40 @@ class WeightedMeans(Metric):
         return {name: mean for name, mean, seen in zip(self.names, means, counted, strict=True) if seen}
 
 
+COMMON = ("loss", "accuracy", "margin", "chosen_error", "rejected_error")
+VOTE = ("vote/strength", "vote/ties", "vote/human_agreement")  # of voted pairs alone
+ERRORS = ("chosen_error", "rejected_error")
+HELD_OUT = ("accuracy", "margin", *ERRORS, "chosen_drift", "rejected_drift")  # drifts are terms of some objectives
+
+
 class PreferenceMetrics(WeightedMeans):
     """What a run logs of its pairs.
 
     Args:
         terms: names of the objective's terms.
         timesteps: of the noise schedule.
-        ranges: parts of equal length into which timesteps are divided for the errors.
+        by_range: values that are also logged by timestep range; those that the objective does not have are left out.
+        ranges: parts of equal length into which timesteps are divided.
     """
 
-    def __init__(self, terms: Sequence[str], timesteps: int, ranges: int = 4) -> None:
+    def __init__(self, terms: Sequence[str], timesteps: int, by_range: Sequence[str] = ERRORS, ranges: int = 4) -> None:
         edges = [timesteps * part // ranges for part in range(ranges + 1)]
         self.ranges = {f"t{low}-{high - 1}": (low, high) for low, high in itertools.pairwise(edges)}
-        by_range = [f"{side}_error/{name}" for name in self.ranges for side in ("chosen", "rejected")]
         self.terms = list(terms)
-        super().__init__([*COMMON, *VOTE, *terms, *by_range])
+        self.by_range = [name for name in by_range if name in (*COMMON, *terms)]
+        super().__init__([*COMMON, *VOTE, *terms, *(f"{name}/{t}" for name in self.by_range for t in self.ranges)])
 
     def observe(self, output: ObjectiveOutput, errors: PairErrors, timesteps: Tensor, batch: PreferenceBatch) -> None:
         """Add a micro-batch: the objective's output, the policy's errors and timesteps (batch,) of its pairs."""
         weight, voted = batch.weight, batch.weight * float(batch.voted)
         tied = (batch.strength == 0).float()
         cast = torch.maximum(batch.weight, tied) * float(batch.voted)  # a vote in the loop may leave pairs undecided
-        chosen, rejected = errors.chosen.detach(), errors.rejected.detach()
         values = {
             "loss": (output.loss.detach().expand_as(weight), weight),
             "accuracy": (implicit_accuracy(output.margin), weight),
             "margin": (output.margin, weight),
-            "chosen_error": (chosen, weight),
-            "rejected_error": (rejected, weight),
+            "chosen_error": (errors.chosen.detach(), weight),
+            "rejected_error": (errors.rejected.detach(), weight),
         }
         values |= {
             "vote/strength": (batch.strength, cast),
@@ -79,13 +85,8 @@ class PreferenceMetrics(WeightedMeans):
         values |= {term: (output.terms[term], weight) for term in self.terms}
         for name, (low, high) in self.ranges.items():
             inside = weight * ((timesteps >= low) & (timesteps < high))
-            values[f"chosen_error/{name}"] = (chosen, inside)
-            values[f"rejected_error/{name}"] = (rejected, inside)
+            values |= {f"{value}/{name}": (values[value][0], inside) for value in self.by_range}
         self.update(values)
-
-
-COMMON = ("loss", "accuracy", "margin", "chosen_error", "rejected_error")
-VOTE = ("vote/strength", "vote/ties", "vote/human_agreement")  # of voted pairs alone
 
 
 def implicit_accuracy(margin: Tensor) -> Tensor:

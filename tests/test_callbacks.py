@@ -6,11 +6,13 @@ import lightning as L
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_align.backbones import LoRA
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks import SampleGrid, StartBanner, StepProgress, Throughput
 from lit_align.callbacks.sample_grid import draw_grid
+from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
 from tests.test_module import equal, fit, make_data, make_module, weights
 
 
@@ -68,6 +70,62 @@ def test_grid_waits_for_a_whole_step(tmp_path):
 def test_grid_without_prompts_is_refused():
     with pytest.raises(ValueError, match=r"SampleGrid\.prompts is empty"):
         SampleGrid([])
+
+
+def test_statistics_of_images_by_hand():
+    """A flat colour; a black and white one; a white dot on black, whose Laplacian is -4, 4 times 1 and 4 times 0."""
+    flat = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 5, 5)
+    assert image_statistics(flat) == {
+        "red": 10,
+        "green": 20,
+        "blue": 30,
+        "contrast": 0,
+        "colourfulness": pytest.approx(0.3 * (10**2 + 15**2) ** 0.5),  # red - green = -10, yellow - blue = -15
+        "sharpness": 0,
+        "saturated": 0,
+    }
+    halves = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    halves[..., 2:] = 255
+    found = image_statistics(halves)
+    assert found["contrast"] == pytest.approx(127.5)
+    assert (found["saturated"], found["colourfulness"]) == (1, 0)
+    dot = torch.zeros(1, 3, 5, 5, dtype=torch.uint8)
+    dot[..., 2, 2] = 100
+    assert image_statistics(dot)["sharpness"] == pytest.approx(100**2 * (16 + 4) / 9)
+    pure = torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)
+    pure[0, 1, 0, :] = 255  # one channel of 4 of 16 pixels
+    assert image_statistics(pure)["saturated"] == 0.25
+    both = image_statistics(torch.cat([halves, torch.full_like(halves, 100)]))
+    assert both["contrast"] == pytest.approx(127.5 / 2)  # means of the images' own
+    assert both["saturated"] == 0.5
+
+
+def test_statistics_against_the_base():
+    base = dict.fromkeys(("red", "green", "blue", "contrast", "colourfulness", "sharpness", "saturated"), 2.0)
+    now = base | {"red": 5.0, "contrast": 3.0, "saturated": 1.75}
+    change = against_base(now, base | {"sharpness": 0.0})
+    assert (change["red"], change["green"], change["contrast"], change["saturated"]) == (3, 0, 1.5, -0.25)
+    assert change["sharpness"] == float("inf")
+    assert "red 5.00 (+3.00), green 2.00 (+0.00)" in describe(now, change)
+    assert "contrast 3.00 (x 1.50)" in describe(now, change)
+    assert describe(now, {}).endswith("saturated 1.75")
+
+
+def test_grid_logs_the_statistics_of_its_images(tmp_path):
+    module, callback = make_module(), grid()
+    base = image_statistics(torch.stack(draw(module, callback)))
+    logger = L.pytorch.loggers.TensorBoardLogger(tmp_path, name="", version="")
+    fit(module, make_data(), tmp_path, steps=3, callbacks=[callback], logger=logger)
+    now = image_statistics(torch.stack(draw(module, callback)))
+    assert now != base
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name, value in now.items():
+        logged = events.Scalars(f"samples/{name}")
+        assert [point.step for point in logged] == [2, 3]
+        assert logged[-1].value == pytest.approx(value)
+        assert events.Scalars(f"samples/{name}_vs_base")[-1].value == pytest.approx(
+            against_base(now, base)[name], abs=1e-6
+        )
 
 
 def test_banner_counts_parameters_and_pairs(tmp_path):

@@ -1,27 +1,27 @@
 """A picture of the progress: fixed prompts, the base model's images beside the aligned model's."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lit_align.backbones.sampling import generate
-from lit_align.callbacks.throughput import Throughput
-from lit_align.module import AlignmentModule
+from lit_align.callbacks.drawing import Sampling, draw, gather, pause_throughput, share
+from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
+from lit_align.files import write_png
 
 
 class SampleGrid(L.Callback):
     """Draws the prompts before training, every N steps and at the end, to PNG and TensorBoard.
 
-    Each prompt has one seed, so a row differs from the row above only by what was trained. The ranks share the
-    prompts. Weights, modes, random state and precision are as before afterwards.
+    Each prompt has one seed, so a row differs from the row above only by what was trained. Statistics of the images
+    are logged beside those of the base, see `image_statistics`. The ranks share the prompts. Weights, modes, random
+    state and precision are as before afterwards.
 
     Args:
         prompts: one image each.
@@ -46,7 +46,7 @@ class SampleGrid(L.Callback):
         if not prompts:
             raise ValueError("SampleGrid.prompts is empty; name at least one prompt, or leave the callback out.")
         self.prompts, self.every_n_steps, self.seed = list(prompts), every_n_steps, seed
-        self.height, self.width, self.steps, self.guidance_scale = height, width, steps, guidance_scale
+        self.sampling = Sampling(height, width, steps, guidance_scale)
         self.base: list[bytes] = []  # PNGs; in the checkpoint, for a resumed run cannot draw them again
         self.drawn_at = -1
 
@@ -76,46 +76,41 @@ class SampleGrid(L.Callback):
 
     def _drawing(self) -> list[Any]:
         """All that decides what the base model draws."""
-        return [self.prompts, self.seed, self.height, self.width, self.steps, self.guidance_scale]
+        return [self.prompts, self.seed, *self.sampling]
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
         if step == self.drawn_at:  # accumulation ends several batches at one step
             return
         self.drawn_at = step
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer's constructor
-            if isinstance(callback, Throughput):
-                callback.pause()  # drawing is not training
-        rows = {"base": [_from_png(png) for png in self.base]} if self.base else {}
-        rows[f"step {step}"] = self._images(trainer, pl_module)
+        pause_throughput(trainer)
+        base, images = [_from_png(png) for png in self.base], self._images(trainer, pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # `log_dir` is asked of all ranks
         if not trainer.is_global_zero:
             return
-        grid = draw_grid(self.prompts, rows)
-        save_atomically(grid, folder / f"step-{step:07d}.png")
+        self._log_statistics(trainer, images, base)
+        grid = draw_grid(self.prompts, ({"base": base} if base else {}) | {f"step {step}": images})
+        write_png(folder / f"step-{step:07d}.png", grid)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pixels = torch.frombuffer(bytearray(grid.tobytes()), dtype=torch.uint8)
                 logger.experiment.add_image("samples", pixels.view(grid.height, grid.width, 3), step, dataformats="HWC")
 
+    def _log_statistics(self, trainer: L.Trainer, images: list[Tensor], base: list[Tensor]) -> None:
+        """As `samples/<name>` and `samples/<name>_vs_base`: numbers that show a model that was trained too far."""
+        statistics = image_statistics(torch.stack(images))
+        change = against_base(statistics, image_statistics(torch.stack(base))) if base else {}
+        values = statistics | {f"{name}_vs_base": value for name, value in change.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({f"samples/{name}": value for name, value in values.items()}, trainer.global_step)
+        rank_zero_info(f"step {trainer.global_step:,}: samples' {describe(statistics, change)}")
+
     def _images(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Tensor]:
         """All prompts' images, (3, height, width) uint8 each; every rank draws its share."""
-        assert isinstance(pl_module, AlignmentModule)
-        count, world = len(self.prompts), trainer.world_size
-        share = -(-count // world)
-        mine = [number % count for number in range(trainer.global_rank * share, (trainer.global_rank + 1) * share)]
-        with trainer.precision_plugin.forward_context(), pl_module.backbone.borrowed_encoders():
-            images = torch.cat([self._image(pl_module, number) for number in mine])
-        if world > 1:
-            gathered = pl_module.all_gather(images.to(pl_module.device))
-            assert isinstance(gathered, Tensor)
-            images = gathered.flatten(0, 1).cpu()
-        return list(images[:count])
-
-    def _image(self, module: AlignmentModule, number: int) -> Tensor:
-        """(1, 3, height, width) of one prompt alone: a training step has left little memory for more."""
-        prompts, seeds = [self.prompts[number]], [self.seed + number]
-        return generate(module.backbone, prompts, seeds, self.height, self.width, self.steps, self.guidance_scale)
+        mine = share(trainer, len(self.prompts))
+        prompts, seeds = [self.prompts[number] for number in mine], [self.seed + number for number in mine]
+        images = draw(trainer, pl_module, prompts, seeds, self.sampling)
+        return list(gather(trainer, pl_module, images, len(self.prompts)))
 
 
 def draw_grid(prompts: list[str], rows: dict[str, list[Tensor]], cell: int = 128) -> Image.Image:
@@ -143,14 +138,6 @@ def _fit(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
     while text and pen.textlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
-
-
-def save_atomically(image: Image.Image, path: Path) -> None:
-    """Write a PNG that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    image.save(part, "PNG")
-    os.replace(part, path)
 
 
 def _to_png(image: Tensor) -> bytes:

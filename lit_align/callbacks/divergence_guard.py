@@ -1,0 +1,224 @@
+"""Ends a run before its pictures are lost."""
+
+from collections import deque
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_align.backbones.sharding import local, put, whole
+from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
+from lit_align.files import whole_or_nothing
+from lit_align.module import AlignmentModule
+from lit_align.steps import at_step
+from lit_align.types import PreferenceBatch
+
+Action = Literal["stop", "restore"]
+START_DRAWS = 8  # noises and timesteps of each pair of the first batch
+WEIGHTS, RESTORED = "best-weights.safetensors", "restored.ckpt"
+
+
+class DivergenceGuard(L.Callback):
+    """Stops a run whose chosen errors have risen too far over their start, or whose numbers are not finite.
+
+    Two errors are watched, each against its own start: at each validation that of the held-out chosen images
+    (`val/chosen_error_rise`, see `ChosenErrorRise`), and after each step that of the training's, as the mean over the
+    last `window` steps against the first batch before any step. Healthy runs raise chosen errors too, while they raise
+    rejected ones more: the quickstart by a quarter; at 10 times its learning rate it is tenfold within 5 steps. It
+    also acts where `AlignmentModule` is about to end the run because gradients are not finite.
+
+    `restore` also puts back the best weights, those of the validation with the lowest `val/loss`, the one before the
+    first step among them. They are kept in a safetensors file in the log folder, which is written again at each
+    validation that is better than all before, and only then: 10 GB for all of SDXL. The optimizer's moments are those
+    of the lost run, so they are dropped, and `checkpoints/restored.ckpt`, for `lit-align export`, holds weights alone.
+
+    Args:
+        max_rise: fraction of the start by which an error may rise.
+        action: `stop`, or `restore` the best weights and stop; that needs held-out pairs.
+        window: optimizer steps that a mean of training errors covers; before there are as many, it is not looked at.
+    """
+
+    def __init__(self, max_rise: float = 1.0, action: Action = "stop", window: int = 10) -> None:
+        if not max_rise > 0:
+            raise ValueError(f"DivergenceGuard.max_rise is {max_rise}; it must be greater than 0.")
+        if action not in ("stop", "restore"):
+            raise ValueError(f"DivergenceGuard.action is {action!r}; it must be stop or restore.")
+        if window < 1:
+            raise ValueError(f"DivergenceGuard.window is {window}; it must be at least 1.")
+        self.max_rise, self.action, self.window = max_rise, action, window
+        self.start: float | None = None  # chosen error of training pairs
+        self.recent: deque[tuple[float, float]] = deque(maxlen=window)  # sum of errors and pairs, of each last step
+        self.best: dict[str, Any] | None = None  # file, step and loss
+        self.seen: str | None = None  # what was wrong
+        self._sums: Tensor | None = None  # of the step that is under way here: errors, pairs
+
+    # -- what it watches
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, AlignmentModule)
+        if self.start is None and trainer.global_step == 0:
+            total, pairs = self._reduced(trainer, chosen_sums(batch, self._start_errors(trainer, pl_module, batch)))
+            self.start = total / pairs if pairs else None
+
+    @torch.no_grad()
+    def _start_errors(self, trainer: L.Trainer, module: AlignmentModule, batch: PreferenceBatch) -> Tensor:
+        """(batch,) of the untrained model, each the mean of several fixed draws: one would be mostly its timestep."""
+        module.backbone.eval()  # no dropout
+        with trainer.precision_plugin.forward_context():
+            draws = [module.validation_draw(batch, repeat) for repeat in range(START_DRAWS)]
+            errors = [module.errors(batch, draw, batch.prompts)[0].chosen for draw in draws]
+        module.backbone.train()
+        return torch.stack(errors).mean(0)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        sums = chosen_sums(batch, outputs["chosen_error"])
+        self._sums = sums if self._sums is None else self._sums + sums
+        if at_step(trainer):
+            self.recent.append(self._reduced(trainer, self._sums))
+            self._sums = None
+            self._act(trainer, pl_module, self._fault(trainer, pl_module))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        rise = trainer.callback_metrics.get("val/chosen_error_rise", torch.tensor(0.0)).item()
+        if not rise <= self.max_rise:  # nor NaN
+            what = f"the chosen error of held-out pairs is {rise:.1%} over its start"
+            self._act(trainer, pl_module, f"{what}; max_rise is {self.max_rise:.0%}")
+        loss = trainer.callback_metrics["val/loss"].item()
+        if self.seen is None and self.action == "restore" and (self.best is None or loss < self.best["loss"]):
+            self._keep(trainer, pl_module, loss)
+
+    def _fault(self, trainer: L.Trainer, module: L.LightningModule) -> str | None:
+        """What is wrong after a step, the same on all ranks."""
+        assert isinstance(module, AlignmentModule)
+        if module.skipping.fault is not None:
+            return module.skipping.fault
+        weights = module.backbone.trainable_parameters().values()
+        finite = torch.stack([local(weight.detach()).isfinite().all() for weight in weights]).all()
+        if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+            return "there are weights that are not finite"
+        sums, pairs = (sum(values) for values in zip(*self.recent, strict=True))
+        if self.start is None or pairs == 0 or len(self.recent) < self.window:
+            return None
+        mean = sums / pairs
+        if mean <= self.start * (1 + self.max_rise):
+            return None
+        return (
+            f"the chosen error of training pairs is {mean:.4g}, the mean of {self.window} steps, "
+            f"{mean / self.start - 1:.1%} over its start {self.start:.4g}; max_rise is {self.max_rise:.0%}"
+        )
+
+    # -- what it does
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
+        if self.action == "restore" and not any(isinstance(callback, ChosenErrorRise) for callback in callbacks):
+            raise ValueError(
+                "DivergenceGuard.action is restore, which needs the held-out loss before the first step. Add "
+                "lit_align.callbacks.ChosenErrorRise to the Trainer's callbacks, or set action to stop."
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen = None
+        if self.action == "restore" and not trainer.enable_validation:
+            raise ValueError(
+                "DivergenceGuard.action is restore, but there are no held-out pairs to tell which weights were best. "
+                "Set data.val_shards, or set action to stop."
+            )
+        if self.start is None and trainer.global_step > 0:
+            rank_zero_warn(
+                f"DivergenceGuard: the run began without it, so at step {trainer.global_step} it knows no start of the "
+                "training errors, and watches held-out pairs and values that are not finite alone."
+            )
+        if self.action == "restore" and (self.best is None or not self._is_there(trainer, self.best["file"])):
+            self._keep(trainer, pl_module, float("inf"))
+
+    def _is_there(self, trainer: L.Trainer, file: str) -> bool:
+        return trainer.strategy.broadcast(Path(file).is_file())  # only the first rank's machine needs to have it
+
+    def _keep(self, trainer: L.Trainer, module: L.LightningModule, loss: float) -> None:
+        """Write the trained weights as the best so far; the file is whole or not there."""
+        assert isinstance(module, AlignmentModule)
+        path = Path(trainer.log_dir or trainer.default_root_dir) / WEIGHTS  # `log_dir` is asked of all ranks
+        self.best = {"file": str(path), "step": trainer.global_step, "loss": loss}
+        weights = module.backbone.trainable_parameters()
+        kept: dict[str, Tensor] = {}
+        for name, weight in weights.items():  # on all ranks, each of which may have a part
+            full = whole(weight.detach())
+            kept |= {name: full.cpu().contiguous()} if trainer.is_global_zero else {}
+        if trainer.is_global_zero:
+            with whole_or_nothing(path) as part:
+                save_file(kept, part)
+
+    def _act(self, trainer: L.Trainer, module: L.LightningModule, fault: str | None) -> None:
+        """Stop, once, and say why; on all ranks alike."""
+        if fault is None or self.seen is not None:
+            return
+        self.seen = f"step {trainer.global_step:,}: {fault}"
+        if self.action == "restore":
+            self._restore(trainer, module)
+        trainer.should_stop = True
+        rank_zero_warn(f"DivergenceGuard, {self.seen}. The run stops.{self._outcome()} {self._advice(trainer)}")
+
+    @torch.no_grad()
+    def _restore(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, AlignmentModule)
+        assert self.best is not None
+        weights = module.backbone.trainable_parameters()
+        if trainer.is_global_zero:
+            file = safe_open(self.best["file"], framework="pt")  # it reads tensor by tensor
+        for name, weight in weights.items():
+            kept = file.get_tensor(name) if trainer.is_global_zero else torch.empty(0)
+            put(weight, trainer.strategy.broadcast(kept))
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.seen is not None and self.action == "restore":
+            folder = Path(trainer.log_dir or trainer.default_root_dir)  # `log_dir` is asked of all ranks
+            trainer.save_checkpoint(folder / "checkpoints" / RESTORED, weights_only=True)
+
+    def _outcome(self) -> str:
+        if self.action == "stop":
+            return " Its weights are those of now; checkpoints of earlier steps stay as they were."
+        assert self.best is not None
+        of = f"held-out loss {self.best['loss']:.4g}, the lowest so far"
+        return f" Its weights are again those of step {self.best['step']:,} ({of}), also in checkpoints/{RESTORED}."
+
+    def _advice(self, trainer: L.Trainer) -> str:
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        return (
+            f"Begin a new run with a learning rate 3 to 10 times lower than {rate:g} (resumed, the old one stays). "
+            "Also try a warm-up (model.lr_scheduler), clipped gradients (trainer.gradient_clip_val is "
+            f"{trainer.gradient_clip_val}), a LoRA, or to hold the model closer: a smaller beta_mapo, a greater "
+            "beta_paper or beta_dpo. Where the pictures are still as they should be, set a greater max_rise."
+        )
+
+    # -- shared by ranks and runs
+
+    def _reduced(self, trainer: L.Trainer, sums: Tensor) -> tuple[float, float]:
+        total, pairs = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return total, pairs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self.start, "recent": list(self.recent), "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.start, self.best = state_dict["start"], state_dict["best"]
+        self.recent = deque(state_dict["recent"], maxlen=self.window)
+
+
+def chosen_sums(batch: PreferenceBatch, errors: Tensor) -> Tensor:
+    """Sum of the chosen errors (batch,) of the pairs that count, and how many these are."""
+    return torch.stack([torch.where(batch.weight > 0, errors, 0.0).sum(), (batch.weight > 0).sum()])
