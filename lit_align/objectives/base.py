@@ -32,6 +32,10 @@ class Objective(ABC):
     def formula(self) -> str:
         """The loss with its numbers, for people to read at the start of a run."""
 
+    def concerns(self) -> list[str]:
+        """What is unusual about its numbers, each with the option and the reason; `lit-align doctor` says it."""
+        return []
+
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of `values` (batch,) over the pairs that count; 0, with zero gradient, where none does."""

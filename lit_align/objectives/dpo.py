@@ -75,6 +75,19 @@ class DiffusionDPO(Objective):
         kept = 1 - self.label_smoothing
         return -kept * F.logsigmoid(inside) - self.label_smoothing * F.logsigmoid(-inside)
 
+    def concerns(self) -> list[str]:
+        if self.loss_type == "ipo" and self.beta_dpo > 100:
+            return [
+                f"model.objective.beta_dpo 10: ipo's gradient shrinks with 1 / beta_dpo, and at {self.beta_dpo:g} it "
+                "is too small for AdamW's eps"
+            ]
+        if self.loss_type != "ipo" and self.beta_dpo < 10:
+            return [
+                f"model.objective.beta_dpo 5000: at {self.beta_dpo:g} the loss begins to saturate where errors differ "
+                f"by {2 / self.beta_dpo:.2g}, more than errors are; it is the beta of sums, or of language models"
+            ]
+        return []
+
     def formula(self) -> str:
         beta, smoothing = f"{self.beta_dpo:g}", f"{self.label_smoothing:g}"
         text = FORMULAS[self.loss_type].replace("beta", beta)

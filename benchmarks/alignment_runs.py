@@ -1,0 +1,249 @@
+"""One training of the comparison of objectives, and what its images are worth."""
+
+import functools
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers.utils import logging as transformers_logging
+
+from lit_align.backbones import StableDiffusionXL
+from lit_align.backbones.sampling import generate
+from lit_align.callbacks import ReferenceUpdate
+from lit_align.data import PreferenceDataModule
+from lit_align.evaluation.noise import prompt_seed
+from lit_align.files import write_text
+from lit_align.module import AlignmentModule
+from lit_align.objectives import SFT, Objective
+from lit_align.scoring import Scorer, load_scorers
+from lit_align.scoring.analytic import colourfulness
+from lit_align.scoring.images import centre_crops
+from lit_align.scoring.vote import Vote
+from lit_align.types import PreferenceBatch
+
+PIPELINE = "assets/emoji/pipeline"
+PAIRS = "assets/emoji/pairs"
+PRESETS = Path(__file__).with_name("objectives_scorers.yaml")
+SIZE, SAMPLING_STEPS, GUIDANCE = 32, 16, 3.0
+STEPS, BATCH = 60, 8  # optimizer steps of a training, pairs in each
+TUNING_PROMPTS = 26
+DRAWS = 2  # noises and timesteps per held-out pair
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective, and what orders its pairs."""
+
+    title: str
+    objective: Callable[[], Objective]
+    vote: Vote | None = None
+    update_every: int | None = None  # steps between copies of the policy into the reference
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    study: str
+    base: str  # of the bases' names
+    method: str
+    rate: float
+    seed: int
+
+    def folder(self, output: Path) -> Path:
+        return output / self.study / self.base / f"{self.method}-lr{self.rate:g}-seed{self.seed}"
+
+
+def settle() -> None:
+    """What a process needs before its first run."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity_error()
+
+
+def load(weights: Path | None) -> StableDiffusionXL:
+    """The bundled model, with other weights of its UNet if there are any."""
+    backbone = StableDiffusionXL(PIPELINE)
+    if weights is not None:
+        backbone.denoiser.load_state_dict(load_file(weights))
+    return backbone
+
+
+def train(
+    method: Method,
+    base: Path | None,
+    pairs: str,
+    rate: float,
+    seed: int,
+    stored: dict[str, str | None],
+    steps: int = STEPS,
+) -> tuple[StableDiffusionXL, list[float]]:
+    """Align a base; returns it and the seconds of its steps.
+
+    Args:
+        method: what to train by.
+        base: weights of the UNet to begin with; none: the bundled ones.
+        pairs: folder of `train`.
+        rate: AdamW's, constant.
+        seed: of everything.
+        stored: `train_scores` and `train_cache` of the data module.
+        steps: optimizer steps.
+    """
+    L.seed_everything(seed, verbose=False)
+    backbone = load(base)
+    module = AlignmentModule(backbone, method.objective(), lambda weights: torch.optim.AdamW(weights, lr=rate))
+    module.seed = seed
+    data = PreferenceDataModule(
+        f"{pairs}/train/*.tar",
+        resolution=SIZE,
+        batch_size=BATCH,
+        num_workers=0,
+        shuffle_window=256,
+        flip_probability=0.0,  # emoji have a side that faces you
+        vote=method.vote,
+        seed=seed,
+        **stored,
+    )
+    clock = Clock()
+    updates = [] if method.update_every is None else [ReferenceUpdate(method.update_every)]
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[clock, *updates],
+    )
+    trainer.fit(module, data)
+    return backbone, clock.seconds()
+
+
+class Clock(L.Callback):
+    """Seconds of each training step, with the wait for its data."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        return [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]
+
+
+def save(backbone: StableDiffusionXL, folder: Path) -> None:
+    """The UNet's weights, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{WEIGHTS}.part"
+    save_file({name: value.contiguous() for name, value in backbone.denoiser.state_dict().items()}, part)
+    part.replace(folder / WEIGHTS)
+
+
+def look(backbone: StableDiffusionXL, prompts: list[str], scorers: tuple[str, ...], picture: Path) -> dict[str, Any]:
+    """Draw an image a prompt, and measure it: plain values by prompt, and the images in a picture."""
+    batches = [prompts[first : first + 12] for first in range(0, len(prompts), 12)]
+    with backbone.borrowed_encoders():
+        images = torch.cat(
+            [
+                generate(backbone, batch, [prompt_seed(p, 0) for p in batch], SIZE, SIZE, SAMPLING_STEPS, GUIDANCE)
+                for batch in batches
+            ]
+        )
+    draw_tiles(images, picture)
+    loaded = judges()
+    return {
+        "scores": {name: loaded[name].score(list(images), prompts).tolist() for name in scorers},
+        "in_style": is_high_contrast(images).tolist(),
+        "diversity": diversity(images),
+    }
+
+
+def is_high_contrast(images: Tensor) -> Tensor:
+    """(n,) bool: without colour, and mostly near black or near white; the README says how far it can be trusted."""
+    grey = images.float().mean(1)
+    extreme = ((grey < 64) | (grey > 191)).float().flatten(1).mean(1)
+    return (colourfulness(images) < 20) & (extreme >= 0.7)
+
+
+@torch.no_grad()
+def diversity(images: Tensor) -> float:
+    """How unlike the images of different prompts are: mean of 1 - cosine of the small CLIP's embeddings."""
+    model = judges()["clip"].model
+    pixels = centre_crops(list(images), model.config.vision_config.image_size)
+    embedded = normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+    cosines = embedded @ embedded.T
+    n = len(images)
+    return float((n * n - cosines.sum()) / (n * (n - 1)))
+
+
+@functools.cache
+def judges() -> dict[str, Any]:
+    """All scorers, loaded once a process."""
+    names = ("clip", "style", "colour", "sharpness")
+    scorers: dict[str, Scorer] = load_scorers(names, PRESETS)
+    return {name: scorer.prepare("cpu") for name, scorer in scorers.items()}
+
+
+def draw_tiles(images: Tensor, path: Path, columns: int = 12) -> None:
+    """All images as they are, row after row."""
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * SIZE, rows * SIZE), "white")
+    for number, image in enumerate(images):
+        tile = Image.fromarray(image.permute(1, 2, 0).numpy())
+        sheet.paste(tile, (number % columns * SIZE, number // columns * SIZE))
+    sheet.save(path)
+
+
+@functools.cache
+def held_out(pairs: str) -> list[PreferenceBatch]:
+    """The held-out pairs, ordered by the human label."""
+    data = PreferenceDataModule("unused", f"{pairs}/held_out/*.tar", resolution=SIZE, batch_size=24, num_workers=0)
+    data.setup("validate")
+    return list(data.val_dataloader())
+
+
+def prompts_of(pairs: str, split: str) -> list[str]:
+    """Each prompt of a split once; training prompts are for choosing, so some are enough."""
+    if split == "held_out":
+        return list(dict.fromkeys(prompt for batch in held_out(pairs) for prompt in batch.prompts))
+    data = PreferenceDataModule("unused", f"{pairs}/train/*.tar", resolution=SIZE, batch_size=500, num_workers=0)
+    data.setup("validate")
+    prompts = sorted({prompt for batch in data.val_dataloader() for prompt in batch.prompts})
+    return prompts[:: len(prompts) // TUNING_PROMPTS][:TUNING_PROMPTS]
+
+
+@torch.no_grad()
+def errors(backbone: StableDiffusionXL, pairs: str) -> dict[str, list[float]]:
+    """Errors of chosen and rejected held-out images, on the same draws for every model."""
+    module = AlignmentModule(backbone, SFT(), validation_draws=DRAWS)
+    backbone.eval()
+    found: dict[str, list[float]] = {"chosen": [], "rejected": []}
+    for batch in held_out(pairs):
+        for repeat in range(DRAWS):
+            policy, _ = module.errors(batch, module.validation_draw(batch, repeat), batch.prompts)
+            found["chosen"] += policy.chosen.tolist()
+            found["rejected"] += policy.rejected.tolist()
+    return found
+
+
+def write_json(path: Path, values: Any) -> None:
+    """As plain text, whole or not at all."""
+    write_text(path, json.dumps(values))

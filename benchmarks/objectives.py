@@ -1,0 +1,224 @@
+"""Preference objectives compared on the bundled emoji: trainings, win rates, and what they say of two papers' claims.
+
+    python benchmarks/objectives.py --jobs 2 --record benchmarks/objectives.json
+
+Study `mismatch` (MaPO, arXiv 2406.06424: its advantage over DPO grows with the distance between the preferred images
+and what the model draws): SFT, DiffusionDPO, both forms of MaPO and BalancedDPO prefer the high-contrast style, from
+two bases: the bundled model, which draws it half of the time, and one that MaPO first turned away from it.
+
+Study `votes` (BalancedDPO, arXiv 2503.12575: the vote keeps every metric from losing, and a moving reference helps):
+DPO on pairs of both preferences, ordered by each single scorer, by the baselines `vanilla`, `normalized` and `random`,
+and by the majority of three scorers with a static and with a moving reference.
+
+All trainings have the same steps and pairs. Each method's learning rate is the one of a fixed grid with the best score
+on training prompts with the first seed, by the same rule for all; then all seeds are measured on held-out prompts.
+Every part (a training, a measurement) is kept in `--output`, so a killed comparison goes on where it stopped.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `benchmarks` is found, in worker processes too
+
+from benchmarks import alignment_runs as runs
+from benchmarks import alignment_tables as tables
+from benchmarks.alignment_conclusions import Aligned, Findings, record
+from benchmarks.alignment_runs import PRESETS, WEIGHTS, Method, Run
+from benchmarks.alignment_studies import BETA_DPO, STUDIES, TOLERANCES, UPDATE_EVERY
+from lit_align.cli import main as lit_align
+from lit_align.objectives import MaPO
+from lit_align.scoring.vote import Vote
+
+SEEDS = (0, 1, 2)
+TURN_STEPS, TURN_RATE = 100, 1e-4  # of the training that turns the bundled model away from high contrast
+COST_STEPS, COST_RATE = 12, 1e-6
+
+
+# -- the parts: each writes one file, and is done once the file is there
+
+
+def base_weights(output: Path, base: str) -> Path | None:
+    """What a training begins with; none: the bundled weights."""
+    return None if base == "bundled" else output / base / WEIGHTS
+
+
+def turn(output: Path) -> None:
+    """The base of the large mismatch: MaPO prefers the colour images."""
+    away = Method("", MaPO, Vote(["colour"], "single"))
+    backbone, _ = runs.train(
+        away, None, STUDIES["mismatch"].pairs, TURN_RATE, 0, stored(output, "mismatch"), TURN_STEPS
+    )
+    runs.save(backbone, output / "turned")
+
+
+def stored(output: Path, study: str) -> dict[str, str | None]:
+    """Where scores and latents are; those of the bundled scorers lie beside the shards."""
+    scores = str(output / "scores") if study == "mismatch" else None
+    return {"train_scores": scores, "train_cache": str(output / "cache" / study)}
+
+
+def train(run: Run, output: Path) -> None:
+    """Weights, and the median seconds of a step."""
+    study, folder = STUDIES[run.study], run.folder(output)
+    base = base_weights(output, run.base)
+    where = stored(output, run.study)
+    backbone, seconds = runs.train(study.methods[run.method], base, study.pairs, run.rate, run.seed, where)
+    runs.save(backbone, folder)
+    runs.write_json(folder / "seconds.json", statistics.median(seconds))
+
+
+def measure(run: Run, output: Path, split: str) -> None:
+    """`tuning` or `held_out`."""
+    study, folder = STUDIES[run.study], run.folder(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = base_weights(output, run.base)
+    backbone = runs.load(base if run.method == "base" else folder / WEIGHTS)
+    prompts = runs.prompts_of(study.pairs, split)
+    found = {"prompts": prompts} | runs.look(backbone, prompts, study.scorers, folder / f"{split}.png")
+    if split == "held_out":
+        found["errors"] = runs.errors(backbone, study.pairs)
+    runs.write_json(folder / f"{split}.json", found)
+
+
+def prepare(output: Path) -> None:
+    """Scores, caches, and the second base."""
+    shards = f"--shards={STUDIES['mismatch'].pairs}/train/*.tar"
+    scorers = [f"--scorers={','.join(TOLERANCES)}", f"--presets={PRESETS}"]
+    lit_align(["score", shards, *scorers, f"--output={output}/scores", "--accelerator=cpu"])
+    for name, study in STUDIES.items():
+        config = ["--config=configs/quickstart.yaml", f"--data.train_shards={study.pairs}/train/*.tar"]
+        lit_align(["encode", *config, f"--output={output}/cache/{name}", "--accelerator=cpu"])
+    if not (output / "turned" / WEIGHTS).exists():
+        turn(output)
+
+
+def cost(name: str, output: Path) -> dict[str, float]:
+    """Seconds of a step, and how far the memory rises while training; in a process of its own, alone."""
+    method, where = STUDIES["mismatch"].methods[name], stored(output, "mismatch")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, seconds = runs.train(method, None, STUDIES["mismatch"].pairs, COST_RATE, 0, where, COST_STEPS)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"step_seconds": statistics.median(seconds), "megabytes": (peak - before) / 1024}
+
+
+# -- the order of the parts
+
+
+def make(run: Run, split: str, output: Path) -> None:
+    """A measurement, and its training if that is not there."""
+    if run.method != "base" and not (run.folder(output) / "seconds.json").exists():
+        train(run, output)
+    measure(run, output, split)
+
+
+def result_of(run: Run, split: str, output: Path) -> Path:
+    """Where a measurement is kept."""
+    return run.folder(output) / f"{split}.json"
+
+
+def complete(wanted: list[tuple[Run, str]], output: Path, jobs: int) -> None:
+    """Make the measurements that are missing, `jobs` at a time."""
+    missing = [(run, split) for run, split in wanted if not result_of(run, split, output).exists()]
+    if not missing:
+        return
+    begun, spawn = time.monotonic(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=runs.settle) as pool:
+        waiting = {pool.submit(make, run, split, output): (run, split) for run, split in missing}
+        for done, future in enumerate(as_completed(waiting), 1):
+            future.result()
+            run, split = waiting[future]
+            left = (time.monotonic() - begun) / done * (len(missing) - done) / 60
+            place = run.folder(output).relative_to(output)
+            print(f"{split} {place}: {done} of {len(missing)}, {left:.0f} min left of these", flush=True)
+
+
+def read(run: Run, split: str, output: Path) -> dict[str, Any]:
+    """A measurement."""
+    found: dict[str, Any] = json.loads(result_of(run, split, output).read_text(encoding="utf-8"))
+    return found
+
+
+def choose(name: str, base: str, method: str, output: Path) -> tuple[float, dict[str, float]]:
+    """The learning rate with the best worth on training prompts, and the worth of each."""
+    study = STUDIES[name]
+    before = read(Run(name, base, "base", 0.0, 0), "tuning", output)
+    worths = {}
+    for rate in study.rates:
+        found = read(Run(name, base, method, rate, SEEDS[0]), "tuning", output)
+        worths[rate] = tables.worth(found, before, TOLERANCES, study.style_counts)
+    return max(worths, key=worths.__getitem__), {f"{rate:g}": worth for rate, worth in worths.items()}
+
+
+def investigate(name: str, output: Path, jobs: int) -> Findings:
+    """Make what a study lacks, and read it."""
+    study = STUDIES[name]
+    bases = {base: Run(name, base, "base", 0.0, 0) for base in study.bases}
+    on_bases = [(run, split) for run in bases.values() for split in ("tuning", "held_out")]
+    pairs = list(product(study.bases, study.methods))
+    complete(
+        on_bases + [(Run(name, *pair, rate, SEEDS[0]), "tuning") for pair in pairs for rate in study.rates],
+        output,
+        jobs,
+    )
+    chosen = {pair: choose(name, *pair, output) for pair in pairs}
+    final = {pair: [Run(name, *pair, chosen[pair][0], seed) for seed in SEEDS] for pair in pairs}
+    complete(
+        [(run, "held_out") for number in range(len(SEEDS)) for run in (r[number] for r in final.values())], output, jobs
+    )
+    aligned: dict[str, dict[str, Aligned]] = {base: {} for base in bases}
+    for (base, method), seeds in final.items():
+        found = [read(run, "held_out", output) for run in seeds]
+        seconds = [json.loads((run.folder(output) / "seconds.json").read_text(encoding="utf-8")) for run in seeds]
+        picture = seeds[0].folder(output) / "held_out.png"
+        aligned[base][method] = Aligned(*chosen[base, method], found, seconds, picture)
+    before = {base: read(run, "held_out", output) for base, run in bases.items()}
+    return Findings(before, {base: run.folder(output) / "held_out.png" for base, run in bases.items()}, aligned)
+
+
+def count_costs(output: Path) -> dict[str, Any]:
+    """Time and memory of each method of the first study, one after the other; kept like every part."""
+    path = output / "costs.json"
+    if not path.exists():
+        found = {}
+        for method in STUDIES["mismatch"].methods:
+            with ProcessPoolExecutor(
+                1, mp_context=multiprocessing.get_context("spawn"), initializer=runs.settle
+            ) as alone:
+                found[STUDIES["mismatch"].methods[method].title] = alone.submit(cost, method, output).result()
+        runs.write_json(path, found)
+    costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return costs
+
+
+def main() -> None:
+    """Run what is missing, then tables and plots."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/objectives"), help="folder of all parts")
+    parser.add_argument("--record", type=Path, help="file for the results, JSON; tables and plots beside it")
+    parser.add_argument("--jobs", type=int, default=2, help="parts at a time, on one thread each")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    arguments = parser.parse_args()
+    runs.settle()
+    prepare(arguments.output)
+    studies = {name: (STUDIES[name], investigate(name, arguments.output, arguments.jobs)) for name in arguments.studies}
+    costs = count_costs(arguments.output)
+    settings = {"steps": runs.STEPS, "pairs_a_step": runs.BATCH, "seeds": SEEDS, "beta_dpo": BETA_DPO}
+    settings |= {
+        "reference_copied_every": UPDATE_EVERY,
+        "sampling_steps": runs.SAMPLING_STEPS,
+        "tolerances": TOLERANCES,
+    }
+    print(record(studies, settings, costs, arguments.record or arguments.output / "objectives.json"))
+
+
+if __name__ == "__main__":
+    main()
