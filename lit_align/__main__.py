@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import warnings
 
 HARMLESS = (
@@ -20,7 +21,13 @@ def main() -> None:
         warnings.filterwarnings("ignore", message)
     from lit_align.cli import main as run  # late: importing takes seconds and prints what is filtered above
 
-    run()
+    try:
+        run()
+    except Exception:
+        # SLURM ends the other ranks of a failed run. This one is failing too: its exit code is to be that of its error.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        raise
 
 
 if __name__ == "__main__":

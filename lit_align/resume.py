@@ -1,6 +1,51 @@
-"""What a checkpoint says of how far the run is."""
+"""What a checkpoint must hold, and what it says of how far the run is."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
+
+
+def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not exactly those which a module trains.
+
+    Raises:
+        ValueError: if some are missing, unknown or of another shape.
+    """
+    missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or foreign:
+        raise ValueError(
+            f"The checkpoint does not fit this model: {len(missing)} trained weights are missing "
+            f"({', '.join(missing[:2]) or 'none'}), {len(foreign)} are unknown "
+            f"({', '.join(foreign[:2]) or 'none'}). Resume with the model.backbone that the run began with "
+            "(full or LoRA, its rank and targets), and with an objective that has a reference if the run's had one."
+        )
+    other = sorted(name for name, weight in wanted.items() if weight.shape != found[name].shape)
+    if other:
+        first = other[0]
+        raise ValueError(
+            f"The checkpoint does not fit this model: {len(other)} weights have another shape, such as {first}: "
+            f"{tuple(found[first].shape)} in the checkpoint, {tuple(wanted[first].shape)} here. Resume with the "
+            "model.backbone that the run began with (its repo, and the LoRA's rank)."
+        )
+
+
+def check_beginning(began: Mapping[str, Any], seed: int, objective: str) -> None:
+    """Refuse to continue a run as another one.
+
+    Raises:
+        ValueError: if it began with another seed or objective.
+    """
+    if began.get("seed", seed) != seed:
+        raise ValueError(
+            f"The run began with seed_everything {began['seed']}, not {seed}; its noise could not go on exactly. "
+            f"Resume with --seed_everything {began['seed']}."
+        )
+    if began.get("objective", objective) != objective:
+        raise ValueError(
+            f"The run began with the objective {began['objective']}, not {objective}. Resume with that; or export its "
+            f"weights, put them in the place of the pipeline's UNet, and begin a run with {objective} there."
+        )
 
 
 def rewind_to_step(loops: dict[str, Any], accumulate_grad_batches: int, batches: float) -> int:

@@ -1,15 +1,13 @@
 """A resumed run goes on with the pair that the unbroken run would have had next."""
 
 import itertools
-import os
-import subprocess
-import sys
 
 import lightning as L
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from lit_align.backbones import LoRA
+from tests.conftest import fork_ranks
 from tests.test_module import Recorder, equal, fit, make_data, make_module, weights
 
 
@@ -103,42 +101,25 @@ def test_a_checkpoint_of_a_failure(tmp_path, whole_run):
     assert equal(weights(resumed), whole_run[0])
 
 
-TWO = """
-import sys, torch
-from lit_align.backbones import LoRA
-from tests.test_module import Recorder, fit, make_data, make_module, weights
-from tests.test_resume import keep_all
-torch.set_num_threads(1)
-folder, steps, ckpt_path = sys.argv[1:]
-recorder = Recorder()
-module = make_module(lora=LoRA(rank=2, dropout=0.3), caption_dropout=0.2)
-trainer = fit(module, make_data(batch_size=3, num_workers=1), folder, int(steps), ckpt_path or None,
-              [recorder, keep_all(folder)], devices=2, strategy="ddp", accumulate_grad_batches=2)
-name = f"{folder}/rank{trainer.global_rank}-{steps}-{bool(ckpt_path)}.pt"
-torch.save({"weights": weights(module), "pairs": recorder.pairs}, name)
-"""
-
-
 def run_two(folder, steps, ckpt_path):
-    script = folder / "two.py"
-    script.write_text(TWO)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [str(folder), str(steps), str(ckpt_path)]
-    return subprocess.run(
-        [sys.executable, str(script), *words], env=environment, capture_output=True, text=True, timeout=300
-    )
+    """Weights and pairs of each rank."""
 
+    def run():
+        module, recorder = make_module(lora=LoRA(rank=2, dropout=0.3), caption_dropout=0.2), Recorder()
+        data = make_data(batch_size=3, num_workers=1)
+        options = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
+        trainer = fit(module, data, folder, steps, ckpt_path, [recorder, keep_all(folder)], **options)
+        torch.save({"weights": weights(module), "pairs": recorder.pairs}, folder / f"rank{trainer.global_rank}.pt")
 
-def results(folder, steps, resumed):
-    return [torch.load(folder / f"rank{rank}-{steps}-{resumed}.pt", weights_only=True) for rank in (0, 1)]
+    fork_ranks(run)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 def test_two_processes_resume_exactly(tmp_path):
     """gloo, workers, LoRA with dropout, 8 batches an epoch on each rank, across its end; ranks never share a pair."""
-    for steps, path in ((6, ""), (3, ""), (6, tmp_path / "step=3.ckpt")):
-        done = run_two(tmp_path, steps, path)
-        assert done.returncode == 0, done.stderr[-2000:]
-    whole, resumed = results(tmp_path, 6, False), results(tmp_path, 6, True)
+    whole = run_two(tmp_path / "whole", 6, None)
+    run_two(tmp_path / "killed", 3, None)
+    resumed = run_two(tmp_path / "killed", 6, tmp_path / "killed/step=3.ckpt")
     for rank in (0, 1):
         assert resumed[rank]["pairs"] == whole[rank]["pairs"][6:]
         assert equal(resumed[rank]["weights"], whole[rank]["weights"])

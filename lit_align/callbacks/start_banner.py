@@ -1,9 +1,14 @@
 """What a run is about to do, said once before it begins."""
 
+from collections.abc import Sequence
+
 import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.callbacks.reference_update import ReferenceUpdate
+from lit_align.memory import Shares, measure_optimizer, weigh
 from lit_align.module import AlignmentModule
 
 
@@ -16,29 +21,68 @@ class StartBanner(L.Callback):
 
     def text(self, trainer: L.Trainer, module: AlignmentModule) -> str:
         """The banner's lines."""
-        trainable = sum(p.numel() for p in module.backbone.trainable_parameters().values())
-        total = sum(p.numel() for p in module.backbone.parameters())
         batch = trainer.datamodule.batch_size  # type: ignore[attr-defined]  # set by Trainer.fit
-        accumulated, devices = trainer.accumulate_grad_batches, trainer.world_size
         steps, epochs = trainer.max_steps, trainer.max_epochs
         until = f"{steps:,} optimizer steps" if steps > 0 else f"{epochs} epochs"
-        return "\n".join(
-            [
-                f"lit-align: {type(module.backbone).__name__} from {module.backbone.repo}",
-                f"  objective   {module.objective.formula()}",
-                *self._reference(trainer, module),
-                f"  trainable   {trainable:,} of {total:,} parameters",
-                f"  batch       {batch * accumulated * devices:,} pairs a step = {batch} a device x {accumulated} "
-                f"accumulated x {devices} devices",
-                f"  until       {until}, from step {trainer.global_step:,}; precision {trainer.precision}",
-            ]
-        )
+        lines = [
+            f"lit-align: {type(module.backbone).__name__} from {module.backbone.repo}",
+            *model_lines(module, trainer.callbacks),  # type: ignore[attr-defined]
+            batch_line(batch, trainer.accumulate_grad_batches, trainer.world_size),
+            f"  until       {until}, from step {trainer.global_step:,}; precision {trainer.precision}",
+            *self._memory(trainer, module),
+        ]
+        return "\n".join(lines)
 
-    def _reference(self, trainer: L.Trainer, module: AlignmentModule) -> list[str]:
-        """The reference's line, if there is one."""
-        if module.backbone.reference is None:
+    def _memory(self, trainer: L.Trainer, module: AlignmentModule) -> list[str]:
+        """Only where memory is a GPU's, and where each holds the whole model."""
+        device, whole = trainer.strategy.root_device, SingleDeviceStrategy | DDPStrategy
+        if device.type != "cuda" or not isinstance(trainer.strategy, whole):
             return []
-        size = sum(weight.numel() for weight in module.backbone.reference_weights().values())
-        kind = "a frozen copy" if module.backbone.lora is None else "a second, frozen adapter"
-        moves = [str(c) for c in trainer.callbacks if isinstance(c, ReferenceUpdate)]  # type: ignore[attr-defined]
-        return [f"  reference   {kind}, {size:,} parameters; {moves[0] if moves else 'static'}"]
+        shares = Shares.of("ddp", trainer.world_size)
+        return [memory_line(module, shares, torch.cuda.get_device_properties(device).total_memory)]
+
+
+def memory_line(module: AlignmentModule, shares: Shares, available: int) -> str:
+    """What there is between steps; activations take `lit-align doctor` seconds to tell, and are left out.
+
+    Args:
+        module: as it trains, with those encoders that it uses.
+        shares: of the strategy.
+        available: bytes of the device.
+    """
+    weights = weigh(module.backbone)
+    trained = list(module.backbone.trainable_parameters().values())
+    optimizer = measure_optimizer(module.optimizer, trained, foreach=True)
+    parts = {"parameters": weights.parameters, "gradients": weights.gradients, "buckets": shares.buckets(weights)}
+    parts |= {} if optimizer is None else {"optimizer": optimizer.state}
+    counted = " + ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
+    rest = "and activations" if optimizer is not None else "and an optimizer that does not say, and activations"
+    return f"  memory      {sum(parts.values()) / 1e9:.2f} of {available / 1e9:.1f} GB a device: {counted}, {rest}"
+
+
+def model_lines(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list[str]:
+    """Objective, reference if there is one, and how much of the model trains."""
+    trainable = sum(p.numel() for p in module.backbone.trainable_parameters().values())
+    total = sum(p.numel() for p in module.backbone.parameters())
+    return [
+        f"  objective   {module.objective.formula()}",
+        *_reference(module, callbacks),
+        f"  trainable   {trainable:,} of {total:,} parameters",
+    ]
+
+
+def _reference(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list[str]:
+    if module.backbone.reference is None:
+        return []
+    size = sum(weight.numel() for weight in module.backbone.reference_weights().values())
+    kind = "a frozen copy" if module.backbone.lora is None else "a second, frozen adapter"
+    moves = [str(callback) for callback in callbacks if isinstance(callback, ReferenceUpdate)]
+    return [f"  reference   {kind}, {size:,} parameters; {moves[0] if moves else 'static'}"]
+
+
+def batch_line(batch: int, accumulated: int, devices: int) -> str:
+    """How many pairs make an optimizer step."""
+    return (
+        f"  batch       {batch * accumulated * devices:,} pairs a step = {batch} a device x {accumulated} "
+        f"accumulated x {devices} devices"
+    )

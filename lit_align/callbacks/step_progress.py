@@ -33,7 +33,7 @@ class StepProgress(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled:
             total, done = total_steps(trainer), trainer.global_step
-            self.bar = _bar(total, done, "fit", "step")
+            self.bar = progress_bar(total, done, "fit", "step")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,9 +48,12 @@ class StepProgress(ProgressBar):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._close()
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()  # of a run that a signal has ended, see `Preemption`
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled and self.bar is None:
-            self.bar = _bar(sum(int(n) for n in trainer.num_val_batches), 0, "validate", "batch")
+            self.bar = progress_bar(sum(int(n) for n in trainer.num_val_batches), 0, "validate", "batch")
 
     def on_validation_batch_end(
         self,
@@ -61,11 +64,11 @@ class StepProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.bar is not None and trainer.state.fn == "validate":
+        if self.bar is not None and is_alone(trainer):
             self.bar.update()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "validate":
+        if is_alone(trainer):
             self._close()
 
     def values(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, str]:
@@ -79,9 +82,31 @@ class StepProgress(ProgressBar):
             self.bar = None
 
 
-def _bar(total: int | None, done: int, name: str, unit: str) -> "tqdm[Any]":
+def progress_bar(
+    total: int | None, done: int, name: str, unit: str, delay: float = 0.0, hidden: bool = False
+) -> "tqdm[Any]":
+    """A bar on a terminal, a line every 30 seconds in a log file; inside another bar it leaves nothing behind.
+
+    Args:
+        delay: seconds for which nothing is shown.
+    """
     interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, initial=done, desc=name, unit=unit, mininterval=interval, maxinterval=interval)
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=name,
+        unit=unit,
+        mininterval=interval,
+        maxinterval=interval,
+        delay=delay,
+        disable=hidden,
+        leave=None,
+    )
+
+
+def is_alone(trainer: L.Trainer) -> bool:
+    """Whether a validation is not inside a training, which has a bar."""
+    return trainer.state.fn == "validate" or trainer.sanity_checking
 
 
 def total_steps(trainer: L.Trainer) -> int | None:

@@ -1,0 +1,39 @@
+"""Steps whose gradients are not finite."""
+
+import warnings
+from typing import Literal
+
+NonFinite = Literal["stop", "skip"]
+ADVICE = (
+    "The weights are those from before. Look for broken pairs and lower the learning rate; bf16-mixed or 32-true in "
+    "place of half precision helps too. Where such steps are rare, set model.non_finite to skip."
+)
+
+
+class Skipping:
+    """Counts the steps that are left out, and says when the run has to end.
+
+    Args:
+        policy: `stop` at the first one, or `skip` them.
+        limit: of `skip`; one more ends the run.
+    """
+
+    def __init__(self, policy: NonFinite, limit: int) -> None:
+        if policy not in ("stop", "skip"):
+            raise ValueError(f"model.non_finite is {policy!r}; it must be stop or skip.")
+        if limit < 1:
+            raise ValueError(f"model.skip_limit is {limit}; it must be at least 1.")
+        self.policy, self.limit = policy, limit
+        self.count = 0
+        self.fault: str | None = None  # why the run has to end
+
+    def leave_out(self, step: int, norm: float) -> None:
+        """The optimizer will not take this step; `norm` is that of its gradients, the same on all ranks."""
+        self.count += 1
+        what = f"the gradient norm is {norm}, and that step was left out"
+        if self.policy == "skip" and self.count <= self.limit:
+            warnings.warn(f"step {step:,}: {what} ({self.count} of model.skip_limit {self.limit})", stacklevel=2)
+        elif self.policy == "skip":
+            self.fault = f"{what}, one more than model.skip_limit {self.limit}"
+        else:
+            self.fault = what
