@@ -13,11 +13,15 @@ from torch.optim import AdamW
 
 from lit_align import __version__
 from lit_align.backbones import Backbone
+from lit_align.backbones.sharding import whole
 from lit_align.diffusion import noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw, drop_prompts, fixed_draw, seeded_draw
-from lit_align.metrics import PreferenceMetrics
+from lit_align.fsdp2 import check_strategy
+from lit_align.metrics import HELD_OUT, PreferenceMetrics
+from lit_align.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.objectives import Objective
-from lit_align.resume import rewind_to_step
+from lit_align.resume import check_beginning, check_weights, rewind_to_step
+from lit_align.steps import at_logged_step
 from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
 
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
@@ -34,6 +38,9 @@ class AlignmentModule(L.LightningModule):
         lr_scheduler: called with the optimizer, stepped once per optimizer step; none keeps the rate constant.
         caption_dropout: share of pairs, drawn per pair, that train without their prompt.
         validation_draws: noises and timesteps per held-out pair; more make the same number less noisy.
+        non_finite: what a step does whose gradients are not finite: `stop` ends the run with an error, `skip` leaves
+            the weights as they are and goes on. In fp16 the gradient scaler skips such steps, whatever this says.
+        skip_limit: steps that `skip` may leave out in all; one more ends the run.
         seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
     """
 
@@ -45,6 +52,8 @@ class AlignmentModule(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         caption_dropout: float = 0.0,
         validation_draws: int = 1,
+        non_finite: NonFinite = "stop",
+        skip_limit: int = 10,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -60,8 +69,10 @@ class AlignmentModule(L.LightningModule):
         self.strict_loading = False  # checkpoints hold what was trained, `on_load_checkpoint` checks that all of it
         terms = self._objective_terms()
         self.train_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
-        self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
+        # Not in training: the few pairs of a range between two logged steps would say little in many curves.
+        self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps, HELD_OUT)
         self.gradient_norm: Tensor | None = None
+        self.skipping = Skipping(non_finite, skip_limit)
 
     def _objective_terms(self) -> list[str]:
         one = torch.ones(1)
@@ -89,19 +100,22 @@ class AlignmentModule(L.LightningModule):
             reference = pair_errors(self.backbone.denoise_by_reference(*inputs), noised.target)
         return pair_errors(self.backbone.denoise(*inputs), noised.target), reference
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Loss of a micro-batch."""
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of a micro-batch, and for callbacks its pairs' `chosen_error`, (batch,)."""
         draw, prompts = self.training_draw(batch)
         output, errors = self._judge(batch, draw, prompts)
         self.train_metrics.observe(output, errors, draw.timesteps, batch)
-        return output.loss
+        return {"loss": output.loss, "chosen_error": errors.chosen.detach()}
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Metrics of held-out pairs, each on its own fixed noise and timesteps."""
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Metrics of held-out pairs, each on its own fixed noise and timesteps; for callbacks as `training_step`."""
+        chosen_errors = []
         for repeat in range(self.validation_draws):
             draw = self.validation_draw(batch, repeat)
             output, errors = self._judge(batch, draw, batch.prompts)
             self.val_metrics.observe(output, errors, draw.timesteps, batch)
+            chosen_errors.append(errors.chosen)
+        return {"chosen_error": torch.stack(chosen_errors).mean(0)}
 
     def _judge(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[ObjectiveOutput, PairErrors]:
         if self.objective.needs_vote and not batch.voted:
@@ -142,12 +156,15 @@ class AlignmentModule(L.LightningModule):
             values = {f"train/{name}": value for name, value in self.train_metrics.compute().items()}
             if self.gradient_norm is not None:
                 values["train/gradient_norm"] = self.gradient_norm
+            values["train/skipped_steps"] = torch.tensor(float(self.skipping.count))
             rates = {group["lr"] for group in self.trainer.optimizers[0].param_groups}
             values["train/learning_rate"] = torch.tensor(max(rates))
             bar = {name: values[f"train/{name}"] for name in ("loss", "accuracy") if f"train/{name}" in values}
             self.log_dict(values, batch_size=len(batch.prompts))
             self.log_dict(bar, prog_bar=True, logger=False, batch_size=len(batch.prompts))
             self.train_metrics.reset()
+        if self.skipping.fault is not None and not self.trainer.should_stop:  # which callbacks set, who come first
+            raise FloatingPointError(f"step {self.trainer.global_step:,}: {self.skipping.fault}. {ADVICE}")
 
     def on_validation_epoch_end(self) -> None:
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
@@ -160,12 +177,25 @@ class AlignmentModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as the Trainer says and keeps the norm from before, for the log."""
+        """Clips as the Trainer says and keeps the norm from before, for the log; see `non_finite`.
+
+        Gradients have been averaged over the ranks, so that all of them decide alike.
+        """
         gradients = [p.grad for p in self.backbone.trainable_parameters().values() if p.grad is not None]
-        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.gradient_norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if self.gradient_norm.isfinite() or getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            optimizer.zero_grad(set_to_none=True)  # which optimizers take as nothing to do
+            self.skipping.leave_out(self.trainer.global_step + 1, self.gradient_norm.item())
 
     # -- set-up
+
+    def configure_model(self) -> None:
+        """Share the denoiser out among the devices where the strategy says so; again changes nothing."""
+        check_strategy(self.trainer.strategy)
+        if self.device_mesh is not None:
+            self.backbone.shard(self.device_mesh["data_parallel"], COMPUTE_DTYPES.get(str(self.trainer.precision)))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
@@ -196,7 +226,13 @@ class AlignmentModule(L.LightningModule):
         reference = self.backbone.reference
         kept = self._trained_names() | (self._reference_names() if reference is not None and reference.moved else set())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        checkpoint["lit_align"] = {"version": __version__, "seed": self.seed, **self.backbone.export_info()}
+        checkpoint["lit_align"] = {
+            "version": __version__,
+            "seed": self.seed,
+            "objective": type(self.objective).__name__,
+            "skipped": self.skipping.count,
+            **self.backbone.export_info(),
+        }
         if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
             accumulate = self.trainer.accumulate_grad_batches
             rewind_to_step(checkpoint["loops"], accumulate, self.trainer.num_training_batches)
@@ -205,40 +241,22 @@ class AlignmentModule(L.LightningModule):
         """Refuse a checkpoint that does not hold exactly what this module trains.
 
         Raises:
-            ValueError: if weights are missing or foreign, or if training began with another seed.
+            ValueError: if weights are missing, foreign or of other shapes, or if training began with another seed or
+                objective.
         """
-        found, wanted = set(checkpoint["state_dict"]), self._trained_names()
-        moved = found & self._reference_names()
-        if moved:
-            wanted |= self._reference_names()
-        if found != wanted:
-            missing, foreign = sorted(wanted - found), sorted(found - wanted)
-            raise ValueError(
-                f"The checkpoint does not fit this model: {len(missing)} trained weights are missing "
-                f"({', '.join(missing[:2]) or 'none'}), {len(foreign)} are unknown "
-                f"({', '.join(foreign[:2]) or 'none'}). Resume with the model.backbone that the run began with "
-                "(full or LoRA, its rank and targets), and with an objective that has a reference if the run's had one."
-            )
+        weights, reference = checkpoint["state_dict"], self._reference_names()
+        moved = not reference.isdisjoint(weights)
+        own = self.state_dict()
+        check_weights(weights, {name: own[name] for name in self._trained_names() | (reference if moved else set())})
         if self.backbone.reference is not None:
-            self.backbone.reference.moved = bool(moved)
-        began = checkpoint.get("lit_align", {}).get("seed", self.seed)
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and began != self.seed:
-            raise ValueError(
-                f"The run began with seed_everything {began}, not {self.seed}; its noise could not go on exactly. "
-                f"Resume with --seed_everything {began}."
-            )
+            self.backbone.reference.moved = moved
+        began = checkpoint.get("lit_align", {})
+        self.skipping.count = began.get("skipped", 0)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            check_beginning(began, self.seed, type(self.objective).__name__)
 
     def _trained_names(self) -> set[str]:
         return {f"backbone.{name}" for name in self.backbone.trainable_parameters()}
 
     def _reference_names(self) -> set[str]:
         return {f"backbone.{name}" for name in self.backbone.reference_weights()}
-
-
-def at_logged_step(trainer: L.Trainer) -> bool:
-    """In `on_train_batch_end`: whether an optimizer step was just taken whose number the Trainer logs.
-
-    True on all ranks alike and once a step, whatever the accumulation is.
-    """
-    every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set in Trainer's constructor
-    return not trainer.fit_loop._should_accumulate() and trainer.global_step % every_n_steps == 0

@@ -8,10 +8,14 @@ from typing import Any, Self
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.distributed import DeviceMesh
 
-from lit_align.backbones.encoders import DTYPES, Encoders, Precision
+from lit_align.backbones.encoders import DIFFUSERS_STEM, DTYPES, Encoders, Precision
+from lit_align.backbones.identity import Source
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, round_alike
+from lit_align.backbones.shapes import load_model
+from lit_align.backbones.sharding import shard_denoiser
 from lit_align.diffusion import NoiseSchedule
 
 __all__ = ["DTYPES", "Backbone", "Precision"]
@@ -48,8 +52,8 @@ class Backbone(Encoders):
     ) -> None:
         super().__init__(repo, vae_repo, revision, variant, vae_precision, vae_slicing)
         self.lora = lora
-        source: dict[str, Any] = {"revision": revision, "variant": variant}
-        self.denoiser = UNet2DConditionModel.from_pretrained(repo, subfolder="unet", dtype=torch.float32, **source)
+        self.denoiser_source = Source(repo, "unet", revision, variant)
+        self.denoiser = load_model(UNet2DConditionModel, self.denoiser_source, torch.float32)
         self.scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler", revision=revision)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self._choose_trainable(lora, gradient_checkpointing)
@@ -63,12 +67,16 @@ class Backbone(Encoders):
         Encoders.__init__(backbone, **{name: value for name, value in arguments.items() if name in known})
         return backbone
 
+    def sources(self) -> dict[str, tuple[Source, str]]:
+        return {"unet": (self.denoiser_source, DIFFUSERS_STEM), **super().sources()}
+
     def _choose_trainable(self, lora: LoRA | None, gradient_checkpointing: bool) -> None:
         self.requires_grad_(False)
         if lora is None:
             self.denoiser.requires_grad_(True)
         else:
-            self.denoiser.add_adapter(lora.config())  # peft makes its own weights trainable
+            with self.denoiser.device:
+                self.denoiser.add_adapter(lora.config())  # peft makes its own weights trainable
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.train(False)
@@ -112,6 +120,21 @@ class Backbone(Encoders):
                 self.reference = FrozenCopy(self.denoiser)
             else:
                 self.reference = FrozenAdapter(self.denoiser, self.lora.config())
+
+    def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+        """Share the denoiser's weights and its frozen copy's out among devices, see `shard_denoiser`.
+
+        Raises:
+            ValueError: if a LoRA is trained.
+        """
+        if self.lora is not None:
+            raise ValueError(
+                "trainer.strategy shares the weights of a whole denoiser out, but model.backbone.lora is set: its "
+                "frozen weights cannot be in the compute precision there. A LoRA needs little memory: set "
+                "trainer.strategy to ddp."
+            )
+        for denoiser in [self.denoiser, *(self.reference.own_denoisers() if self.reference else [])]:
+            shard_denoiser(denoiser, mesh, dtype)
 
     @abstractmethod
     def pipeline(self) -> Any:

@@ -3,7 +3,7 @@
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -14,10 +14,12 @@ from transformers import CLIPTokenizer
 
 from lit_align.backbones.identity import Source, digest_tokenizer, digest_weights
 from lit_align.backbones.latents import LatentSpace, complete_vae_config
+from lit_align.backbones.shapes import load_model
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = ("vae", "text_encoders")
+DIFFUSERS_STEM = "diffusion_pytorch_model"  # of its weight files
 
 
 class Encoders(nn.Module, ABC):
@@ -83,19 +85,15 @@ class Encoders(nn.Module, ABC):
         return self._modules[name]
 
     def _load_vae(self) -> nn.Module:
-        source = self.vae_source
-        vae: Any = AutoencoderKL.from_pretrained(
-            source.repo, variant=source.variant, dtype=self.vae_dtype, **source.place
-        )
+        vae: Any = load_model(AutoencoderKL, self.vae_source, self.vae_dtype)
         vae.use_slicing = self.vae_slicing
         return vae
 
     def _load_text_encoders(self) -> nn.Module:
         classes = zip(self.text_encoder_classes.values(), self._text_sources(), strict=True)
-        return nn.ModuleList(
-            encoder.from_pretrained(source.repo, variant=source.variant, dtype=torch.float32, **source.place)
-            for encoder, source in classes
-        ).to(self.text_dtype)
+        return nn.ModuleList(load_model(encoder, source, torch.float32) for encoder, source in classes).to(
+            self.text_dtype
+        )
 
     def _text_sources(self) -> list[Source]:
         return [Source(self.repo, folder, self.revision, self.variant) for folder in self.text_encoder_classes]
@@ -104,10 +102,19 @@ class Encoders(nn.Module, ABC):
         folders = [folder.replace("text_encoder", "tokenizer") for folder in self.text_encoder_classes]
         return [Source(self.repo, folder, self.revision) for folder in folders]
 
+    def sources(self) -> dict[str, tuple[Source, str]]:
+        """Where each model comes from, by its folder in the pipeline, and what its weight files are called."""
+        texts = zip(self.text_encoder_classes, self._text_sources(), strict=True)
+        return {"vae": (self.vae_source, DIFFUSERS_STEM)} | {name: (source, "model") for name, source in texts}
+
     def load_encoders(self) -> None:
         """Load what is not loaded yet: what is missing is found now, not in the middle of the work."""
         for part in ("tokenizers", *PARTS):
             getattr(self, part)
+
+    def loaded_encoders(self) -> list[nn.Module]:
+        """Those of VAE and text encoders that are in memory."""
+        return [part for name in PARTS if (part := self._modules.get(name)) is not None]
 
     @contextmanager
     def borrowed_encoders(self) -> Iterator[None]:
@@ -138,7 +145,7 @@ class Encoders(nn.Module, ABC):
         """
         return {
             "backbone": type(self).__name__,
-            "vae": digest_weights(self.vae_source, "diffusion_pytorch_model"),
+            "vae": digest_weights(self.vae_source, DIFFUSERS_STEM),
             "vae_precision": self.vae_precision,
             "text_encoders": " ".join(digest_weights(source, "model") for source in self._text_sources()),
             "tokenizers": " ".join(map(digest_tokenizer, self._tokenizer_sources())),
@@ -196,7 +203,7 @@ class Encoders(nn.Module, ABC):
 
         The VAE computes in its own precision, outside the Trainer's autocast.
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with outside_autocast(images.device):
             posterior = self.vae.encode((images.float() / 127.5 - 1).to(self.vae.dtype)).latent_dist
         return torch.stack([posterior.mean.float(), posterior.std.float()], 1)
 
@@ -204,9 +211,15 @@ class Encoders(nn.Module, ABC):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (batch, 3, height, width) uint8: the inverse of `encode_images`."""
         restored = self.latent_space.restore(latents)
-        with torch.autocast(latents.device.type, enabled=False):
+        with outside_autocast(latents.device):
             images = self.vae.decode(restored.to(self.vae.dtype)).sample
         return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without the Trainer's autocast; the meta device never has one."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def run_text_encoder(tokenizer: CLIPTokenizer, encoder: nn.Module, prompts: list[str]) -> Any:
@@ -218,5 +231,5 @@ def run_text_encoder(tokenizer: CLIPTokenizer, encoder: nn.Module, prompts: list
         prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     device = next(encoder.parameters()).device
-    with torch.autocast(device.type, enabled=False):
+    with outside_autocast(device):
         return encoder(tokens.input_ids.to(device), output_hidden_states=True)

@@ -25,13 +25,19 @@ class Source(NamedTuple):
         """The arguments that say where a config is."""
         return {"subfolder": self.folder or None, "revision": self.revision}
 
-    def find(self, name: str) -> Path | None:
-        """A file of it, from the hub if it is not here; None where there is none."""
-        if Path(self.repo).is_dir():
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder, not a hub id."""
+        return Path(self.repo).is_dir()
+
+    def find(self, name: str, download: bool = True) -> Path | None:
+        """A file of it, from the hub if it is not here and `download`; None where there is none."""
+        if self.local:
             path = Path(self.repo) / self.folder / name
             return path if path.is_file() else None
+        where, revision, here = self.folder or None, self.revision, not download
         try:
-            return Path(hf_hub_download(self.repo, name, subfolder=self.folder or None, revision=self.revision))
+            return Path(hf_hub_download(self.repo, name, subfolder=where, revision=revision, local_files_only=here))
         except (EntryNotFoundError, LocalEntryNotFoundError):
             return None
 
@@ -39,12 +45,13 @@ class Source(NamedTuple):
         return "/".join(part for part in (self.repo, self.folder) if part)
 
 
-def digest_weights(source: Source, stem: str) -> str:
-    """24 hexadecimal digits of a model's config and of the weight files that `from_pretrained` would load.
+def weight_files(source: Source, stem: str, download: bool = True) -> list[Path]:
+    """The config of a model and the weight files that `from_pretrained` would load.
 
     Args:
         source: of the model.
         stem: name of its weights without suffix, such as `diffusion_pytorch_model`.
+        download: get from the hub what is not here.
 
     Raises:
         FileNotFoundError: if config or weights are missing.
@@ -52,17 +59,27 @@ def digest_weights(source: Source, stem: str) -> str:
     variant = f".{source.variant}" if source.variant else ""
     old = "pytorch_model" if stem == "model" else stem  # transformers named its pickles otherwise
     names = [f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json", f"{old}{variant}.bin"]
-    found = next((path for path in map(source.find, names) if path is not None), None)
-    config = source.find("config.json")
+    found = next((path for path in (source.find(name, download) for name in names) if path is not None), None)
+    config = source.find("config.json", download)
     if config is None or found is None:
         missing = "config.json" if config is None else names[0]
         raise FileNotFoundError(f"{source} holds no {missing}, or no copy of it is here. Check model.backbone.")
-    files = [found]
-    if found.suffix == ".json":
-        shards = sorted(set(json.loads(found.read_text())["weight_map"].values()))
-        files = [path for path in map(source.find, shards) if path is not None]
-        if len(files) != len(shards):
-            raise FileNotFoundError(f"{source}: of the {len(shards)} files that {found.name} names, some are missing.")
+    if found.suffix != ".json":
+        return [config, found]
+    shards = sorted(set(json.loads(found.read_text())["weight_map"].values()))
+    files = [path for path in (source.find(shard, download) for shard in shards) if path is not None]
+    if len(files) != len(shards):
+        raise FileNotFoundError(f"{source}: of the {len(shards)} files that {found.name} names, some are missing.")
+    return [config, *files]
+
+
+def digest_weights(source: Source, stem: str) -> str:
+    """24 hexadecimal digits of a model's config and weight files, see `weight_files`.
+
+    Raises:
+        FileNotFoundError: if config or weights are missing.
+    """
+    config, *files = weight_files(source, stem)
     digest = hashlib.blake2b(_plain_config(config), digest_size=12)
     for path in files:
         with path.open("rb") as file:

@@ -15,6 +15,8 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from lit_align.backbones.sharding import local, norm_of_parts
+
 Denoiser = Any  # UNet2DConditionModel, whose base classes are not typed
 POLICY, REFERENCE = "default", "reference"  # names of the adapters; the first is peft's own
 
@@ -35,6 +37,10 @@ class Reference(nn.Module, ABC):
         """The reference's tensors beside the policy's, by the reference's name in the backbone."""
 
     @abstractmethod
+    def own_denoisers(self) -> list[Denoiser]:
+        """Denoisers beside the policy's, which take memory of their own."""
+
+    @abstractmethod
     def check_alpha(self, alpha: float) -> None:
         """Raise a ValueError where `update` cannot move it by `alpha` exactly."""
 
@@ -44,16 +50,18 @@ class Reference(nn.Module, ABC):
         self.check_alpha(alpha)
         for frozen, policy in self.pairs().values():
             if alpha == 1:
-                frozen.copy_(policy)
+                local(frozen).copy_(local(policy))
             else:
-                frozen.lerp_(policy, alpha)
+                local(frozen).lerp_(local(policy), alpha)
         self.moved = True
 
     @torch.no_grad()
     def distance(self) -> Tensor:
-        """Euclidean distance of the policy's trained weights from the reference's, scalar."""
+        """Euclidean distance of the policy's trained weights from the reference's, scalar; a collective if sharded."""
         # Tensor by tensor: all differences at once would be a third denoiser in memory.
-        return torch.stack([torch.dist(policy, frozen) for frozen, policy in self.pairs().values()]).norm()
+        pairs = list(self.pairs().values())
+        parts = torch.stack([torch.dist(local(policy), local(frozen)) for frozen, policy in pairs])
+        return norm_of_parts(parts, like=pairs[0][1])
 
 
 def round_alike(denoiser: Denoiser) -> None:
@@ -93,6 +101,9 @@ class FrozenCopy(Reference):
         policy = dict(self._policy[0].named_parameters())
         return {f"reference.denoiser.{name}": (p, policy[name]) for name, p in self.denoiser.named_parameters()}
 
+    def own_denoisers(self) -> list[Denoiser]:
+        return [self.denoiser]
+
     def check_alpha(self, alpha: float) -> None:
         return
 
@@ -103,7 +114,8 @@ class FrozenAdapter(Reference):
     def __init__(self, denoiser: Denoiser, config: LoraConfig) -> None:
         super().__init__()
         self._policy = [denoiser]
-        denoiser.add_adapter(config, REFERENCE)  # peft activates and unfreezes what it adds
+        with denoiser.device:
+            denoiser.add_adapter(config, REFERENCE)  # peft activates and unfreezes what it adds
         self._activate(POLICY)
         self.update(1.0)
         self.moved = False
@@ -133,6 +145,9 @@ class FrozenAdapter(Reference):
             for name, p in parameters.items()
             if f".{REFERENCE}." in name
         }
+
+    def own_denoisers(self) -> list[Denoiser]:
+        return []
 
     def check_alpha(self, alpha: float) -> None:
         if alpha != 1:

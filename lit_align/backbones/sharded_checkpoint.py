@@ -1,0 +1,106 @@
+"""Checkpoint folders to which every device has written its part; read without unpickling anything but plain records.
+
+The format is torch.distributed.checkpoint's. Its own reader unpickles the index and all values that are no tensors,
+and so runs what a foreign folder tells it to.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import load as load_distributed
+from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+META, INDEX = "meta.pt", ".metadata"  # Lightning's name for what is no weight and no optimizer state; torch's
+STATE = "state_dict."
+RECORDS = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(str(kind).removeprefix("torch.") for kind in (torch.float32, torch.bfloat16, torch.float16))},
+    "pathlib": {"Path", "PosixPath", "WindowsPath"},
+    "collections": {"OrderedDict"},
+}
+RECORDS["torch"] |= {"float64", "int64", "int32", "uint8", "bool"}
+
+
+class _Records(pickle.Unpickler):
+    """Knows the plain records of an index, and refuses all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in RECORDS.get(module, ()):
+            raise pickle.UnpicklingError(f"its index names {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        metadata = read_index(Path(self.path))
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        name = read_item.dest_index.fqn
+        set_element(self.original_state_dict, self.mappings[name], torch.load(value, weights_only=True))
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether this is such a folder."""
+    return path.is_dir() and (path / META).is_file()
+
+
+def read_index(path: Path) -> Metadata:
+    """What a folder holds.
+
+    Raises:
+        ValueError: if its index is missing, damaged, or more than an index.
+    """
+    try:
+        with (path / INDEX).open("rb") as file:
+            metadata = _Records(file).load()
+    except (pickle.UnpicklingError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no checkpoint, or a damaged one: {error}") from error
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f"{path} is no checkpoint, or a damaged one: its index is a {type(metadata).__name__}.")
+    return metadata
+
+
+def outlines(path: Path) -> dict[str, Tensor]:
+    """The weights of a folder by name, with their shapes and without their values."""
+    found = read_index(path).state_dict_metadata
+    return {
+        name.removeprefix(STATE): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        for name, entry in found.items()
+        if name.startswith(STATE) and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def read_into(state: dict[str, Any], path: Path) -> None:
+    """Read what `state` names, tensors in place; a collective where there are several devices."""
+    load_distributed(state, storage_reader=_Reader(path), planner=_Planner())
+
+
+def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Weights whose names begin with `prefix`, put together on the CPU of one process."""
+    found = {name: entry for name, entry in outlines(path).items() if name.startswith(prefix)}
+    weights = {name: torch.empty_like(outline, device="cpu") for name, outline in found.items()}
+    load_distributed({STATE[:-1]: weights}, storage_reader=_Reader(path), planner=_Planner(), no_dist=True)
+    return weights
