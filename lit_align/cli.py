@@ -3,24 +3,40 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, get_type_hints
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
+import lightning as L
 import yaml
 from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
-from lit_align.callbacks import StartBanner, StepProgress, Throughput
+from lit_align.callbacks import ChosenErrorRise, Preemption, StartBanner, StepProgress, Throughput
+from lit_align.checkpoints import (
+    WholeCheckpointIO,
+    check_writable,
+    checkpoint_folders,
+    last_checkpoint,
+    last_version,
+)
+from lit_align.commands.doctor import doctor
 from lit_align.commands.encode import encode
 from lit_align.commands.export import export
 from lit_align.commands.generate import generate
 from lit_align.commands.import_pairs import IMPORTERS
 from lit_align.commands.inspect import inspect
+from lit_align.commands.predict import predict
+from lit_align.commands.run_parts import RunParts
 from lit_align.commands.score import score
+from lit_align.commands.test import test
 from lit_align.commands.training_config import run_with_config
 from lit_align.data import PreferenceDataModule
+from lit_align.fsdp2 import check_strategy, name_of
 from lit_align.module import AlignmentModule
 
 Command = Callable[..., None] | dict[str, Any]  # one function, or functions by the name of the subcommand
@@ -29,7 +45,9 @@ COMMANDS: dict[str, Command] = {
     "generate": generate,
     "import": IMPORTERS,
     "inspect": inspect,
+    "predict": predict,
     "score": score,
+    "test": test,
 }
 COMMANDS_WITH_CONFIG: dict[str, Callable[..., None]] = {"encode": encode}  # they read a training config
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
@@ -48,18 +66,94 @@ class Parser(LightningArgumentParser):
 class AlignmentCLI(LightningCLI):
     """LightningCLI for our module and data, with one seed for everything."""
 
+    description = "Align text-to-image diffusion models with preference pairs."
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
 
     def before_instantiate_classes(self) -> None:
-        for kept in kept_numbers(self.config[self.subcommand]):
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if self.subcommand:
+            check_strategy(name_of(config.trainer.strategy))
+        for kept in kept_numbers(config):
             rank_zero_info(kept)
+        if config.get("ckpt_path") == "last":
+            choose_version(config.trainer.logger)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """With our CheckpointIO, unless the config names another one, and our progress bar, unless it wants none."""
+        trainer = self.config_init[self.subcommand].trainer
+        if trainer.enable_progress_bar is False:
+            ours = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in ours if not isinstance(c, StepProgress)]
+        given = trainer.plugins or []
+        plugins = given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def before_fit(self) -> None:
+        """`--ckpt_path last` is the run's last whole checkpoint; a run that has none begins."""
+        folders = checkpoint_folders(self.trainer)
+        if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
+            check_writable(folders[0])
+        if self.config_init.fit.ckpt_path == "last":
+            found = last_checkpoint(folders)
+            rank_zero_info(
+                f"ckpt_path last: {found.path}, of step {found.step:,}"
+                if found
+                else f"ckpt_path last: there is no checkpoint in {', '.join(map(str, folders))}; the run begins."
+            )
+            self.config_init.fit.ckpt_path = None if found is None else str(found.path)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process is to exit with; not 0 where a signal has ended the run."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
+        return next((callback.exit_code for callback in callbacks if isinstance(callback, Preemption)), 0)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
         return {"fit": skipped, "validate": skipped}
+
+
+class DoctorCLI(AlignmentCLI):
+    """Understands what `fit` understands, and instantiates nothing of it."""
+
+    description = (
+        "Say whether a training run would start, what memory it would need and what to change, without training. "
+        "Ends with status 1 where it would not start."
+    )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--memory",
+            type=PositiveFloat | None,
+            help="GB (10^9 bytes) of each GPU that the run is to have, for GPUs that this machine does not have",
+        )
+        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint that the run is to go on from")
+        parser.add_argument("--weights_only", type=bool | None, help="as in a run's own config; nothing comes of it")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)  # Lightning's own warns where args are not those of the process
+
+    def _set_seed(self) -> None:
+        """Nothing here draws."""
+
+    def instantiate_classes(self) -> None:
+        """The parts are made one by one, see `RunParts`."""
+
+    def run(self) -> int:
+        """Print the report; returns the exit code."""
+        found = doctor(RunParts(self.parser, self.config, self._instantiate_trainer), self.config.memory)
+        print(found.text())
+        return 1 if found.errors else 0
+
+
+CLI = TypeVar("CLI", bound=AlignmentCLI)
 
 
 def kept_numbers(config: Any) -> list[str]:
@@ -72,6 +166,13 @@ def kept_numbers(config: Any) -> list[str]:
     before, now = named[-1].get("init_args") or {}, config.model.objective.get("init_args") or {}
     kept = [f"{name} {now[name]}" for name, value in before.items() if old != new and now.get(name) == value]
     return [f"model.objective: {new} keeps {', '.join(kept)} of {old}, which the config file names."] if kept else []
+
+
+def choose_version(logger: Any) -> None:
+    """Where a logger would number this run anew, let it go on with the last one that has a checkpoint."""
+    init_args = getattr(logger, "init_args", None)
+    if init_args and all(name in init_args for name in ("save_dir", "name", "version")) and init_args.version is None:
+        init_args.version = last_version(Path(init_args.save_dir, init_args.name or ""))
 
 
 def integer_seed(seed: bool | int) -> int:
@@ -116,21 +217,32 @@ def main(arguments: list[str] | None = None) -> None:
         command = COMMANDS_WITH_CONFIG[words[0]]
         run_with_config(command, spell_flags(command, words[1:]), prog=f"lit-align {words[0]}")
         return
-    AlignmentCLI(
+    if words and words[0] == "doctor":
+        raise SystemExit(_cli(DoctorCLI, words[1:], run=False, prog="lit-align doctor").run())
+    code = _cli(AlignmentCLI, arguments, run=True, prog="lit-align").exit_code
+    if code:
+        sys.exit(code)
+
+
+def _cli(kind: type[CLI], words: list[str] | None, run: bool, prog: str) -> CLI:
+    """A LightningCLI with what all of ours have in common."""
+    others = [*COMMANDS, *COMMANDS_WITH_CONFIG, "doctor"]
+    return kind(
         AlignmentModule,
         PreferenceDataModule,
-        args=arguments,
+        args=words,
+        run=run,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
-            "callbacks": [StartBanner(), Throughput(), StepProgress()],
+            "callbacks": [StartBanner(), Throughput(), StepProgress(), ChosenErrorRise(), Preemption()],
             "enable_model_summary": False,  # the banner says it
         },
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
         parser_kwargs={
-            "prog": "lit-align",
-            "description": "Align text-to-image diffusion models with preference pairs.",
-            "epilog": f"Also: {', '.join(f'lit-align {name} --help' for name in [*COMMANDS, *COMMANDS_WITH_CONFIG])}",
+            "prog": prog,
+            "description": kind.description,
+            "epilog": f"Also: {', '.join(f'lit-align {name} --help' for name in others)}",
         },
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_align.data.samples import SampleError, parse_sample, read_samples
 from lit_align.data.scores import read_scores, side_file, survey
 from lit_align.data.shards import OnError
+from lit_align.files import whole_or_nothing
 from lit_align.scoring.vote import Ballot, Vote
 
 
@@ -164,7 +165,5 @@ def draw_heat_map(found: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_title(f"Agreement on {found['pairs']:,} pairs")
     figure.colorbar(image, ax=axes, shrink=0.8, format=lambda share, _: f"{share:.0%}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    figure.savefig(part, format="png", dpi=120)
-    part.replace(path)
+    with whole_or_nothing(path) as part:
+        figure.savefig(part, format="png", dpi=120)

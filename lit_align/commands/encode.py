@@ -39,7 +39,7 @@ from lit_align.data.cache_files import (
     write_latents,
     write_prompts,
 )
-from lit_align.data.writing import write_text
+from lit_align.files import write_text
 
 
 def encode(

@@ -1,7 +1,6 @@
 """`lit-align inspect`: what is in the shards, what is wrong with them, and what the pairs look like."""
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,10 @@ from lit_align.commands.contact_sheet import Tile, draw_sheet, make_tile
 from lit_align.commands.inspect_report import to_text
 from lit_align.commands.inspect_shard import Look, Task, look_at, read_pairs
 from lit_align.commands.inspect_summary import draw_pairs, pairs_of, summarise
+from lit_align.data.importers.processes import worker_count
 from lit_align.data.index import INDEX, ShardEntry, read_index, rows_file
 from lit_align.data.storage import expand, join, open_binary, parent, size
-from lit_align.data.writing import write_text
+from lit_align.files import write_text
 
 
 def inspect(
@@ -34,15 +34,13 @@ def inspect(
         output: folder of inspect.json and of the contact sheet inspect.png.
         sheet_pairs: number of random pairs on the contact sheet; 0: none is drawn.
         seed: of the choice of these pairs.
-        workers: threads that read and decode, a shard at a time each; none: one per core.
+        workers: threads that read and decode, a shard at a time each; none: one per core, up to 16.
 
     Raises:
         FileNotFoundError: if there is no such shard.
         ValueError: if a number is out of range, or an index.json is not one of lit-align's.
     """
-    workers = _cores() if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1.")
+    workers = worker_count(workers)
     if sheet_pairs < 0:
         raise ValueError(f"sheet_pairs is {sheet_pairs}; it must be 0 or more.")
     looks = _look_at_all(find_tasks(shards), seed, workers)
@@ -122,8 +120,3 @@ def _total_bytes(tasks: Sequence[Task]) -> int | None:
 
 def _tiles(looks: list[Look], places: list[tuple[int, int]]) -> list[Tile]:
     return [make_tile(pair) for pair in tqdm(read_pairs(looks, places), desc="contact sheet", total=len(places))]
-
-
-def _cores() -> int:
-    """Those that this process may use: a job may have fewer than its machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ from lit_align.data.scores import Identity, Scores, read_scores, side_file, side
 from lit_align.data.shards import OnError
 from lit_align.data.storage import expand
 from lit_align.scoring.base import Scorer
-from lit_align.scoring.presets import load_scorers
+from lit_align.scoring.presets import load_scorers, scorer_names
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,7 @@ def score(
         ValueError: if a side file holds scores by other weights and is not to be overwritten.
         ModuleNotFoundError: if a report is wanted and matplotlib is missing.
     """
-    names = list(dict.fromkeys(name.strip() for name in scorers.split(",") if name.strip()))
-    if not names:
-        raise ValueError("scorers is empty; name at least one, such as hpsv2.1,pickscore.")
+    names = scorer_names(scorers)
     paths = expand(shards)
     side_files(paths, output)  # refuses shards that would share one
     if report:

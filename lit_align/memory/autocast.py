@@ -1,0 +1,117 @@
+"""What a device would do to shapes: autocast and fused attention for the meta device, which has neither.
+
+The lists are those of torch's autocast (aten/src/ATen/autocast_mode.h and autocast_mode.cpp, torch 2.13), as far as
+diffusion models and text encoders use them. Devices other than the CPU are taken for CUDA.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_MATMUL = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "einsum"}
+_CONV = {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
+LOWER = _MATMUL | _CONV | {"scaled_dot_product_attention"}
+_REDUCE = {"softmax", "log_softmax", "cumsum", "cumprod", "prod", "sum", "norm", "mse_loss", "l1_loss"}
+_POINTWISE = {"exp", "log", "pow", "__pow__", "rsqrt", "reciprocal", "softplus", "cosine_similarity"}
+FULL = {"cuda": _REDUCE | _POINTWISE | {"group_norm", "layer_norm"}, "cpu": {"prod", "mse_loss", "l1_loss"}}
+PROMOTED = {"cat", "stack"}
+FLASH_HEAD = 256  # greatest width of a head in CUDA's flash attention
+
+
+class MetaAutocast(TorchFunctionMode):
+    """Casts as `torch.autocast(device, dtype)` would, its cache of weights included.
+
+    Args:
+        device: `cpu` or `cuda`, whose lists differ: CUDA normalises in float32.
+        dtype: of matrix products and convolutions.
+    """
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.full = dtype, FULL[device]
+        self.caches = True
+        self.weights: dict[int, Tensor] = {}  # cast ones of trained weights, by the weight; autocast keeps no others
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, given = getattr(func, "__name__", ""), (args, kwargs or {})
+        if name in LOWER:
+            given = tree_map(self._lower, given)
+        elif name in self.full:
+            given = tree_map(_raise, given)
+        elif name in PROMOTED:
+            dtypes = [leaf.dtype for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+            if torch.float32 in dtypes:
+                given = tree_map(_raise, given)
+        return func(*given[0], **given[1])
+
+    def _lower(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype in (self.dtype, torch.float64):
+            return value
+        if not (value.is_leaf and value.requires_grad and value.dtype == torch.float32):
+            return value.to(self.dtype)
+        if not self.caches:
+            return value.to(self.dtype)
+        if id(value) not in self.weights:
+            self.weights[id(value)] = value.to(self.dtype)
+        return self.weights[id(value)]
+
+    def end_forward(self) -> None:
+        """Drop the cache, as autocast does at its end; what the backward pass needs lives on in the graph.
+
+        A recomputation in the backward pass has a cache of its own, which ends with it: none is as good, where it uses
+        each weight once.
+        """
+        self.weights.clear()
+        self.caches = False
+
+
+def _raise(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention that does not write its matrix, as devices have it; on the meta device torch would write it.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        aten, inputs = torch.ops.aten, (query, key, value)
+        if self.device == "cpu":
+            flash = aten._scaled_dot_product_flash_attention_for_cpu
+            return flash(*inputs, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+        half = query.dtype in (torch.float16, torch.bfloat16)
+        if half and attn_mask is None and query.shape[-1] <= FLASH_HEAD:
+            return aten._scaled_dot_product_flash_attention(*inputs, dropout_p, is_causal, scale=scale)[0]
+        learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        efficient = aten._scaled_dot_product_efficient_attention
+        return efficient(*inputs, attn_mask, learns, dropout_p, is_causal, scale=scale)[0]

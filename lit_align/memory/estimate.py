@@ -1,0 +1,194 @@
+"""An estimate of a training step's memory: the step itself is taken, on tensors that have a shape and no content.
+
+What it leaves out: the device's own context, workspaces of its libraries, and what an allocator loses between blocks.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.backbones.shapes import shapes_only
+from lit_align.memory.autocast import FusedAttention, MetaAutocast
+from lit_align.memory.live import LiveBytes, count_saved
+from lit_align.memory.optimizer import OptimizerBytes, measure_optimizer
+from lit_align.memory.strategy import Shares
+from lit_align.memory.weights import WeightBytes, weigh
+from lit_align.module import COMPUTE_DTYPES, AlignmentModule
+
+ENCODING = ("VAE", "text encoders")  # stages that a run on a cache does not have
+PRECISIONS = {*COMPUTE_DTYPES, "32-true"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one device does.
+
+    Args:
+        device: `cpu` or `cuda`, which autocast and attend otherwise.
+        precision: of the Trainer, in its full spelling.
+        batch_size: pairs a micro-batch.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        encoded: whether all pairs come from a cache.
+        shares: what each device holds of what is spread over several.
+    """
+
+    device: str
+    precision: str
+    batch_size: int
+    height: int
+    width: int
+    encoded: bool = False
+    shares: Shares = Shares()  # noqa: RUF009  # a NamedTuple
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes a device needs."""
+
+    weights: WeightBytes
+    buckets: int  # DDP's copies of the gradients
+    optimizer: OptimizerBytes | None  # None where it does not say
+    saved: int  # by autograd for the backward pass
+    stages: dict[str, int]  # peak of each part of a step, beyond what there is between steps
+
+    @property
+    def standing(self) -> int:
+        """What there is between steps."""
+        state = 0 if self.optimizer is None else self.optimizer.state
+        return self.weights.parameters + self.weights.gradients + self.buckets + state
+
+    @property
+    def activations(self) -> int:
+        """What the greatest part of a step adds."""
+        return max(self.stages.values())
+
+    @property
+    def total(self) -> int:
+        return self.standing + self.activations
+
+    def without_encoders(self) -> "Estimate":
+        """The same on a cache."""
+        stages = {name: peak for name, peak in self.stages.items() if name not in ENCODING}
+        return replace(self, weights=self.weights._replace(encoders=0), stages=stages)
+
+    def with_optimizer(self, optimizer: OptimizerBytes) -> "Estimate":
+        """The same with another optimizer."""
+        return replace(self, optimizer=optimizer, stages=self.stages | {"optimizer step": optimizer.step})
+
+
+def estimate(module: AlignmentModule, work: Work) -> Estimate:
+    """Take a step on the meta device.
+
+    Args:
+        module: built within `backbones.shapes.shapes_only`; it is cast as a run would cast it, so use it once.
+        work: of one device.
+
+    Raises:
+        ValueError: for a precision that is not known here.
+        OSError: if a config or a tokenizer cannot be found.
+    """
+    if work.precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision {work.precision}: its memory is not known. Known: {sorted(PRECISIONS)}.")
+    with shapes_only():  # encoders that load now too
+        prepare(module, work)
+        weights = weigh(module.backbone)
+        trained = list(module.backbone.trainable_parameters().values())
+        optimizer = measure_optimizer(module.optimizer, trained, foreach=work.device != "cpu")
+        saved, stages = MetaStep(module, work).run()
+    if optimizer is not None:
+        stages["optimizer step"] = work.shares.of_optimizer(optimizer.step)
+        optimizer = OptimizerBytes(work.shares.of_optimizer(optimizer.state), optimizer.step)
+    return Estimate(work.shares.of_weights(weights), work.shares.buckets(weights), optimizer, saved, stages)
+
+
+def prepare(module: AlignmentModule, work: Work) -> None:
+    """Cast and load as the Trainer and `AlignmentModule.on_fit_start` do."""
+    backbone, dtype = module.backbone, COMPUTE_DTYPES.get(work.precision, torch.float32)
+    nn.Module.to(backbone, "meta")
+    if work.precision.endswith("-true"):
+        nn.Module.to(backbone, dtype)
+    module.train()
+    backbone.cast_frozen(dtype)
+    if not work.encoded:
+        backbone.load_encoders()
+
+
+class MetaStep:
+    """A training step of shapes.
+
+    Args:
+        module: prepared.
+        work: of one device.
+    """
+
+    def __init__(self, module: AlignmentModule, work: Work) -> None:
+        self.module, self.backbone, self.work = module, module.backbone, work
+        self.stages: dict[str, int] = {}
+        self.live = LiveBytes()
+
+    def run(self) -> tuple[int, dict[str, int]]:
+        """Bytes that autograd saves, and the peak of each stage."""
+        trained = self.backbone.trainable_parameters().values()
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        standing = [*self.backbone.parameters(), *self.backbone.buffers(), *(p.grad for p in trained)]
+        self.live = LiveBytes([tensor for tensor in standing if tensor is not None])
+        with ExitStack() as stack:
+            stack.enter_context(FusedAttention(self.work.device))
+            stack.enter_context(self.live)
+            inputs = self._inputs()
+            return self._denoise(inputs), self.stages
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Keep the peak of what is done in it."""
+        self.live.peak = self.live.now
+        yield
+        self.stages[name] = self.live.peak
+
+    @torch.no_grad()
+    def _inputs(self) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+        """Noisy latents, timesteps, conditioning and geometry of both images of all pairs."""
+        work, images = self.work, 2 * self.work.batch_size
+        latents = torch.empty(images, *self.backbone.latent_shape(work.height, work.width), device="meta")
+        if not work.encoded:
+            with self._stage(ENCODING[0]):
+                pixels = torch.empty(images, 3, work.height, work.width, dtype=torch.uint8, device="meta")
+                latents = self.backbone.latents(pixels, latents)
+                del pixels
+        with self.backbone.borrowed_encoders(), self._stage(ENCODING[1]):
+            once = self.backbone.encode_prompts(["a"] * work.batch_size)
+        if work.encoded:
+            del self.stages[ENCODING[1]]  # borrowed for the shapes of what a cache holds
+        conditioning = {name: torch.cat([value, value]) for name, value in once.items()}
+        timesteps = torch.zeros(images, dtype=torch.int64, device="meta")
+        return latents, timesteps, conditioning, torch.zeros(images, 6, dtype=torch.int64, device="meta")
+
+    def _denoise(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor], Tensor]) -> int:
+        mixed, dtype = self.work.precision.endswith("-mixed"), COMPUTE_DTYPES.get(self.work.precision)
+        with ExitStack() as stack:
+            cast = stack.enter_context(MetaAutocast(self.work.device, dtype)) if mixed and dtype else None
+            if self.module.objective.needs_reference:
+                with self._stage("reference"):
+                    self.backbone.denoise_by_reference(*inputs)
+            with self._stage("policy"):
+                with count_saved(self.backbone.parameters()) as saved:
+                    errors = (self.backbone.denoise(*inputs).float() - inputs[0]).square().flatten(1).mean(1)
+                    bytes_saved = saved()
+                if cast is not None:
+                    cast.end_forward()
+                _backward(errors.sum())
+        return bytes_saved
+
+
+def _backward(loss: Tensor) -> None:
+    """As `loss.backward()`, within which torch turns the function modes off that a recomputation needs."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )

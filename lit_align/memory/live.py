@@ -1,0 +1,78 @@
+"""How many bytes of tensors are alive while code runs, on any device, the meta device included."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of what is made inside it, each storage once, from its making to its end.
+
+    Numbers that meta tensors do not have (`.item()`) are 1, and operators of other libraries that give nothing back,
+    such as bitsandbytes' steps, are left out on meta tensors: only sizes are of interest.
+
+    Args:
+        known: tensors that are there before, and do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}  # bytes of what was made here, by its storage
+        self.now = 0
+        self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1.0 if args[0].is_floating_point() else 1
+        if func.namespace not in ("aten", "prims") and _on_meta(args, kwargs) and not func._schema.returns:
+            return None
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known or key in self.alive:
+            return
+        self.alive[key] = storage.nbytes()
+        self.now += self.alive[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._end, key)
+
+    def _end(self, key: int) -> None:
+        self.now -= self.alive.pop(key, 0)
+
+
+def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
+
+
+@contextmanager
+def count_saved(known: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
+    """A context that gives a function: bytes that autograd has saved for the backward pass in it so far.
+
+    Each storage counts once, and those of `known` (parameters and the like) do not. Where gradient checkpointing
+    recomputes, only what it keeps is counted.
+    """
+    ours = {tensor.untyped_storage()._cdata for tensor in known}
+    saved: dict[int, tuple[int, Tensor]] = {}  # held, so that no storage takes the place of another
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in ours:
+            saved[storage._cdata] = storage.nbytes(), tensor.detach()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield lambda: sum(size for size, _ in saved.values())

@@ -1,0 +1,40 @@
+"""What each device holds where a strategy spreads a model over several."""
+
+from typing import NamedTuple, Self
+
+from lit_align.memory.weights import WeightBytes
+
+
+class Shares(NamedTuple):
+    """By how many devices something is divided.
+
+    What FSDP2 gathers for a while, the layers in use, is not counted.
+    """
+
+    parameters: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+    copies: int = 0  # of the gradients, in buckets
+    known: bool = True  # whether the strategy is
+
+    @classmethod
+    def of(cls, strategy: str, devices: int) -> Self:
+        """Those of a Trainer's strategy, by its name, on so many devices in all."""
+        if devices == 1 or strategy in ("auto", "single_device"):
+            return cls()
+        if strategy.startswith("ddp"):
+            return cls(copies=1)
+        if strategy == "fsdp2":
+            return cls(devices, devices, devices)
+        return cls(known=False)
+
+    def of_weights(self, weights: WeightBytes) -> WeightBytes:
+        """A device's part. Encoders are whole everywhere: they load after the strategy has spread the module."""
+        trained, frozen, reference = (part // self.parameters for part in weights[:3])
+        return WeightBytes(trained, frozen, reference, weights.encoders, weights.gradients // self.gradients)
+
+    def of_optimizer(self, state: int) -> int:
+        return state // self.optimizer
+
+    def buckets(self, weights: WeightBytes) -> int:
+        return self.copies * weights.gradients
