@@ -11,7 +11,7 @@ QUICKSTART := runs/quickstart
 # Image processors that nothing here uses ask for torchvision.
 export TRANSFORMERS_VERBOSITY = error
 
-.PHONY: quickstart quickstart_balanced_dpo balanced_dpo_table test test_mutations lint format clean
+.PHONY: quickstart quickstart_balanced_dpo balanced_dpo_table objectives_table test test_mutations test_slurm_limit test_kills test_notebooks notebooks lint format clean
 
 quickstart: $(INSTALLED)
 	rm -rf $(QUICKSTART)
@@ -31,17 +31,38 @@ quickstart_balanced_dpo: $(INSTALLED)
 balanced_dpo_table: $(INSTALLED)
 	$(BIN)/python examples/emoji/balanced_dpo.py --jobs 2 --record examples/emoji/balanced_dpo.json
 
+# The comparison of objectives: hours on two cores; a killed run goes on where it stopped.
+objectives_table: $(INSTALLED)
+	$(BIN)/python benchmarks/objectives.py --jobs 2 --record benchmarks/objectives.json
+
+# A process per core, up to 8, for each takes up to 2 GB; neighbours stay together, for they share what they made.
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses=8 --dist=worksteal
 
 # Damaged shards: 2,000 mutations instead of 120, about 8 minutes.
 test_mutations: $(INSTALLED)
 	LIT_ALIGN_MUTATIONS=2000 $(BIN)/pytest tests/test_mutations.py
 
+# Runs that are killed and resumed: 30 in place of 5, about 10 minutes; writes tests/records/kills.md.
+test_kills: $(INSTALLED)
+	LIT_ALIGN_KILLS=30 $(BIN)/pytest tests/test_kills.py
+
+# A job that SLURM warns before its time limit, about 5 minutes; writes tests/records/slurm_limit.txt.
+test_slurm_limit: $(INSTALLED)
+	LIT_ALIGN_SLURM_LIMIT=1 $(BIN)/pytest tests/test_slurm.py -k time_limit
+
+# Run the notebooks in full, about 5 minutes on two cores, and store them with what they print and draw.
+notebooks: $(INSTALLED)
+	$(BIN)/python notebooks/execute.py
+
+test_notebooks: notebooks
+	$(BIN)/pytest tests/test_notebooks.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/audit.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -2,8 +2,6 @@
 
 import io
 import json
-import multiprocessing
-import os
 import pickle
 import random
 import re
@@ -37,7 +35,7 @@ from lit_align.data.writing import NewPair, write_shard
 from lit_align.module import AlignmentModule
 from lit_align.objectives import MaPO
 from lit_align.types import PreferenceBatch
-from tests.conftest import PAIRS, PIPELINE, ROOT
+from tests.conftest import PAIRS, PIPELINE, ROOT, fork, fork_ranks, small_sdxl
 
 SHARDS, PAIRS_EACH = 3, 5
 
@@ -241,20 +239,8 @@ def test_shards_of_one_name_keep_their_folders(tmp_path):
 # -- how it is written
 
 
-def start(arguments, **environment):
-    """The command in a process of its own; a fork, because importing everything takes seconds."""
-
-    def run():
-        os.environ.update(environment)
-        main(arguments)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
-
-
 def test_a_killed_run_goes_on(shards, folder, tmp_path):
-    killed, first = start(words(shards, tmp_path)), tmp_path / "00000.latents.safetensors"
+    killed, first = fork(lambda: main(words(shards, tmp_path))), tmp_path / "00000.latents.safetensors"
     while not first.exists() and killed.is_alive():
         time.sleep(0.002)
     killed.kill()
@@ -271,12 +257,7 @@ def test_a_killed_run_goes_on(shards, folder, tmp_path):
 
 
 def test_processes_share_the_work(shards, folder, tmp_path, capfd):
-    torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}
-    torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    both = [start(words(shards, tmp_path), **torchrun, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
-    for process in both:
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
+    fork_ranks(lambda: main(words(shards, tmp_path)))
     assert files(tmp_path) == files(folder)
     said = capfd.readouterr().out
     assert "process 1 of 2, cpu: encoded 2 shards" in said
@@ -447,7 +428,7 @@ def fit(module, data, folder, callbacks=(), **options):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_training_on_cached_pairs_loads_no_encoders(shards, folder, tmp_path, no_encoders, precision):
     _, cached = batches(shards, Cache.open(folder), True)
-    module = AlignmentModule(StableDiffusionXL(str(PIPELINE)), MaPO(), caption_dropout=0.5)
+    module = AlignmentModule(StableDiffusionXL(str(small_sdxl())), MaPO(), caption_dropout=0.5)
     seen = []
     module.backbone.denoiser.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     before = {name: value.clone() for name, value in module.backbone.trainable_parameters().items()}
@@ -468,7 +449,7 @@ def test_training_on_pixels_misses_encoders_before_the_first_step(shards, folder
 
 def test_a_late_vae_keeps_its_precision_where_the_trainer_rounds_all_weights(shards, folder, tmp_path, backbone):
     pixels, _ = batches(shards, Cache.open(folder), False)
-    module = AlignmentModule(StableDiffusionXL(str(PIPELINE)), MaPO())
+    module = AlignmentModule(StableDiffusionXL(str(small_sdxl())), MaPO())
     fit(module, Batches([first_pair(pixels)], encoded=False), tmp_path, precision="bf16-true")
     assert torch.equal(module.backbone.vae.quant_conv.weight, backbone.vae.quant_conv.weight)
     assert {p.dtype for p in module.backbone.text_encoders.parameters()} == {torch.bfloat16}
@@ -493,7 +474,7 @@ def test_borrowed_encoders_are_freed(shards, folder, tmp_path):
     assert torch.equal(generate(backbone, ["fox"], [3], 32, 32, steps=2), alone)
     assert backbone.vae is vae  # it was there before
     _, cached = batches(shards, Cache.open(folder), False)
-    module = AlignmentModule(StableDiffusionXL(str(PIPELINE)), MaPO())
+    module = AlignmentModule(StableDiffusionXL(str(small_sdxl())), MaPO())
     grid = SampleGrid(["fox", "tulip"], every_n_steps=0, height=32, width=32, steps=1)
     fit(module, Batches([first_pair(cached)], encoded=True), tmp_path, callbacks=[grid])
     assert len(list(tmp_path.rglob("step-*.png"))) == 1

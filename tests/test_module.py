@@ -13,13 +13,14 @@ from lit_align.metrics import PreferenceMetrics, WeightedMeans, implicit_accurac
 from lit_align.module import AlignmentModule
 from lit_align.objectives import SFT, MaPO
 from lit_align.types import ObjectiveOutput, PairErrors
-from tests.conftest import PAIRS, PIPELINE, ROOT, read_dicts, write_dicts
+from tests.conftest import PAIRS, ROOT, read_dicts, small_sdxl, write_dicts
 
 
-def make_module(seed=0, lora=None, objective=None, repo=PIPELINE, backbone=StableDiffusionXL, **options):
+def make_module(seed=0, lora=None, objective=None, repo=None, backbone=StableDiffusionXL, **options):
+    """On the pipeline with the small random UNet, unless told otherwise."""
     L.seed_everything(seed, verbose=False)
     return AlignmentModule(
-        backbone(str(repo), lora=lora),
+        backbone(str(repo or small_sdxl()), lora=lora),
         objective or MaPO(),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
         seed=seed,

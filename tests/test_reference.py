@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import lightning as L
 import pytest
@@ -17,7 +14,7 @@ from lit_align.backbones.reference import FrozenAdapter, FrozenCopy
 from lit_align.callbacks import ReferenceUpdate, StartBanner
 from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO, MaPO
-from tests.conftest import ROOT
+from tests.conftest import PIPELINE, fork_ranks
 from tests.published_unets import PUBLISHED
 from tests.test_module import KeepLogs, equal, fit, make_data, make_module, weights
 
@@ -67,7 +64,7 @@ def test_policy_and_reference_round_alike(lora):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_loss_is_ln_2_right_after_a_copy(tmp_path, lora, precision):
     """At the start, and after the updates at steps 2 and 4."""
-    module, watch = make(lora), Watch()
+    module, watch = make(lora, repo=PIPELINE), Watch()
     fit(module, make_data(), tmp_path, 5, callbacks=[ReferenceUpdate(2), watch], precision=precision)
     for step, loss in enumerate(watch.losses):
         if step in (0, 2, 4):
@@ -112,13 +109,13 @@ def test_distance_is_euclidean():
 
 
 def test_lora_reference_costs_an_adapter_and_full_one_a_unet():
-    lora, full = make(LoRA(rank=2)).backbone, make().backbone
+    lora, full = make(LoRA(rank=2), repo=PIPELINE).backbone, make(repo=PIPELINE).backbone
     assert isinstance(lora.reference, FrozenAdapter)
     assert isinstance(full.reference, FrozenCopy)
     size = {name: sum(v.numel() for v in b.reference_weights().values()) for name, b in (("l", lora), ("f", full))}
     assert size["l"] == sum(p.numel() for p in lora.trainable_parameters().values()) == 16_384
     assert size["f"] == sum(p.numel() for p in full.trainable_parameters().values()) == 4_115_652
-    without = make_module(lora=LoRA(rank=2)).backbone
+    without = make_module(lora=LoRA(rank=2), repo=PIPELINE).backbone
     extra = sum(p.numel() for p in lora.parameters()) - sum(p.numel() for p in without.parameters())
     assert extra == 16_384  # nothing beside the second adapter
 
@@ -158,13 +155,13 @@ def test_resumed_run_with_a_moving_reference_equals_the_unbroken_one(tmp_path, l
         return [ReferenceUpdate(3, alpha=1.0 if lora else 0.5)]
 
     whole = make(lora)
-    fit(whole, make_data(num_workers=1), tmp_path, 8, callbacks=callbacks(), **options)
+    fit(whole, make_data(num_workers=1), tmp_path, 7, callbacks=callbacks(), **options)
     checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    fit(make(lora), make_data(num_workers=1), tmp_path, 7, callbacks=[*callbacks(), checkpoint], **options)
+    fit(make(lora), make_data(num_workers=1), tmp_path, 6, callbacks=[*callbacks(), checkpoint], **options)
     for step in (2, 3, 4, 6):
         resumed, again = make(lora), callbacks()
         path = tmp_path / f"step={step}.ckpt"
-        fit(resumed, make_data(num_workers=1), tmp_path, 8, path, callbacks=again, **options)
+        fit(resumed, make_data(num_workers=1), tmp_path, 7, path, callbacks=again, **options)
         assert equal(weights(resumed), weights(whole))
         assert equal(reference(resumed), reference(whole))
         assert again[0].updates == 2
@@ -228,37 +225,25 @@ def test_export_holds_the_policy_and_not_the_reference(tmp_path, lora):
 
 
 def test_banner_names_the_reference_and_its_schedule(tmp_path):
-    module = make(LoRA(rank=2))
+    module = make(LoRA(rank=2), repo=PIPELINE)
     trainer = fit(module, make_data(), tmp_path, 1, callbacks=[ReferenceUpdate(250, start_step=500)])
     text = StartBanner().text(trainer, module)
     assert "a second, frozen adapter, 16,384 parameters; copied every 250 steps from step 500" in text
-    trainer = fit(make(), make_data(), tmp_path, 1)
-    assert "a frozen copy, 4,115,652 parameters; static" in StartBanner().text(trainer, make())
+    trainer = fit(make(repo=PIPELINE), make_data(), tmp_path, 1)
+    assert "a frozen copy, 4,115,652 parameters; static" in StartBanner().text(trainer, make(repo=PIPELINE))
 
 
 @KINDS
 def test_two_processes_move_the_same_reference(tmp_path, lora):
     """DDP on two CPU processes: policy and reference are each equal on both ranks, and differ from each other."""
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from lit_align.backbones import LoRA\n"
-        "from lit_align.callbacks import ReferenceUpdate\n"
-        "from tests.test_module import fit, make_data\n"
-        "from tests.test_reference import make\n"
-        "torch.set_num_threads(1)\n"
-        f"module = make({lora!r})\n"
-        "trainer = fit(module, make_data(), sys.argv[1], 3, callbacks=[ReferenceUpdate(2)], devices=2, strategy='ddp',"
-        " accumulate_grad_batches=2)\n"
-        "b = module.backbone\n"
-        "torch.save({'p': dict(b.trainable_parameters()), 'r': b.reference_weights()},"
-        " f'{sys.argv[1]}/rank{trainer.global_rank}.pt')\n"
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+
+    def run():
+        module = make(lora)
+        options = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
+        trainer = fit(module, make_data(), tmp_path, 3, callbacks=[ReferenceUpdate(2)], **options)
+        torch.save({"p": weights(module), "r": reference(module)}, tmp_path / f"rank{trainer.global_rank}.pt")
+
+    fork_ranks(run)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for part in ("p", "r"):
         assert equal(first[part], second[part])

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from lit_align.scoring import Colourfulness, Exposure, Sharpness
 from lit_align.scoring.presets import load_scorers
 from lit_align.scoring.vote import Vote
 from lit_align.types import ObjectiveOutput, PairErrors
-from tests.conftest import PAIRS, ROOT, read_dicts, write_dicts
+from tests.conftest import PAIRS, ROOT, fork, read_dicts, write_dicts
 from tests.test_module import KeepLogs, equal, fit, make_module, weights
 
 EMOJI_SCORERS = ROOT / "assets/emoji/scorers/scorers.yaml"
@@ -124,22 +123,20 @@ def test_killed_scoring_goes_on_and_ends_with_the_same_files(tmp_path, presets):
     """SIGKILL as soon as the second of four files is there; half a file never is."""
     whole, killed = copy_shards(tmp_path / "whole", 4), copy_shards(tmp_path / "killed", 4)
     score(whole, presets)
-    slow = (
-        "import time, lit_align.scoring as s\n"
-        "score = s.Sharpness._score\n"
-        "s.Sharpness._score = lambda self, *a: time.sleep(0.3) or score(self, *a)\n"
-        "from lit_align.cli import main\nimport sys\nmain(sys.argv[1:])"
-    )
-    words = [f"--shards=[{','.join(killed)}]", f"--scorers={','.join(NAMES)}", f"--presets={presets}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", slow, "score", *words, "--accelerator=cpu"], env=environment)
+
+    def slowly():
+        quick = Sharpness._score
+        Sharpness._score = lambda self, *inputs: time.sleep(0.3) or quick(self, *inputs)
+        score(killed, presets)
+
+    process = fork(slowly)
     deadline = time.monotonic() + 100
     while not side_file(killed[1]).exists():
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not side_file(killed[3]).exists()
     done = side_file(killed[0]).stat().st_mtime_ns
     score(killed, presets)
@@ -154,7 +151,7 @@ def test_two_processes_share_the_shards(tmp_path, presets):
     words = [f"--shards=[{','.join(shared)}]", f"--scorers={','.join(NAMES)}", f"--presets={presets}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "lit_align", "score", *words, "--accelerator=cpu", "--devices=2", "--report"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "process 1 of 2, cpu: scored 2 shards" in result.stdout
     assert "process 2 of 2, cpu: scored 1 shards" in result.stdout

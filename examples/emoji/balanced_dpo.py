@@ -26,7 +26,7 @@ from measure import held_out_pairs
 from PIL import Image, ImageDraw
 from win_rates import PROMPTS, SCORERS, compare, summarize
 
-from lit_align.callbacks.sample_grid import save_atomically
+from lit_align.files import write_png
 
 CONFIG = Path("configs/quickstart_balanced_dpo.yaml")
 TRAINING_PROMPTS = PROMPTS.replace("held_out", "train")
@@ -164,7 +164,7 @@ def draw_methods(best: Run, output: Path, path: Path) -> None:
         pen.text((GRID_MARGIN, top + 2), title, fill="black")
         sheet.paste(picture.crop((GRID_MARGIN, HEAD + row, width, HEAD + 2 * row)), (GRID_MARGIN, top + HEAD))
         top += HEAD + row
-    save_atomically(sheet, path)
+    write_png(path, sheet)
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ from transformers.utils import logging as transformers_logging
 
 from lit_align.backbones import StableDiffusionXL
 from lit_align.backbones.sampling import generate
-from lit_align.callbacks.sample_grid import draw_grid, save_atomically
+from lit_align.callbacks.sample_grid import draw_grid
 from lit_align.data import PreferenceDataModule
+from lit_align.files import write_png
 from lit_align.module import AlignmentModule
 from lit_align.objectives import MaPO
 from lit_align.scoring.analytic import colourfulness
@@ -128,7 +129,7 @@ def main() -> None:
     picture = arguments.output / "before-after.png"
     shown = range(0, 16 * arguments.repeats, arguments.repeats)
     rows = {"before": [before[i] for i in shown], "after": [after[i] for i in shown]}
-    save_atomically(draw_grid(prompts[:16], rows, cell=64), picture)
+    write_png(picture, draw_grid(prompts[:16], rows, cell=64))
     shares = [is_high_contrast(images).float().mean().item() for images in (before, after)]
     colours = [colourfulness(images).mean().item() for images in (before, after)]
     results = {"images": len(before), "style_share": shares, "colourfulness": colours}

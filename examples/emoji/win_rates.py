@@ -19,7 +19,8 @@ from measure import draw, held_out_pairs
 from torch import Tensor
 
 from lit_align.backbones import StableDiffusionXL
-from lit_align.callbacks.sample_grid import draw_grid, save_atomically
+from lit_align.callbacks.sample_grid import draw_grid
+from lit_align.files import write_png
 from lit_align.scoring.consensus import cast_votes
 from lit_align.scoring.presets import load_scorers
 
@@ -76,7 +77,7 @@ def compare(unet: Path, prompts: list[str], repeats: int, cache: Path, picture: 
     after = draw(backbone, prompts, repeats)
     shown = range(0, min(16, len(prompts)) * repeats, repeats)
     rows = {"base": [before[i] for i in shown], "aligned": [after[i] for i in shown]}
-    save_atomically(draw_grid(prompts[:16], rows, cell=64), picture)
+    write_png(picture, draw_grid(prompts[:16], rows, cell=64))
     return wins(score(after, prompts), score(before, prompts))
 
 

@@ -122,12 +122,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         order = self._order(self.train, self.shuffle_window)
-        if order.batches == 0:
-            buckets = f" in {len(self.shapes)} buckets" if self.aspect_buckets else ""
-            raise ValueError(
-                f"data.train_shards hold {order.pairs} pairs{buckets}, fewer than one batch of data.batch_size "
-                f"{self.batch_size} on each of {order.world_size} devices. Lower data.batch_size or use fewer devices."
-            )
+        self.check_train(order)
         self._check_resumed()
         out = order.pairs - order.batches * order.batch_size * order.world_size
         devices = f" on each of {order.world_size} devices" if order.world_size > 1 else ""
@@ -138,12 +133,25 @@ class PreferenceDataModule(L.LightningDataModule):
         if self.val is None:
             return []
         order = self._order(self.val, 0)
+        self.check_val(order)
+        return self._loader(PairLoader(self._reader(self.val, order), self.num_workers, lambda: (0, 0)))
+
+    def check_train(self, order: Order) -> None:
+        """Refuse training pairs that do not fill a batch on every device."""
+        if order.batches == 0:
+            buckets = f" in {len(self.shapes)} buckets" if self.aspect_buckets else ""
+            raise ValueError(
+                f"data.train_shards hold {order.pairs} pairs{buckets}, fewer than one batch of data.batch_size "
+                f"{self.batch_size} on each of {order.world_size} devices. Lower data.batch_size or use fewer devices."
+            )
+
+    def check_val(self, order: Order) -> None:
+        """Refuse held-out pairs that leave a device without any."""
         if order.whole_batches < order.world_size:
             raise ValueError(
                 f"data.val_shards hold {order.pairs} pairs, {order.whole_batches} batches of data.batch_size "
                 f"{self.batch_size}, fewer than the {order.world_size} devices. Lower data.batch_size or add shards."
             )
-        return self._loader(PairLoader(self._reader(self.val, order), self.num_workers, lambda: (0, 0)))
 
     def _loader(self, loader: PairLoader) -> PairLoader:
         self._loaders.append(loader)
@@ -159,21 +167,27 @@ class PreferenceDataModule(L.LightningDataModule):
         return PairReader(order, split.source(expected), self.reading.on_error, split.labels.voted)
 
     def _agree(self, split: Split, order: Order) -> None:
-        """Refuse to begin where devices have found other pairs: they would train on some twice, and wait forever."""
+        """Refuse to begin where devices have found other pairs, or another checkpoint: they would wait forever."""
         if self.trainer is None or self.trainer.world_size == 1:
             return
-        strategy, mine = self.trainer.strategy, str(order.fingerprint())
+        strategy, (epoch, batch) = self.trainer.strategy, self._position()
+        mine = f"{order.fingerprint()} {epoch} {batch}"
         same = strategy.broadcast(mine) == mine
         if not strategy.reduce_boolean_decision(same, all=True):
             left_out = [fault for shard in split.shards for fault in shard.broken]
             raise SampleError(
-                f"data.{split.name}_shards: the devices have found different pairs. Device {order.rank} has "
-                f"{order.pairs} and left out {len(left_out)} samples, first: {left_out[0] if left_out else 'none'}"
+                f"data.{split.name}_shards: the devices found different pairs or checkpoints. Device {order.rank} "
+                f"begins at epoch {epoch}, batch {batch}, has {order.pairs} pairs, left out {len(left_out)} samples, "
+                f"first: {left_out[0] if left_out else 'none'}. Put data and runs on disks that all nodes share."
             )
 
     def _order(self, split: Split, shuffle_window: int) -> Order:
         # Rank and world size come from the Trainer: a spawned worker finds no process group.
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self.order(split, shuffle_window, rank, world_size)
+
+    def order(self, split: Split, shuffle_window: int, rank: int, world_size: int) -> Order:
+        """A rank's order of a split that has been looked at; without a window, that of validation."""
         decides = split.labels.describe()
         return Order(split.shards, self.batch_size, self.shapes, rank, world_size, self.seed, shuffle_window, decides)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lit_align.data.samples import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.storage import join, open_binary, parent
-from lit_align.data.writing import whole_or_nothing, write_text
+from lit_align.files import whole_or_nothing, write_text
 
 INDEX = "index.json"
 FORMAT = 1

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from torch import Tensor, tensor
 
 from lit_align.data.storage import is_url
-from lit_align.data.writing import whole_or_nothing
+from lit_align.files import whole_or_nothing
 
 SCHEMA = pa.schema(
     [

@@ -1,7 +1,7 @@
 """From the numbers of a batch's pairs to the batch: read, check, decode, collate."""
 
-import logging
 import random
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,8 +18,6 @@ from lit_align.data.samples import RawPair, SampleError, parse_bytes, parse_samp
 from lit_align.data.shards import OnError, Shard
 from lit_align.data.storage import read_range, trust
 from lit_align.types import PreferenceBatch
-
-log = logging.getLogger(__name__)
 
 
 class ReadPair(NamedTuple):
@@ -175,6 +173,7 @@ class PairLoader:
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_as_it_is,
+            worker_init_fn=_outlive_signals,
         )
 
     def __len__(self) -> int:
@@ -212,3 +211,12 @@ class _Remaining:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _outlive_signals(worker: int) -> None:
+    """SLURM sends its warnings to every process of a run, and one whose worker died of it could not end its step.
+
+    The second SIGTERM ends a worker: PyTorch and Python send their own to one that does not end by itself.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_align.data.index import INDEX
 from lit_align.data.storage import is_url
-from lit_align.data.writing import write_text
+from lit_align.files import write_text
 
 PLAN = "import.json"
 RECORDS = ".import"  # a folder with one file for each shard that is done, while not all are

@@ -21,9 +21,10 @@ def worker_count(workers: int | None) -> int:
         ValueError: for none at all.
     """
     if workers is None:
-        return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(16, cores)
     if workers < 1:
-        raise ValueError(f"workers: {workers}; it must be at least 1.")
+        raise ValueError(f"workers is {workers}; it must be at least 1.")
     return workers
 
 

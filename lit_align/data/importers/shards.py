@@ -15,7 +15,8 @@ from lit_align.data.importers.plan import PLAN, RECORDS, held, local_folder, set
 from lit_align.data.importers.processes import shared, worker_count
 from lit_align.data.importers.source import Part, Reject, Source
 from lit_align.data.index import INDEX, ShardEntry, index_shard, rows_file, write_index
-from lit_align.data.writing import NewPair, write_shard, write_text
+from lit_align.data.writing import NewPair, write_shard
+from lit_align.files import write_text
 
 REJECTS = "rejects.jsonl"
 MAY_RETURN = ("image missing", "prompt missing")  # a drive may have been away, or a folder named wrongly

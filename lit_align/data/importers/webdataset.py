@@ -17,7 +17,7 @@ from lit_align.data.importers.source import Reject, clean
 from lit_align.data.index import INDEX, ShardEntry, entry_of, index_shard, read_rows, rows_file, write_index
 from lit_align.data.samples import SampleError
 from lit_align.data.storage import expand, is_url, size
-from lit_align.data.writing import write_text
+from lit_align.files import write_text
 
 
 class Looked(NamedTuple):
