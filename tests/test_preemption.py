@@ -66,6 +66,15 @@ def step_of(path):
     return torch.load(path, weights_only=True)["global_step"]
 
 
+@pytest.fixture(autouse=True)
+def _signals():
+    """A run that was ended ignores them from then on, as a process should that exits; this one and its children not."""
+    before = {number: signal.getsignal(number) for number in (USR1, TERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Weights and pairs of the unbroken run, 6 steps of 2 micro-batches, with the logged rows of its validations."""

@@ -111,7 +111,7 @@ def _scorers_path():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not the session: other tests fork this process, and their children share its pipes
 def browser():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root has no sandbox
