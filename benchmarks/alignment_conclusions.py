@@ -12,6 +12,21 @@ from benchmarks.alignment_studies import TOLERANCES, Study
 from lit_align.files import write_text
 
 Measurements = Mapping[str, Any]
+HEAD = """\
+# Preference objectives compared on the bundled emoji
+
+Made by `make objectives_table`; settings, all learning rates and the values of each seed are in
+[objectives.json](objectives.json). Means over three seeds and 72 held-out prompts, one image each; in brackets 95 %
+intervals, for other seeds and other prompts. Differences with a star have the same sign with every seed.
+
+- style share: images in high contrast, %
+- wins: against the base's image from the same noise, ties one half, %
+- accuracy: held-out pairs whose chosen error is the lower one, by the human label, %
+- chosen error, rejected error: held-out, against the base's
+- diversity: mean distance of CLIP's embeddings of two images, over the base's
+- pairs: that the method's order leaves to train on
+- rate: learning rate
+"""
 
 
 class Aligned(NamedTuple):
@@ -20,7 +35,7 @@ class Aligned(NamedTuple):
     rate: float
     worths: dict[str, float]  # on training prompts, by learning rate
     seeds: list[Measurements]  # on held-out prompts
-    seconds: list[float]  # of a step, by seed
+    pairs: int  # that it trained on
     picture: Path  # of the first seed's images
 
 
@@ -33,8 +48,8 @@ class Findings(NamedTuple):
 
 
 def values_of(findings: Findings, base: str, method: str) -> dict[str, Tensor]:
-    """By measure, (prompts,)."""
-    return tables.by_prompt(findings.aligned[base][method].seeds, findings.bases[base], TOLERANCES)
+    """By measure, (seeds, prompts)."""
+    return tables.by_seed_and_prompt(findings.aligned[base][method].seeds, findings.bases[base], TOLERANCES)
 
 
 def summarise(study: Study, findings: Findings) -> dict[str, Any]:
@@ -43,24 +58,27 @@ def summarise(study: Study, findings: Findings) -> dict[str, Any]:
     for base, before in findings.bases.items():
         methods = {}
         for name, aligned in findings.aligned[base].items():
-            estimates = {key: tables.estimate(value) for key, value in values_of(findings, base, name).items()}
-            by_seed = [tables.by_prompt([seed], before, TOLERANCES) for seed in aligned.seeds]
+            values = values_of(findings, base, name)
+            estimates = {key: tables.estimate(value) for key, value in values.items()}
             methods[name] = {
                 "title": study.methods[name].title,
                 "rate": aligned.rate,
                 "worth_by_rate": aligned.worths,
                 **estimates,
-                "by_seed": {key: [one[key].mean().item() for one in by_seed] for key in estimates},
+                "by_seed": {key: value.mean(1).tolist() for key, value in values.items()},
                 "errors": tables.about_errors(aligned.seeds, before),
-                "step_seconds": aligned.seconds,
+                "pairs": aligned.pairs,
             }
         style = sum(before["in_style"]) / len(before["in_style"])
         found[base] = {"mismatch": tables.mismatch(before), "style": style, "methods": methods}
     return found
 
 
-def differences(study: Study, findings: Findings) -> dict[str, dict[str, list[float]]]:
-    """The questions, each a difference of two methods by prompt: mean and 95 % interval, by measure."""
+def differences(study: Study, findings: Findings) -> dict[str, dict[str, Any]]:
+    """The questions, each a difference of two methods by seed and prompt.
+
+    By measure: mean and 95 % interval, as `estimate`; the mean of each seed, as `by_seed`.
+    """
     found = {}
     if "mapo" in study.methods:
         gains = {}
@@ -80,7 +98,10 @@ def differences(study: Study, findings: Findings) -> dict[str, dict[str, list[fl
                 found[f"static minus {name}"] = _difference(findings, (base, "static"), (base, name))
         found["moving minus static"] = _difference(findings, (base, "moving"), (base, "static"))
     return {
-        question: {measure: tables.estimate(value) for measure, value in values.items()}
+        question: {
+            measure: {"estimate": tables.estimate(value), "by_seed": value.mean(1).tolist()}
+            for measure, value in values.items()
+        }
         for question, values in found.items()
     }
 
@@ -94,7 +115,7 @@ def record(
     studies: Mapping[str, tuple[Study, Findings]], settings: dict[str, Any], costs: Measurements, path: Path
 ) -> str:
     """Write the JSON, Markdown and pictures beside it; returns the Markdown."""
-    text, found = [], {"settings": settings, "costs": costs, "studies": {}, "differences": {}}
+    text, found = [HEAD], {"settings": settings, "costs": costs, "studies": {}, "differences": {}}
     for name, (study, findings) in studies.items():
         summary = summarise(study, findings)
         found["studies"][name] = summary
@@ -117,12 +138,17 @@ def _tables(study: Study, summary: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _questions(found: Mapping[str, Mapping[str, list[float]]], study: Study) -> str:
+def _questions(found: Mapping[str, Mapping[str, Any]], study: Study) -> str:
     keys = (["style"] if study.style_counts else []) + list(study.scorers) + ["macro"] * (not study.style_counts)
     lines = [f"| differences in points | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
     for question, values in found.items():
-        lines.append(f"| {question} | {' | '.join(tables.percent(values[key]) for key in keys)} |")
+        lines.append(f"| {question} | {' | '.join(_difference_cell(values[key]) for key in keys)} |")
     return "\n".join(lines) + "\n"
+
+
+def _difference_cell(value: Mapping[str, Any]) -> str:
+    signs = {seed > 0 for seed in value["by_seed"]}
+    return tables.percent(value["estimate"]) + ("*" if len(signs) == 1 and 0 not in value["by_seed"] else "")
 
 
 def _costs(costs: Measurements) -> str:

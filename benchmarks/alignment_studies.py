@@ -8,6 +8,8 @@ from lit_align.objectives import SFT, BalancedDPO, DiffusionDPO, MaPO, PaperMaPO
 from lit_align.scoring.vote import Rule, Vote
 
 BETA_DPO, UPDATE_EVERY = 5000.0, 20
+BETA_PAPER = 64.0  # the paper's best value for styles
+LADDER = (6e-7, 2e-6, 6e-6, 2e-5, 6e-5, 2e-4, 6e-4, 2e-3)  # learning rates
 # A difference within a tenth of a score's deviation on the bundled pairs is a tie, in votes and in win rates.
 TOLERANCES = {"clip": 0.004, "style": 0.4, "colour": 4.0, "sharpness": 1600.0}
 TRIO = ["clip", "style", "colour"]
@@ -21,6 +23,18 @@ def vote(voters: list[str], rule: Rule = "majority", ties: str = "skip") -> Vote
     return Vote(voters, rule, ties, margins=margins)
 
 
+def next_rate(worths: dict[float, float]) -> float | None:
+    """The rate to try next, beside the best where that lies at an end of those tried; none: the best is known.
+
+    Equally good ones: the lowest.
+    """
+    tried = sorted(worths)
+    best = max(tried, key=worths.__getitem__)
+    step = -1 if best == tried[0] else 1 if best == tried[-1] else 0
+    place = LADDER.index(best) + step
+    return LADDER[place] if step and 0 <= place < len(LADDER) else None
+
+
 @dataclass(frozen=True)
 class Study:
     """A question."""
@@ -28,7 +42,7 @@ class Study:
     pairs: str
     bases: tuple[str, ...]
     scorers: tuple[str, ...]  # that judge
-    rates: tuple[float, ...]
+    rates: tuple[float, ...]  # of LADDER, that every method tries first
     methods: dict[str, Method]
     style_counts: bool  # whether the learning rate is chosen by the share of images in the preferred style too
 
@@ -43,7 +57,7 @@ STUDIES = {
             "sft": Method("SFT", SFT),
             "dpo": Method("DiffusionDPO", dpo),
             "mapo": Method("MaPO, released form", MaPO),
-            "paper_mapo": Method("MaPO, paper's form", partial(PaperMaPO, 64.0)),  # its best value for styles
+            "paper_mapo": Method("MaPO, paper's form", partial(PaperMaPO, BETA_PAPER)),
             "balanced": Method(
                 "BalancedDPO", balanced, vote(["human", "clip", "sharpness"], ties="human"), UPDATE_EVERY
             ),
@@ -54,7 +68,7 @@ STUDIES = {
         pairs=f"{PAIRS}/*",
         bases=("bundled",),
         scorers=tuple(TRIO),
-        rates=(6e-6, 2e-5),
+        rates=(6e-6, 2e-5, 6e-5),
         methods={
             **{name: Method(f"DPO on {name}", dpo, vote([name], "single")) for name in TRIO},
             "random": Method("DPO on a random scorer", dpo, vote(TRIO, "random")),

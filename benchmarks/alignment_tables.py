@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lit_align.evaluation.intervals import bootstrap
+from lit_align.evaluation.intervals import wilson
 
+RESAMPLES = 10_000
 TILE, SHOWN, LABEL = 32, 12, 190  # pixels of an image, images of a row, pixels of its label
 
 
@@ -30,19 +31,38 @@ def worth(found: Mapping[str, Any], base: Mapping[str, Any], tolerances: Mapping
     return torch.stack(list(won.values())).mean().item()
 
 
-def by_prompt(
+def by_seed_and_prompt(
     seeds: Sequence[Mapping[str, Any]], base: Mapping[str, Any], tolerances: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Values (prompts,), mean over seeds: style, the win rate by each scorer, macro."""
-    values = {"style": torch.tensor([seed["in_style"] for seed in seeds], dtype=torch.float64).mean(0)}
+    """Values (seeds, prompts): style, the win rate by each scorer, macro."""
+    values = {"style": torch.tensor([seed["in_style"] for seed in seeds], dtype=torch.float64)}
     won = [points(seed, base, tolerances) for seed in seeds]
-    values |= {name: torch.stack([one[name] for one in won]).mean(0) for name in won[0]}
+    values |= {name: torch.stack([one[name] for one in won]) for name in won[0]}
     return values | {"macro": torch.stack([values[name] for name in won[0]]).mean(0)}
 
 
 def estimate(values: Tensor) -> list[float]:
-    """Mean and 95 % interval over prompts."""
-    return [values.mean().item(), *bootstrap(values)]
+    """Mean and 95 % interval of values (seeds, prompts), for both are samples: other seeds, other prompts.
+
+    Seeds and prompts are resampled each on their own (the pigeonhole bootstrap, Owen 2007, arXiv 0711.1394), and what
+    few seeds understate is made good. Where all values are 0, or all are 1, Wilson's interval over the prompts.
+    """
+    mean, (seeds, prompts) = values.mean().item(), values.shape
+    if values.min() == values.max() and mean in (0.0, 1.0):
+        return [mean, *(wilson(prompts, 0, 0) if mean else wilson(0, 0, prompts))]
+    generator = torch.Generator().manual_seed(0)
+    means = (_weights(seeds, generator) @ values).mul(_weights(prompts, generator)).sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    wider = (seeds / max(1, seeds - 1)) ** 0.5
+    least = 0.0 if values.min() >= 0 else -1.0
+    return [mean, *(min(1.0, max(least, mean + (end - mean) * wider)) + 0.0 for end in (low, high))]  # no -0.0
+
+
+def _weights(count: int, generator: torch.Generator) -> Tensor:
+    """(RESAMPLES, count): how often each of `count` things was drawn with replacement, over `count`."""
+    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
+    ones = torch.ones(RESAMPLES, count, dtype=torch.float64)
+    return torch.zeros_like(ones).scatter_add_(1, drawn, ones) / count
 
 
 def about_errors(seeds: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> dict[str, float]:
@@ -80,7 +100,7 @@ def percent(value: Sequence[float]) -> str:
 def markdown(title: str, rows: Mapping[str, Mapping[str, Any]], scorers: Sequence[str], style: bool) -> str:
     """A table, a row a method."""
     names = (["style share"] if style else []) + [f"wins, {name}" for name in scorers] + ["macro"] * (not style)
-    names += ["accuracy", "chosen error", "rejected error", "diversity", "rate"]
+    names += ["accuracy", "chosen error", "rejected error", "diversity", "pairs", "rate"]
     lines = [f"**{title}**", "", f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for method, row in rows.items():
         keys = (["style"] if style else []) + list(scorers) + ["macro"] * (not style)
@@ -88,7 +108,7 @@ def markdown(title: str, rows: Mapping[str, Mapping[str, Any]], scorers: Sequenc
         errors = row["errors"]
         cells += [f"{100 * errors['accuracy']:.0f}"]
         cells += [f"{100 * errors[side]:+.0f} %" for side in ("chosen_drift", "rejected_drift")]
-        cells += [f"{errors['diversity']:.2f}", f"{row['rate']:g}"]
+        cells += [f"{errors['diversity']:.2f}", f"{row['pairs']}", f"{row['rate']:g}"]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -131,7 +151,7 @@ def plot(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], path
 
 
 def sheet(rows: Mapping[str, Path], path: Path) -> None:
-    """The first images of each picture, one row each, with the name before it; empty names are headings' gaps."""
+    """The first images of each picture, one row each, with the name before it."""
     picture = Image.new("RGB", (LABEL + SHOWN * TILE * 2, len(rows) * TILE * 2), "white")
     pen = ImageDraw.Draw(picture)
     for number, (name, source) in enumerate(rows.items()):

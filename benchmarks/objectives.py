@@ -10,19 +10,22 @@ Study `votes` (BalancedDPO, arXiv 2503.12575: the vote keeps every metric from l
 DPO on pairs of both preferences, ordered by each single scorer, by the baselines `vanilla`, `normalized` and `random`,
 and by the majority of three scorers with a static and with a moving reference.
 
-All trainings have the same steps and pairs. Each method's learning rate is the one of a fixed grid with the best score
-on training prompts with the first seed, by the same rule for all; then all seeds are measured on held-out prompts.
-Every part (a training, a measurement) is kept in `--output`, so a killed comparison goes on where it stopped.
+All trainings have the same steps and pairs a step; pairs on which a vote is undecided are left out. Each method's
+learning rate is the one with the best score on training prompts with the first seed, by the same rule for all: of the
+same rates, and of further ones as long as the best lies at an end of those tried. Then all seeds are measured on
+held-out prompts. Every part (a training, a measurement) is kept in `--output`, so a killed comparison goes on where it
+stopped.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import resource
-import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,14 +36,15 @@ from benchmarks import alignment_runs as runs
 from benchmarks import alignment_tables as tables
 from benchmarks.alignment_conclusions import Aligned, Findings, record
 from benchmarks.alignment_runs import PRESETS, WEIGHTS, Method, Run
-from benchmarks.alignment_studies import BETA_DPO, STUDIES, TOLERANCES, UPDATE_EVERY
+from benchmarks.alignment_studies import BETA_DPO, BETA_PAPER, STUDIES, TOLERANCES, UPDATE_EVERY, next_rate
 from lit_align.cli import main as lit_align
 from lit_align.objectives import MaPO
 from lit_align.scoring.vote import Vote
 
 SEEDS = (0, 1, 2)
 TURN_STEPS, TURN_RATE = 100, 1e-4  # of the training that turns the bundled model away from high contrast
-COST_STEPS, COST_RATE = 12, 1e-6
+COST_STEPS, COST_RATE = 30, 1e-6
+TRAINED = "trained.json"
 
 
 # -- the parts: each writes one file, and is done once the file is there
@@ -67,13 +71,13 @@ def stored(output: Path, study: str) -> dict[str, str | None]:
 
 
 def train(run: Run, output: Path) -> None:
-    """Weights, and the median seconds of a step."""
+    """Weights, and what there is to say of the training."""
     study, folder = STUDIES[run.study], run.folder(output)
     base = base_weights(output, run.base)
     where = stored(output, run.study)
-    backbone, seconds = runs.train(study.methods[run.method], base, study.pairs, run.rate, run.seed, where)
+    backbone, about = runs.train(study.methods[run.method], base, study.pairs, run.rate, run.seed, where)
     runs.save(backbone, folder)
-    runs.write_json(folder / "seconds.json", statistics.median(seconds))
+    runs.write_json(folder / TRAINED, about)
 
 
 def measure(run: Run, output: Path, split: str) -> None:
@@ -105,9 +109,9 @@ def cost(name: str, output: Path) -> dict[str, float]:
     """Seconds of a step, and how far the memory rises while training; in a process of its own, alone."""
     method, where = STUDIES["mismatch"].methods[name], stored(output, "mismatch")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _, seconds = runs.train(method, None, STUDIES["mismatch"].pairs, COST_RATE, 0, where, COST_STEPS)
+    _, about = runs.train(method, None, STUDIES["mismatch"].pairs, COST_RATE, 0, where, COST_STEPS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"step_seconds": statistics.median(seconds), "megabytes": (peak - before) / 1024}
+    return {"step_seconds": about["seconds"], "megabytes": (peak - before) / 1024}
 
 
 # -- the order of the parts
@@ -115,7 +119,7 @@ def cost(name: str, output: Path) -> dict[str, float]:
 
 def make(run: Run, split: str, output: Path) -> None:
     """A measurement, and its training if that is not there."""
-    if run.method != "base" and not (run.folder(output) / "seconds.json").exists():
+    if run.method != "base" and not (run.folder(output) / TRAINED).exists():
         train(run, output)
     measure(run, output, split)
 
@@ -147,39 +151,48 @@ def read(run: Run, split: str, output: Path) -> dict[str, Any]:
     return found
 
 
-def choose(name: str, base: str, method: str, output: Path) -> tuple[float, dict[str, float]]:
-    """The learning rate with the best worth on training prompts, and the worth of each."""
+def tune(name: str, output: Path, jobs: int) -> dict[tuple[str, str], dict[float, float]]:
+    """By base and method: the worth on training prompts of each learning rate that was tried, in rising order."""
     study = STUDIES[name]
-    before = read(Run(name, base, "base", 0.0, 0), "tuning", output)
-    worths = {}
-    for rate in study.rates:
-        found = read(Run(name, base, method, rate, SEEDS[0]), "tuning", output)
-        worths[rate] = tables.worth(found, before, TOLERANCES, study.style_counts)
-    return max(worths, key=worths.__getitem__), {f"{rate:g}": worth for rate, worth in worths.items()}
+    tried = {pair: list(study.rates) for pair in product(study.bases, study.methods)}
+    while True:
+        runs_ = [Run(name, *pair, rate, SEEDS[0]) for pair, rates in tried.items() for rate in rates]
+        complete([(run, "tuning") for run in runs_], output, jobs)
+        worths = {
+            pair: {rate: worth(Run(name, *pair, rate, SEEDS[0]), output) for rate in sorted(tried[pair])}
+            for pair in tried
+        }
+        further = {pair: rate for pair in tried if (rate := next_rate(worths[pair])) is not None}
+        if not further:
+            return worths
+        for pair, rate in further.items():
+            tried[pair].append(rate)
+
+
+def worth(run: Run, output: Path) -> float:
+    """What a run's learning rate is chosen by."""
+    before = read(Run(run.study, run.base, "base", 0.0, 0), "tuning", output)
+    return tables.worth(read(run, "tuning", output), before, TOLERANCES, STUDIES[run.study].style_counts)
 
 
 def investigate(name: str, output: Path, jobs: int) -> Findings:
     """Make what a study lacks, and read it."""
     study = STUDIES[name]
     bases = {base: Run(name, base, "base", 0.0, 0) for base in study.bases}
-    on_bases = [(run, split) for run in bases.values() for split in ("tuning", "held_out")]
-    pairs = list(product(study.bases, study.methods))
-    complete(
-        on_bases + [(Run(name, *pair, rate, SEEDS[0]), "tuning") for pair in pairs for rate in study.rates],
-        output,
-        jobs,
-    )
-    chosen = {pair: choose(name, *pair, output) for pair in pairs}
-    final = {pair: [Run(name, *pair, chosen[pair][0], seed) for seed in SEEDS] for pair in pairs}
+    complete([(run, split) for run in bases.values() for split in ("tuning", "held_out")], output, jobs)
+    worths = tune(name, output, jobs)
+    chosen = {pair: max(found, key=found.__getitem__) for pair, found in worths.items()}
+    final = {pair: [Run(name, *pair, rate, seed) for seed in SEEDS] for pair, rate in chosen.items()}
     complete(
         [(run, "held_out") for number in range(len(SEEDS)) for run in (r[number] for r in final.values())], output, jobs
     )
     aligned: dict[str, dict[str, Aligned]] = {base: {} for base in bases}
     for (base, method), seeds in final.items():
         found = [read(run, "held_out", output) for run in seeds]
-        seconds = [json.loads((run.folder(output) / "seconds.json").read_text(encoding="utf-8")) for run in seeds]
+        about = json.loads((seeds[0].folder(output) / TRAINED).read_text(encoding="utf-8"))
+        by_rate = {f"{rate:g}": worth for rate, worth in worths[base, method].items()}
         picture = seeds[0].folder(output) / "held_out.png"
-        aligned[base][method] = Aligned(*chosen[base, method], found, seconds, picture)
+        aligned[base][method] = Aligned(chosen[base, method], by_rate, found, about["pairs"], picture)
     before = {base: read(run, "held_out", output) for base, run in bases.items()}
     return Findings(before, {base: run.folder(output) / "held_out.png" for base, run in bases.items()}, aligned)
 
@@ -199,6 +212,37 @@ def count_costs(output: Path) -> dict[str, Any]:
     return costs
 
 
+def settings_of(output: Path) -> dict[str, Any]:
+    """What all parts are made with.
+
+    Raises:
+        ValueError: if the folder was begun with other settings, whose parts would be taken for these.
+    """
+    settings: dict[str, Any] = {
+        "steps": runs.STEPS,
+        "pairs_a_step": runs.BATCH,
+        "seeds": list(SEEDS),
+        "beta_dpo": BETA_DPO,
+        "beta_paper": BETA_PAPER,
+        "reference_copied_every": UPDATE_EVERY,
+        "turned_by": [TURN_STEPS, TURN_RATE],
+        "tuning_prompts": runs.TUNING_PROMPTS,
+        "sampling_steps": runs.SAMPLING_STEPS,
+        "guidance_scale": runs.GUIDANCE,
+        "tolerances": TOLERANCES,
+        "methods": {name: {key: str(m.vote) for key, m in study.methods.items()} for name, study in STUDIES.items()},
+    }
+    path = output / "settings.json"
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    changed = [name for name in settings if begun.get(name) != settings[name]]
+    if changed:
+        raise ValueError(
+            f"--output {output} was begun with another {', '.join(changed)}. Name another folder, or remove this one."
+        )
+    runs.write_json(path, settings)
+    return settings
+
+
 def main() -> None:
     """Run what is missing, then tables and plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -207,16 +251,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time, on one thread each")
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     arguments = parser.parse_args()
+    if arguments.record is not None and set(arguments.studies) != set(STUDIES):
+        parser.error("--record is for all studies; leave --studies out")
     runs.settle()
+    settings = settings_of(arguments.output)
     prepare(arguments.output)
     studies = {name: (STUDIES[name], investigate(name, arguments.output, arguments.jobs)) for name in arguments.studies}
     costs = count_costs(arguments.output)
-    settings = {"steps": runs.STEPS, "pairs_a_step": runs.BATCH, "seeds": SEEDS, "beta_dpo": BETA_DPO}
-    settings |= {
-        "reference_copied_every": UPDATE_EVERY,
-        "sampling_steps": runs.SAMPLING_STEPS,
-        "tolerances": TOLERANCES,
-    }
+    settings |= {"cores": os.cpu_count()} | {name: version(name) for name in ("torch", "lightning", "diffusers")}
     print(record(studies, settings, costs, arguments.record or arguments.output / "objectives.json"))
 
 

@@ -5,8 +5,9 @@ import torch
 
 from benchmarks import alignment_runs as runs
 from benchmarks import alignment_tables as tables
-from benchmarks.alignment_studies import STUDIES, TOLERANCES
-from lit_align.evaluation.intervals import bootstrap
+from benchmarks import objectives as comparison
+from benchmarks.alignment_studies import LADDER, STUDIES, TOLERANCES, next_rate
+from lit_align.evaluation.intervals import wilson
 
 BASE = {"scores": {"clip": [0.5, 0.5, 0.5, 0.5], "sharpness": [0.0] * 4}, "in_style": [True, False, False, False]}
 BASE |= {"errors": {"chosen": [0.2, 0.4], "rejected": [0.1, 0.1]}, "diversity": 0.8}
@@ -35,12 +36,40 @@ def test_numbers_by_hand():
     )
 
 
-def test_seeds_are_averaged_prompt_by_prompt():
+def test_values_by_seed_and_prompt():
     other = FOUND | {"in_style": [False, False, True, True]}
-    values = tables.by_prompt([FOUND, other], BASE, TOLERANCES)
-    assert values["style"].tolist() == [0.5, 0.5, 1, 0.5]
-    assert values["macro"].tolist() == [1, 0.75, 0.5, 0.75]
-    assert tables.estimate(values["style"]) == [0.625, *bootstrap(values["style"])]
+    values = tables.by_seed_and_prompt([FOUND, other], BASE, TOLERANCES)
+    assert values["style"].tolist() == [[1, 1, 1, 0], [0, 0, 1, 1]]
+    assert values["macro"].tolist() == 2 * [[1, 0.75, 0.5, 0.75]]
+    assert tables.estimate(torch.ones(3, 72)) == [1, *wilson(72, 0, 0)]
+    assert tables.estimate(torch.zeros(3, 72)) == [0, *wilson(0, 0, 72)]
+
+
+def test_intervals_hold_what_they_promise_when_seeds_differ():
+    """Values with a seed's, a prompt's and their own part; an interval over prompts alone would miss the first."""
+    generator = torch.Generator().manual_seed(0)
+    held, widths = 0, []
+    for _ in range(200):
+        parts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 1), (1, 72), (3, 72))]
+        _, low, high = tables.estimate(0.03 * parts[0] + 0.3 * parts[1] + 0.2 * parts[2])
+        held += low <= 0 <= high
+        widths.append(high - low)
+    assert 0.92 <= held / 200 <= 1.0
+    assert 0.1 < sum(widths) / 200 < 0.3
+
+
+def test_rates_are_tried_until_the_best_lies_between_two():
+    assert next_rate({6e-6: 0.5, 2e-5: 0.6, 6e-5: 0.4}) is None
+    assert next_rate({6e-6: 0.6, 2e-5: 0.6, 6e-5: 0.4}) == 2e-6  # of equals the lowest
+    assert next_rate({6e-6: 0.5, 2e-5: 0.6, 6e-5: 0.7}) == 2e-4
+    assert next_rate({LADDER[-2]: 0.5, LADDER[-1]: 0.6}) is None  # the ladder's end
+
+
+def test_parts_of_other_settings_are_not_taken_for_these(tmp_path, monkeypatch):
+    assert comparison.settings_of(tmp_path) == comparison.settings_of(tmp_path)
+    monkeypatch.setattr(runs, "STEPS", runs.STEPS + 1)
+    with pytest.raises(ValueError, match=r"was begun with another steps\. Name another folder"):
+        comparison.settings_of(tmp_path)
 
 
 def test_studies_ask_for_what_their_methods_need():
