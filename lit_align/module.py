@@ -16,7 +16,7 @@ from lit_align.backbones import Backbone
 from lit_align.backbones.sharding import whole
 from lit_align.diffusion import noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw, drop_prompts, fixed_draw, seeded_draw
-from lit_align.fsdp2 import check_strategy
+from lit_align.fsdp2 import FSDP2, check_strategy
 from lit_align.metrics import HELD_OUT, PreferenceMetrics
 from lit_align.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.objectives import Objective
@@ -193,9 +193,11 @@ class AlignmentModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Share the denoiser out among the devices where the strategy says so; again changes nothing."""
-        check_strategy(self.trainer.strategy)
-        if self.device_mesh is not None:
-            self.backbone.shard(self.device_mesh["data_parallel"], COMPUTE_DTYPES.get(str(self.trainer.precision)))
+        strategy = self.trainer.strategy
+        check_strategy(strategy)
+        if isinstance(strategy, FSDP2):
+            dtype = COMPUTE_DTYPES.get(str(self.trainer.precision))
+            self.backbone.shard(strategy.device_mesh["data_parallel"], dtype, strategy.keep_for_backward)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))

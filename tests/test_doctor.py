@@ -178,6 +178,11 @@ def test_what_a_strategy_divides():
     assert fsdp.buckets(whole) == 0
     assert fsdp.of_weights(whole).trained == whole.trained // 4
     assert fsdp.of_weights(whole).encoders == 1000  # they load after the model has been spread
+    zero2 = Shares.of("zero2", 4)
+    assert zero2.of_weights(whole) == fsdp.of_weights(whole)
+    sharded, kept = guess(shares=fsdp), guess(shares=zero2)
+    assert kept.stages["policy"] - sharded.stages["policy"] == whole.trained
+    assert kept.standing == sharded.standing
     assert Shares.of("ddp", 1) == Shares.of("auto", 1) == Shares()
     assert not Shares.of("somebody's", 2).known
     found = guess(shares=ddp)

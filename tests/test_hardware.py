@@ -35,6 +35,10 @@ FITS = {  # by overlay: devices in all, and pairs a step and further options by 
         | dict.fromkeys((*BALANCED, "balanced_dpo_sdxl", "balanced_dpo_sdxl_lora"), (64, more(4)))
         | dict.fromkeys(DIFFUSION, (2048, more(128))),
     ),
+    "zero2_8x80gb": (
+        8,
+        dict.fromkeys(FULL, (16, [])) | dict.fromkeys((*BALANCED, "balanced_dpo_sdxl"), (64, more(4))),
+    ),
     "fsdp2_multi_node": (
         16,
         dict.fromkeys(FULL, (16, [])) | dict.fromkeys((*BALANCED, "balanced_dpo_sdxl"), (64, more(4))),
@@ -76,11 +80,11 @@ def test_an_overlay_fits(overlay, config, capsys, monkeypatch):
     now, before = found["model"]["optimizer"]["init_args"], alone["model"]["optimizer"]["init_args"]
     assert {name: now[name] for name in before} == before  # an optimizer of another class keeps its numbers
     assert len(trainer["callbacks"]) == len(alone["trainer"]["callbacks"])
-    expected = {"ddp_8x80gb": "DDPStrategy", "fsdp2_multi_node": "FSDP2"}.get(overlay)
+    expected = {"ddp_8x80gb": "DDPStrategy", "fsdp2_multi_node": "FSDP2", "zero2_8x80gb": "ZeRO2"}.get(overlay)
     if expected is not None:
         assert trainer["strategy"]["class_path"].split(".")[-1] == expected
         check_strategy(trainer["strategy"]["class_path"])
-    if expected == "FSDP2":
+    if expected in ("FSDP2", "ZeRO2"):
         assert getattr(torch.optim, found["model"]["optimizer"]["class_path"].split(".")[-1]) is torch.optim.AdamW
 
 

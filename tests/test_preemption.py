@@ -44,6 +44,7 @@ def in_fork(folder, steps, callbacks, data=(), ckpt_path=None, **options):
         module, recorder, preemption = moved(), Recorder(), Preemption()
         listed = [preemption, *callbacks, recorder, ReferenceUpdate(every_n_steps=3)]
         fit(module, make_data(**{"batch_size": 4, **dict(data)}), folder, steps, ckpt_path, listed, **options)
+        assert not multiprocessing.active_children()  # the exit would wait for workers
         torch.save({"weights": weights(module), "pairs": recorder.pairs}, folder / "end.pt")
         if preemption.exit_code:
             os.kill(os.getpid(), TERM)  # ignored: the code is decided

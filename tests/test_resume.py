@@ -1,6 +1,7 @@
 """A resumed run goes on with the pair that the unbroken run would have had next."""
 
 import itertools
+import multiprocessing
 
 import lightning as L
 import pytest
@@ -99,6 +100,15 @@ def test_a_checkpoint_of_a_failure(tmp_path, whole_run):
     fit(resumed, make_data(batch_size=4), tmp_path, 9, ckpt_path=path, callbacks=[rest], accumulate_grad_batches=2)
     assert rest.pairs == whole_run[1][2:]
     assert equal(weights(resumed), whole_run[0])
+
+
+def test_workers_end_with_a_run_that_fails(tmp_path):
+    """Though the traceback still holds their iterator; else the process would wait for them when it ends."""
+    before = set(multiprocessing.active_children())
+    with pytest.raises(RuntimeError, match="as a machine may") as failure:
+        fit(make_module(), make_data(batch_size=4, num_workers=2), tmp_path, 9, callbacks=[Breaks()])
+    assert failure.tb is not None
+    assert set(multiprocessing.active_children()) <= before
 
 
 def run_two(folder, steps, ckpt_path):

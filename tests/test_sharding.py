@@ -19,7 +19,7 @@ from lit_align.backbones.sharding import whole
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard, ReferenceUpdate, SampleGrid
 from lit_align.checkpoints import WholeCheckpointIO, last_checkpoint
 from lit_align.cli import main
-from lit_align.fsdp2 import FSDP2
+from lit_align.fsdp2 import FSDP2, ZeRO2
 from lit_align.objectives import DiffusionDPO
 from tests.conftest import fork_ranks
 from tests.test_module import KeepLogs, equal, fit, make_data, make_module
@@ -89,6 +89,49 @@ def test_sharded_steps_are_those_of_ddp(tmp_path):
         assert second == pytest.approx(first, rel=2e-3, abs=1e-5)
     assert {"val/chosen_error_rise", "val/loss"} <= {name for row in ddp["rows"] for name in row}
     assert (tmp_path / "True/samples/step-0000003.png").is_file()
+
+
+class Gathered(L.Callback):
+    """How many trained weights are whole before each backward pass."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        weights = pl_module.backbone.trainable_parameters().values()
+        self.counts.append(sum(not isinstance(weight, DTensor) for weight in weights))
+
+
+def test_zero2_keeps_weights_for_the_backward_pass_alone(tmp_path):
+    """The same steps; drawing and validation, which have no backward pass, leave nothing behind."""
+
+    def run(strategy):
+        module, gathered = make(torch.optim.SGD, 0.3), Gathered()
+        grid = SampleGrid(["fox", "tulip"], every_n_steps=1, height=32, width=32, steps=2)
+        callbacks = [
+            gathered,
+            ReferenceUpdate(2),
+            DivergenceGuard(100.0, "restore"),
+            ChosenErrorRise(),
+            grid,
+            Sharded(),
+        ]
+        options = {"limit_val_batches": 1.0, "val_check_interval": 1, "check_val_every_n_epoch": None}
+        options |= {"gradient_clip_val": 0.5}
+        folder = tmp_path / type(strategy).__name__
+        trainer = fit(module, make_data(batch_size=4), folder, 3, callbacks=callbacks, **two(strategy), **options)
+        ends = {
+            "weights": whole_weights(module),
+            "gathered": gathered.counts,
+            "count": len(module.backbone.trainable_parameters()),
+        }
+        torch.save(ends, folder / f"rank{trainer.global_rank}.pt")
+
+    fork_ranks(lambda: (run(FSDP2()), run(ZeRO2())))
+    shared, kept = read(tmp_path / "FSDP2"), read(tmp_path / "ZeRO2")
+    assert shared["gathered"] == [0, 0, 0]
+    assert kept["gathered"] == 3 * [kept["count"]]
+    assert equal(shared["weights"], kept["weights"])
 
 
 @pytest.fixture(scope="module")

@@ -121,8 +121,10 @@ class Backbone(Encoders):
             else:
                 self.reference = FrozenAdapter(self.denoiser, self.lora.config())
 
-    def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+    def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None, keep_for_backward: bool = False) -> None:
         """Share the denoiser's weights and its frozen copy's out among devices, see `shard_denoiser`.
+
+        A copy has no backward pass and keeps nothing.
 
         Raises:
             ValueError: if a LoRA is trained.
@@ -133,7 +135,8 @@ class Backbone(Encoders):
                 "frozen weights cannot be in the compute precision there. A LoRA needs little memory: set "
                 "trainer.strategy to ddp."
             )
-        for denoiser in [self.denoiser, *(self.reference.own_denoisers() if self.reference else [])]:
+        shard_denoiser(self.denoiser, mesh, dtype, keep_for_backward)
+        for denoiser in self.reference.own_denoisers() if self.reference else []:
             shard_denoiser(denoiser, mesh, dtype)
 
     @abstractmethod

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from lit_align.backbones.reference import Denoiser
 
 
-def shard_denoiser(denoiser: "Denoiser", mesh: dist.DeviceMesh, dtype: torch.dtype | None) -> None:
+def shard_denoiser(
+    denoiser: "Denoiser", mesh: dist.DeviceMesh, dtype: torch.dtype | None, keep_for_backward: bool = False
+) -> None:
     """Share a UNet's weights out, block by block: a forward pass gathers one block at a time; again changes nothing.
 
     Args:
         denoiser: in place; names of its weights stay as they are.
         mesh: of one dimension.
         dtype: in which weights are gathered; None leaves them as they are. Gradients are summed in float32.
+        keep_for_backward: what a forward pass has gathered stays until the backward pass has used it.
     """
     if isinstance(denoiser, FSDPModule):
         return
@@ -29,7 +32,17 @@ def shard_denoiser(denoiser: "Denoiser", mesh: dist.DeviceMesh, dtype: torch.dty
     blocks = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
     for module in (*transformers, *blocks, denoiser):
         # Also the outermost, which torch would leave gathered until a backward pass that a reference never has.
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_for_backward)
+    if keep_for_backward:
+        denoiser.register_forward_hook(_let_go_without_backward)
+
+
+def _let_go_without_backward(denoiser: nn.Module, *_: object) -> None:
+    """After a forward pass that no backward pass follows: else the next step would be taken with these weights."""
+    if not torch.is_grad_enabled():
+        for module in denoiser.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

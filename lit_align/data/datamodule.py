@@ -208,9 +208,15 @@ class PreferenceDataModule(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
         return batch if self.live_vote is None else self.live_vote.order(batch)
 
-    def teardown(self, stage: str) -> None:
+    def _release(self) -> None:
         while self._loaders:
             self._loaders.pop().release()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._release()  # there is no `teardown` then
+
+    def teardown(self, stage: str) -> None:
+        self._release()
         if stage == "fit" and self.reading.on_error == "skip":
             broken = sum(len(shard.broken) for shard in self.train.shards)
             log.warning(

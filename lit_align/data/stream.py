@@ -1,7 +1,9 @@
 """From the numbers of a batch's pairs to the batch: read, check, decode, collate."""
 
+import atexit
 import random
 import signal
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -175,6 +177,8 @@ class PairLoader:
             collate_fn=_as_it_is,
             worker_init_fn=_outlive_signals,
         )
+        if workers:
+            atexit.register(_release, weakref.ref(self))
 
     def __len__(self) -> int:
         return self.order.batches
@@ -184,8 +188,14 @@ class PairLoader:
         yield from self.loader
 
     def release(self) -> None:
-        """Let the workers go: at the end of a process they would be waited for, one after the other."""
-        self.loader._iterator = None
+        """End the workers now, whoever still holds their iterator (the traceback of what has ended the run does).
+
+        At the end of a process they would be waited for: without end, as they outlive the signal that it sends them.
+        """
+        iterator: Any = self.loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()  # torch does so where nobody holds it any more
+            self.loader._iterator = None
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the Trainer's counters are the state. Lightning takes the method as a sign of a resumable loader."""
@@ -193,6 +203,13 @@ class PairLoader:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Nothing to restore, see `state_dict`."""
+
+
+def _release(loader: "weakref.ref[PairLoader]") -> None:
+    """At the end of a process: before multiprocessing's own end, whose one signal the workers outlive."""
+    alive = loader()
+    if alive is not None:
+        alive.release()
 
 
 class _Remaining:

@@ -100,6 +100,8 @@ def estimate(module: AlignmentModule, work: Work) -> Estimate:
         trained = list(module.backbone.trainable_parameters().values())
         optimizer = measure_optimizer(module.optimizer, trained, foreach=work.device != "cpu")
         saved, stages = MetaStep(module, work).run()
+    if work.shares.gathered and not work.precision.endswith("-mixed"):
+        stages["policy"] += weights.trained  # in mixed precision autocast's casts stand for what is gathered
     if optimizer is not None:
         stages["optimizer step"] = work.shares.of_optimizer(optimizer.step)
         optimizer = OptimizerBytes(work.shares.of_optimizer(optimizer.state), optimizer.step)

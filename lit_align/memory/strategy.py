@@ -8,13 +8,14 @@ from lit_align.memory.weights import WeightBytes
 class Shares(NamedTuple):
     """By how many devices something is divided.
 
-    What FSDP2 gathers for a while, the layers in use, is not counted.
+    What FSDP2 gathers for a while, the layers in use, is not counted; all that ZeRO2 gathers is.
     """
 
     parameters: int = 1
     gradients: int = 1
     optimizer: int = 1
     copies: int = 0  # of the gradients, in buckets
+    gathered: bool = False  # whether all trained weights are whole while a step goes on
     known: bool = True  # whether the strategy is
 
     @classmethod
@@ -24,8 +25,8 @@ class Shares(NamedTuple):
             return cls()
         if strategy.startswith("ddp"):
             return cls(copies=1)
-        if strategy == "fsdp2":
-            return cls(devices, devices, devices)
+        if strategy in ("fsdp2", "zero2"):
+            return cls(devices, devices, devices, gathered=strategy == "zero2")
         return cls(known=False)
 
     def of_weights(self, weights: WeightBytes) -> WeightBytes:
