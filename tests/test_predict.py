@@ -9,6 +9,7 @@ from threading import RLock
 
 import pytest
 import torch
+from torch.distributed.checkpoint import save
 from tqdm import tqdm
 
 from lit_align.backbones import StableDiffusion, StableDiffusionXL, sampling
@@ -114,6 +115,20 @@ def test_exports(whole, tmp_path, export):
     (drawn,) = sampling.generate(backbone, NAMES[:1], [prompt_seed(NAMES[0], 0)], 32, 32, 2, 5.0)
     assert torch.equal(pixels(output / "00000-0.png"), drawn)
     assert (drawn.float() - pixels(whole / "00000-0.png").float()).abs().mean() > 2
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_checkpoint_in_parts(tmp_path, slash):
+    """A folder as sharded training writes it, by the base that it names."""
+    backbone = StableDiffusionXL(str(PIPELINE))
+    backbone.denoiser.conv_out.bias.data.add_(0.3)
+    weights = {f"backbone.denoiser.{name}": value for name, value in backbone.denoiser.state_dict().items()}
+    folder = tmp_path / "step=4.ckpt"
+    save({"state_dict": weights}, checkpoint_id=folder, no_dist=True)
+    torch.save({"lit_align": backbone.export_info(), "global_step": 4}, folder / "meta.pt")
+    output = draw(tmp_path, NAMES[:1], model=f"{folder}{slash}")
+    (drawn,) = sampling.generate(backbone, NAMES[:1], [prompt_seed(NAMES[0], 0)], 32, 32, 2, 5.0)
+    assert torch.equal(pixels(output / "00000-0.png"), drawn)
 
 
 def test_another_kind_of_pipeline(sd15, tmp_path):

@@ -16,6 +16,7 @@ from lit_align.backbones.base import DTYPES, Backbone, Precision
 from lit_align.backbones.checkpoint import read_trained
 from lit_align.backbones.exported import CHECKPOINT, LORA_FILE, backbone_class, fingerprint, load_denoiser
 from lit_align.backbones.reference import Denoiser
+from lit_align.backbones.sharded_checkpoint import is_sharded
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -134,7 +135,7 @@ def is_pipeline(name: str) -> bool:
         FileNotFoundError: if it is nothing that draws.
     """
     path = Path(name)
-    if path.is_file() or any((path / file).is_file() for file in ("config.json", LORA_FILE)):
+    if path.is_file() or is_sharded(path) or any((path / file).is_file() for file in ("config.json", LORA_FILE)):
         return False
     if (path / "model_index.json").is_file() or (not path.exists() and HUB_ID.fullmatch(name)):
         return True
@@ -152,7 +153,7 @@ def find_base(models: Iterable[str], base: str | None) -> str:
     """
     if base is not None:
         return base
-    named = {read_trained(Path(name)).info["repo"] for name in models if name.endswith(CHECKPOINT)}
+    named = {read_trained(Path(name)).info["repo"] for name in models if Path(name).suffix == CHECKPOINT}
     if len(named) != 1:
         found = f"checkpoints name {', '.join(map(repr, sorted(named)))}" if named else "no checkpoint names it"
         raise ValueError(f"base: which pipeline was the model trained from? Here {found}. Say --base.")
