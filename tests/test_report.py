@@ -264,12 +264,14 @@ def test_summary_has_the_numbers(two, open_page):
     rows = page.locator(".rates tbody tr").all()
     for row, name in zip(rows, [*NAMES, "macro-average"], strict=True):
         outcome = comparison["scorers"].get(
-            name, {"win_rate": comparison["macro"], "interval": comparison["macro_interval"]}
-        )
+            name, {key.removeprefix("macro_"): value for key, value in comparison.items()}
+        ) | ({"win_rate": comparison["macro"]} if name == "macro-average" else {})
         low, high = outcome["interval"]
         assert row.locator("th").inner_text() == name
         assert f"{outcome['win_rate']:.1%}" in row.locator(".rate").inner_text().replace(" %", "%")
         assert row.locator(".interval").inner_text() == f"{100 * low:.1f} to {100 * high:.1f} %"
+        counts = row.locator("td").all_inner_texts()[-3:]
+        assert counts == [str(outcome[kind]) for kind in ("wins", "ties", "losses")]
         # Where dot and whisker are drawn, as shares of the plot's width.
         plot, dot, line = (row.locator(f"svg{part}").bounding_box() for part in ("", " circle", " .range"))
         assert (dot["x"] + dot["width"] / 2 - plot["x"]) / plot["width"] == pytest.approx(outcome["win_rate"], abs=0.01)

@@ -339,6 +339,10 @@ def test_names_of_models(tmp_path, dark, trained):
     assert is_pipeline("stabilityai/stable-diffusion-xl-base-1.0")
     assert not is_pipeline(dark)
     assert not is_pipeline(str(folder / "last.ckpt"))
+    (tmp_path / "step=4.ckpt").mkdir()
+    (tmp_path / "step=4.ckpt/meta.pt").touch()  # a checkpoint in parts, see `is_sharded`
+    for name in ("step=4.ckpt", "step=4.ckpt/"):
+        assert not is_pipeline(f"{tmp_path}/{name}")
     for name in ("runs/nowhere/last.ckpt", str(tmp_path), "nowhere"):
         with pytest.raises(FileNotFoundError, match="is neither a checkpoint of lit-align fit"):
             is_pipeline(name)
@@ -368,6 +372,7 @@ def test_names_of_models(tmp_path, dark, trained):
         ({"scorers": ""}, "scorers is empty"),
         ({"tolerances": {"beauty": 1.0}}, "'beauty' is not among the scorers clip, style, colour"),
         ({"tolerances": {"clip": -1.0}}, "that of clip is -1.0; it must be 0 or more"),
+        ({"tolerances": {"clip": float("inf")}}, "that of clip is inf; it must be 0 or more, and finite"),
         ({"names": [""]}, "there is no prompt in"),
         ({"steps": 0}, "steps is 0"),
         ({"prompt_limit": 0}, "prompt_limit is 0"),

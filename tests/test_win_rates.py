@@ -7,8 +7,10 @@ import torch
 from scipy import stats
 
 from lit_align.evaluation import intervals
-from lit_align.evaluation.intervals import bootstrap, sign_test, wilson
+from lit_align.evaluation.intervals import bootstrap, score_interval, sign_test, wilson
 from lit_align.evaluation.noise import prompt_seed
+from lit_align.evaluation.report_summary import summary
+from lit_align.evaluation.results import compare_all, overview, to_text
 from lit_align.evaluation.win_rates import compare
 
 
@@ -84,23 +86,81 @@ def test_compare_by_hand():
     assert a.interval == wilson(1, 2, 1)
     assert (a.sign_test, b.sign_test) == (1.0, 1.0)
     assert found.macro == pytest.approx(0.4375)
-    assert found.macro_interval == bootstrap(torch.tensor([0.5, 0.25, 0.5, 0.5]))
+    assert found.macro_interval == score_interval(0.4375, (3 * 0.25 + 0.25 * 0.75) / 4, 4)
+    assert (found.macro_wins, found.macro_ties, found.macro_losses, found.macro_sign_test) == (0, 3, 1, 1.0)
     turned = compare(other, mine, {"a": 0.25})
     assert turned.macro == pytest.approx(1 - found.macro)
     assert math.isclose(turned.scorers["b"].difference, -b.difference)
 
 
-def test_a_macro_average_stays_between_0_and_1():
-    base = torch.zeros(24)
+def test_a_macro_interval_is_as_wide_as_its_prompts_allow():
+    """3 of 3 wins decide little, and scorers that always disagree are as ties; no value leaves 0 to 1."""
+    base, wins = torch.zeros(3), torch.ones(3)
+    assert compare({"a": wins, "b": wins}, {"a": base, "b": base}).macro_interval == wilson(3, 0, 0)
+    assert compare({"a": wins, "b": -wins}, {"a": base, "b": base}).macro_interval == wilson(0, 3, 0)
     nearly = torch.ones(24)
     nearly[0] = -1
-    found = compare({"a": nearly}, {"a": base})
-    assert found.macro_interval.high == 1
-    assert bootstrap((nearly + 1) / 2).high > 1
+    assert compare({"a": nearly}, {"a": torch.zeros(24)}).macro_interval == wilson(23, 0, 1)
+    assert 0 < wilson(23, 0, 1).low < wilson(23, 0, 1).high < 1
+
+
+@pytest.mark.parametrize("n", [72, 200, 500])
+@pytest.mark.parametrize("shift", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize(("scorers", "correlation"), [(2, 0.3), (3, 0.3), (3, 0.8)])
+def test_macro_covers_in_95_of_100_samples(n, shift, scorers, correlation):
+    """Of scorers that agree in part, a tenth of whose prompts are ties or more."""
+    torch.manual_seed(3)
+    samples = 3000
+
+    def averages(*shape):
+        """(..., ) of a prompt: the mean over scorers of 0, 1/2 and 1."""
+        common = torch.randn(*shape, 1, dtype=torch.float64) * math.sqrt(correlation)
+        own = torch.randn(*shape, scorers, dtype=torch.float64) * math.sqrt(1 - correlation)
+        values = common + own + shift
+        return ((values.sign() * (values.abs() > 0.15)) + 1).mean(-1) / 2
+
+    one = torch.distributions.Normal(torch.tensor(shift, dtype=torch.float64), 1.0)
+    true = float(1 - one.cdf(torch.tensor(0.15)) + (one.cdf(torch.tensor(0.15)) - one.cdf(torch.tensor(-0.15))) / 2)
+    drawn = averages(samples, n)
+    means, deficits = drawn.mean(1).tolist(), (drawn * (1 - drawn)).mean(1).tolist()
+    found = [score_interval(mean, deficit, n) for mean, deficit in zip(means, deficits, strict=True)]
+    covered = sum(low <= true <= high for low, high in found) / samples
+    assert 0.93 <= covered <= 0.97
+
+
+def test_of_one_prompt_the_difference_has_no_interval():
+    found = compare({"a": torch.tensor([2.0])}, {"a": torch.tensor([1.0])})
+    assert found.scorers["a"].difference == 1
+    assert found.scorers["a"].difference_interval is None
+    assert found.macro_interval == wilson(1, 0, 0)
+    (comparison,) = compare_all({"a": {"base": [1.0], "new": [2.0]}}, {})
+    assert "unknown" in to_text(comparison, 1)
+    assert "unknown" in summary(0, comparison)
+
+
+def test_tables_of_the_terminal():
+    """The macro row counts prompts by the majority of scorers; an overview is of models against the base alone."""
+    scores = {"a": {"base": [0.0, 0.0], "x": [1.0, 1.0], "y": [1.0, -1.0]}}
+    scores["b"] = {"base": [0.0, 0.0], "x": [1.0, -1.0], "y": [-1.0, -1.0]}
+    comparisons = compare_all(scores, {})
+    macro = to_text(comparisons[0], 2).splitlines()[-1].split()
+    assert macro[:5] == ["macro", "1", "1", "0", "75.0%"]
+    assert macro[-2:] == ["p", "1"]
+    assert [line.split() for line in overview(comparisons, "base").splitlines()[1:]] == [
+        ["model", "macro", "a", "b"],
+        ["x", "75.0%", "100.0%", "50.0%"],
+        ["y", "25.0%", "50.0%", "0.0%"],
+    ]
+    assert overview(comparisons[:1], "base") == ""
 
 
 @pytest.mark.parametrize(
-    ("tolerances", "message"), [({"c": 0.1}, "'c' is no scorer"), ({"a": -1.0}, "of a is -1.0; it must be 0 or more")]
+    ("tolerances", "message"),
+    [
+        ({"c": 0.1}, "'c' is no scorer"),
+        ({"a": -1.0}, "of a is -1.0; it must be 0 or more"),
+        ({"a": math.inf}, "finite"),
+    ],
 )
 def test_wrong_tolerances_are_named(tolerances, message):
     scores = {"a": torch.ones(3)}

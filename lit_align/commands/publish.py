@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_align.evaluation.gallery import Gallery
 from lit_align.evaluation.report import write_report
-from lit_align.evaluation.results import to_text
+from lit_align.evaluation.results import overview, to_text
 from lit_align.files import whole_or_nothing, write_text
 
 BASE = "base"  # what models are compared with
@@ -46,6 +46,8 @@ def publish(path: Path, results: dict[str, Any], galleries: Mapping[str, Gallery
             print(f"{name} is {BASE}, weight for weight: every prompt is a tie")
     for comparison in results["comparisons"]:
         print(f"\n{to_text(comparison, len(results['prompts']))}")
+    if table := overview(results["comparisons"], BASE):
+        print(f"\n{table}")
     tied = ", ".join(f"{name} {scorer['tie_tolerance']:g}" for name, scorer in results["scorers"].items())
     print(f"\nA win is a higher score; a tie, which counts one half, a difference of at most: {tied}")
     print(f"Results: {path}")

@@ -29,6 +29,7 @@ from lit_align.commands.publish import BASE, alone_in, publish, stamp
 from lit_align.data.prompts import Prompts, read_prompts
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.results import compare_all
+from lit_align.evaluation.win_rates import check_tolerance
 from lit_align.scoring.presets import load_scorers, scorer_names
 
 RESULTS, FORMAT = "results.json", 1
@@ -172,8 +173,7 @@ def _check_names(models: Mapping[str, str], scorers: Sequence[str], tolerances: 
     for name, tolerance in tolerances.items():
         if name not in scorers:
             raise ValueError(f"tolerances: {name!r} is not among the scorers {', '.join(scorers)}.")
-        if not tolerance >= 0:
-            raise ValueError(f"tolerances: that of {name} is {tolerance}; it must be 0 or more.")
+        check_tolerance(name, tolerance)
 
 
 def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> None:

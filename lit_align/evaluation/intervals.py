@@ -18,11 +18,9 @@ class Interval(NamedTuple):
 
 
 def wilson(wins: int, ties: int, losses: int) -> Interval:
-    """The interval of the win rate (wins + ties / 2) / n, by inverting the score test (Wilson 1927).
+    """The interval of the win rate (wins + ties / 2) / n, see `score_interval`: a prompt counts 1, 1/2 or 0.
 
-    A prompt counts 1, 1/2 or 0, so ties take share / 4 from the variance p (1 - p) of a coin. Their share is shrunk by
-    n / (n + z^2): it too is only measured, and the interval of ties alone is as wide as that of wins alone. Without
-    ties it is Wilson's own.
+    Without ties it is Wilson's own (1927).
 
     Raises:
         ValueError: if there is nothing to count.
@@ -30,11 +28,26 @@ def wilson(wins: int, ties: int, losses: int) -> Interval:
     n = wins + ties + losses
     if n == 0:
         raise ValueError("A win rate needs at least one prompt.")
-    rate, a = (wins + ties / 2) / n, Z * Z / n
-    # (rate - p)^2 <= a (p (1 - p) - tied / 4), a quadratic inequality in p
-    tied = ties / n / (1 + a)
-    middle = rate + a / 2
-    reach = sqrt(max(0.0, middle**2 - (1 + a) * (rate**2 + a * tied / 4)))
+    return score_interval((wins + ties / 2) / n, ties / 4 / n, n)
+
+
+def score_interval(mean: float, deficit: float, n: int) -> Interval:
+    """The interval of the mean of n values in [0, 1], one a prompt, by inverting the score test.
+
+    Values x with mean p have the variance p (1 - p) - E[x (1 - x)]: that of a coin, less what they lose by not being 0
+    or 1. That deficit is shrunk by n / (n + z^2), for it too is only measured: the interval of ties alone is as wide as
+    that of wins alone. It lies in [0, 1], and has a width even where all values are the same.
+
+    Args:
+        mean: of x.
+        deficit: mean of x (1 - x); 0 where every prompt is won or lost.
+        n: values, at least 1.
+    """
+    a = Z * Z / n
+    # (mean - p)^2 <= a (p (1 - p) - lost), a quadratic inequality in p
+    lost = deficit / (1 + a)
+    middle = mean + a / 2
+    reach = sqrt(max(0.0, middle**2 - (1 + a) * (mean**2 + a * lost)))
     return Interval(max(0.0, (middle - reach) / (1 + a)), min(1.0, (middle + reach) / (1 + a)))
 
 
@@ -42,7 +55,7 @@ def bootstrap(values: Tensor) -> Interval:
     """The interval of the mean of values (n,), one a prompt, by resampling prompts (Efron 1979: percentiles).
 
     The same values give the same interval. Resampling understates the spread of n values by sqrt((n - 1) / n), which is
-    made good.
+    made good. The interval of one value has no width, which says nothing of the mean.
 
     Raises:
         ValueError: if there are no values.

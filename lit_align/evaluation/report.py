@@ -135,9 +135,10 @@ def _notes(results: Mapping[str, Any]) -> str:
     return f"""<p>The win rate is (wins + ties / 2) / prompts; 50 % says that neither model is better by this scorer.
 A prompt is a tie where the scores differ by no more than the tie tolerance: {escape(tolerances)}.</p>
 <p>A 95 % interval is where the value lies for prompts of this kind, not only for these ones: Wilson's score interval
-with the ties' smaller variance for win rates, a bootstrap over prompts for mean differences and the macro-average (the
-mean of the scorers' win rates). The sign test's p is the chance of so uneven a count of wins and losses, or a more
-uneven one, between equal models.</p>
+for win rates and the macro-average (the mean of the scorers' win rates), with the smaller variance of ties and of
+averages; a bootstrap over prompts for mean differences. The sign test's p is the chance of so uneven a count of wins
+and losses, or a more uneven one, between equal models.</p>
+<p>The macro-average counts a prompt as a win where more scorers gain than lose, as a tie where as many do.</p>
 <p>Beside a win rate, ▲ says that the whole interval is above 50 %, ▼ below, ○ that it contains 50 %: not decided.
 Beside the difference of two pictures ▲ is a win, = a tie, ▼ a loss.</p>
 <p>Scorers have scales of their own; differences of one do not compare with those of another.</p>"""

@@ -7,6 +7,8 @@ from typing import Any
 
 SIDES = ("better", "open", "worse")  # where an interval of a win rate lies, of 50 %; also the CSS classes
 MINUS = "\N{MINUS SIGN}"
+COUNTS = ("wins", "ties", "losses")
+SIGN_TEST = "sign test, p"
 MARKS = {"better": "▲", "open": "○", "worse": "▼"}
 
 
@@ -67,10 +69,11 @@ def _win_rates(comparison: Mapping[str, Any]) -> str:
     rows = []
     for name, outcome in comparison["scorers"].items():
         rate, interval = outcome["win_rate"], outcome["interval"]
-        counts = [_cell(kind, f"{outcome[kind]:,}") for kind in ("wins", "ties", "losses")]
+        counts = [_cell(kind, f"{outcome[kind]:,}") for kind in COUNTS]
         rows.append(_row(escape(name), [_plot(rate, interval), *_rate_cells(rate, interval), *counts]))
     rate, interval = comparison["macro"], comparison["macro_interval"]
-    macro = _row("macro-average", [_plot(rate, interval), *_rate_cells(rate, interval), *["<td></td>"] * 3], "macro")
+    counts = [_cell(kind, f"{comparison[f'macro_{kind}']:,}") for kind in COUNTS]
+    macro = _row("macro-average", [_plot(rate, interval), *_rate_cells(rate, interval), *counts], "macro")
     axis = _row("", [f'<td class="plot">{_axis()}</td>', *["<td></td>"] * 5])
     head = _head(["scorer", "win rate, 95 % interval", "", "", "wins", "ties", "losses"])
     return (
@@ -82,18 +85,19 @@ def _win_rates(comparison: Mapping[str, Any]) -> str:
 def _means(comparison: Mapping[str, Any]) -> str:
     rows = []
     for name, outcome in comparison["scorers"].items():
-        low, high = outcome["difference_interval"]
-        digits = decimals((high - low) / 10)
+        known = outcome["difference_interval"]
+        digits = 3 if known is None else decimals((known[1] - known[0]) / 10)
         cells = [
             _cell(f"{comparison['against']}, mean", _number(outcome["mean_against"], digits)),
             _cell(f"{comparison['model']}, mean", _number(outcome["mean"], digits)),
             _cell("difference", f"{_number(outcome['difference'], digits, '+')}"),
-            _cell("95 % interval", f"{_number(low, digits, '+')} to {_number(high, digits, '+')}"),
-            _cell("sign test, p", _p_value(outcome["sign_test"])),
+            _cell("95 % interval", "unknown" if known is None else _ends(known, digits)),
+            _cell(SIGN_TEST, _p_value(outcome["sign_test"])),
         ]
         rows.append(_row(escape(name), cells))
+    rows.append(_row("macro-average", [*["<td></td>"] * 4, _cell(SIGN_TEST, _p_value(comparison["macro_sign_test"]))]))
     columns = ["scorer", f"{comparison['against']}, mean", f"{comparison['model']}, mean"]
-    head = _head([*columns, "difference", "95 % interval", "sign test, p"])
+    head = _head([*columns, "difference", "95 % interval", SIGN_TEST])
     return f'<table class="means stack">{head}<tbody>{"".join(rows)}</tbody></table>'
 
 
@@ -156,6 +160,12 @@ def _percent(share: float) -> str:
 def _interval(interval: Sequence[float]) -> str:
     low, high = interval
     return f"{100 * low:.1f} to {_percent(high)}"
+
+
+def _ends(interval: Sequence[float], digits: int) -> str:
+    """Of an interval of differences."""
+    low, high = interval
+    return f"{_number(low, digits, '+')} to {_number(high, digits, '+')}"
 
 
 def _number(value: float, digits: int, sign: str = "-") -> str:

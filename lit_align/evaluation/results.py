@@ -1,6 +1,6 @@
 """What an evaluation found: every model against every other, as plain values and as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 from lit_align.evaluation.win_rates import compare
 
 Scores = Mapping[str, Mapping[str, list[float]]]  # by scorer and model: one a prompt
-HEADER = ("scorer", "wins", "ties", "losses", "win rate", "95 %", "mean", "against", "difference", "95 %", "sign test")
+COUNTS = ("wins", "ties", "losses")
+HEADER = ("scorer", *COUNTS, "win rate", "95 %", "mean", "against", "difference", "95 %", "sign test")
 
 
 def compare_all(scores: Scores, tolerances: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -33,30 +34,61 @@ def _of(scores: Scores, model: str) -> dict[str, torch.Tensor]:
 
 def to_text(comparison: Mapping[str, Any], prompts: int) -> str:
     """A comparison for the terminal."""
-    rows = [HEADER, *(_row(name, outcome) for name, outcome in comparison["scorers"].items())]
-    low, high = comparison["macro_interval"]
-    rows.append(("macro", "", "", "", _percent(comparison["macro"]), f"{_percent(low)} to {_percent(high)}", *[""] * 5))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    rows = [HEADER, *(_row(name, outcome) for name, outcome in comparison["scorers"].items()), _macro(comparison)]
+    return _table(f"{comparison['model']} against {comparison['against']}, {prompts} prompts", rows)
+
+
+def overview(comparisons: Sequence[Mapping[str, Any]], base: str) -> str:
+    """The win rates of all models against the base for the terminal; nothing where there is one model.
+
+    Args:
+        comparisons: of `compare_all`.
+        base: its name.
+    """
+    of_base = [comparison for comparison in comparisons if comparison["against"] == base]
+    if len(of_base) < 2:
+        return ""
+    rows = [("model", "macro", *of_base[0]["scorers"])]
+    for comparison in of_base:
+        rates = [comparison["macro"], *(outcome["win_rate"] for outcome in comparison["scorers"].values())]
+        rows.append((comparison["model"], *map(_percent, rates)))
+    return _table(f"win rates against {base}", rows)
+
+
+def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, the first one left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
         for cells in (list(zip(row, widths, strict=True)) for row in rows)
     ]
-    title = f"{comparison['model']} against {comparison['against']}, {prompts} prompts"
     return "\n".join([title, *(f"  {line.rstrip()}" for line in lines)])
+
+
+def _macro(comparison: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = comparison["macro_interval"]
+    return (
+        "macro",
+        *(str(comparison[f"macro_{count}"]) for count in COUNTS),
+        _percent(comparison["macro"]),
+        f"{_percent(low)} to {_percent(high)}",
+        *[""] * 4,  # scores of several scorers have no common scale
+        f"p {comparison['macro_sign_test']:.2g}",
+    )
 
 
 def _row(name: str, outcome: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = outcome["interval"]
-    least, greatest = outcome["difference_interval"]
+    known = outcome["difference_interval"]
     return (
         name,
-        *(str(outcome[count]) for count in ("wins", "ties", "losses")),
+        *(str(outcome[count]) for count in COUNTS),
         _percent(outcome["win_rate"]),
         f"{_percent(low)} to {_percent(high)}",
         f"{outcome['mean']:.4g}",
         f"{outcome['mean_against']:.4g}",
         f"{outcome['difference']:+.3g}",
-        f"{least:+.3g} to {greatest:+.3g}",
+        "unknown" if known is None else f"{known[0]:+.3g} to {known[1]:+.3g}",
         f"p {outcome['sign_test']:.2g}",
     )
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
 
-from lit_align.evaluation.intervals import Interval, bootstrap, sign_test, wilson
+from lit_align.evaluation.intervals import Interval, bootstrap, score_interval, sign_test, wilson
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Outcome:
     mean: float  # score
     mean_against: float
     difference: float  # of the means
-    difference_interval: Interval  # by `bootstrap` over prompts
+    difference_interval: Interval | None  # by `bootstrap` over prompts; one prompt alone says nothing of others
     sign_test: float  # p value
 
 
@@ -31,7 +32,11 @@ class Comparison:
 
     scorers: dict[str, Outcome]
     macro: float  # mean of their win rates
-    macro_interval: Interval  # by `bootstrap` over prompts
+    macro_interval: Interval  # `score_interval` of the prompts' averages
+    macro_wins: int  # prompts that more scorers give to the model than to the other
+    macro_ties: int
+    macro_losses: int
+    macro_sign_test: float  # p value
 
 
 def compare(
@@ -45,27 +50,48 @@ def compare(
         tolerances: by scorer's name, differences up to which are ties; 0 where none is given.
 
     Raises:
-        ValueError: if a tolerance is negative or of no scorer.
+        ValueError: if a tolerance is negative, not finite or of no scorer.
     """
     tolerances = tolerances or {}
     for name, tolerance in tolerances.items():
         if name not in scores:
             raise ValueError(f"tolerances: {name!r} is no scorer here; there are {', '.join(scores)}.")
-        if not tolerance >= 0:
-            raise ValueError(f"tolerances: that of {name} is {tolerance}; it must be 0 or more.")
-    outcomes, points = {}, []
+        check_tolerance(name, tolerance)
+    outcomes, signs = {}, []
     for name, mine in scores.items():
         difference = mine.double() - against[name].double()
         sign = difference.sign() * (difference.abs() > tolerances.get(name, 0.0))
         outcomes[name] = _outcome(sign, difference, mine, against[name])
-        points.append((sign + 1) / 2)
-    by_prompt = torch.stack(points).mean(0)
-    low, high = bootstrap(by_prompt)
-    return Comparison(outcomes, by_prompt.mean().item(), Interval(max(0.0, low), min(1.0, high)))
+        signs.append(sign)
+    votes = torch.stack(signs)  # (scorers, prompts)
+    by_prompt = ((votes + 1) / 2).mean(0)
+    wins, ties, losses = _counts(votes.sum(0).sign())
+    mean = by_prompt.mean().item()
+    return Comparison(
+        scorers=outcomes,
+        macro=mean,
+        macro_interval=score_interval(mean, (by_prompt * (1 - by_prompt)).mean().item(), len(by_prompt)),
+        macro_wins=wins,
+        macro_ties=ties,
+        macro_losses=losses,
+        macro_sign_test=sign_test(wins, losses),
+    )
+
+
+def check_tolerance(name: str, tolerance: float) -> None:
+    """Raise a ValueError if a scorer's tie tolerance is none: by an infinite one all prompts would be ties."""
+    if not (isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerances: that of {name} is {tolerance}; it must be 0 or more, and finite.")
+
+
+def _counts(sign: Tensor) -> tuple[int, int, int]:
+    """Wins, ties and losses."""
+    wins, ties, losses = (int((sign == value).sum()) for value in (1, 0, -1))
+    return wins, ties, losses
 
 
 def _outcome(sign: Tensor, difference: Tensor, mine: Tensor, other: Tensor) -> Outcome:
-    wins, ties, losses = (int((sign == value).sum()) for value in (1, 0, -1))
+    wins, ties, losses = _counts(sign)
     return Outcome(
         wins=wins,
         ties=ties,
@@ -75,6 +101,6 @@ def _outcome(sign: Tensor, difference: Tensor, mine: Tensor, other: Tensor) -> O
         mean=mine.double().mean().item(),
         mean_against=other.double().mean().item(),
         difference=difference.mean().item(),
-        difference_interval=bootstrap(difference),
+        difference_interval=bootstrap(difference) if len(difference) > 1 else None,
         sign_test=sign_test(wins, losses),
     )
