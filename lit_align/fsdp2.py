@@ -45,13 +45,9 @@ class FSDP2(ModelParallelStrategy):
         self._rounds = 0  # held-out batches of the device that has most
 
     def setup_environment(self) -> None:
-        """Raises ValueError where the precision is not supported."""
-        precision = self.precision_plugin.precision
-        if precision not in SUPPORTED:
-            raise ValueError(
-                f"trainer.precision is {precision}, but {type(self).__name__} is for {' and '.join(SUPPORTED)}: the "
-                "weights that are shared out stay in float32. Set one of these, or trainer.strategy to ddp."
-            )
+        """Raises ValueError where the precision is not supported, or where a LoRA is trained."""
+        module: Any = self.lightning_module
+        self._refuse(precision=self.precision_plugin.precision, lora=module.backbone.lora is not None)
         assert self.cluster_environment is not None
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
@@ -60,13 +56,11 @@ class FSDP2(ModelParallelStrategy):
         """Raises ValueError for optimizers that work on whole weights alone."""
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
-            name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-            if not name.startswith("torch.optim."):
-                raise ValueError(
-                    f"model.optimizer is {name}, but {type(self).__name__} is for the optimizers of torch: others do "
-                    "not know weights that are shared out. Set model.optimizer to torch.optim.AdamW, or "
-                    "trainer.strategy to ddp."
-                )
+            self._refuse(optimizer=f"{type(optimizer).__module__}.{type(optimizer).__name__}")
+
+    def _refuse(self, **options: Any) -> None:
+        for refusal in refusals(type(self).__name__, **options):
+            raise ValueError(refusal)
 
     # -- validation
 
@@ -150,13 +144,44 @@ class FSDP2(ModelParallelStrategy):
 
 
 class ZeRO2(FSDP2):
-    """FSDP2 that gathers the weights once a step instead of twice, and holds them until the backward pass is done.
+    """FSDP2 that gathers the weights once a micro-batch instead of twice, and holds them until the backward pass ends.
 
-    As much is sent as by ZeRO's second stage (arXiv 1910.02054), and as much is held while a step goes on; between
-    steps the weights are shared out too. For machines that have the memory: for SDXL 5 GB a device in bf16-mixed.
+    Without accumulation as much is sent as by ZeRO's second stage (arXiv 1910.02054), and as much is held while a step
+    goes on; between micro-batches the weights are shared out too, so that accumulating sends them anew for each. For
+    machines that have the memory: for SDXL 5 GB a device in bf16-mixed.
     """
 
     keep_for_backward = True
+
+
+def refusals(
+    strategy: str, precision: str | None = None, optimizer: str | None = None, lora: bool = False
+) -> list[str]:
+    """What FSDP2 and ZeRO2 do not train with, each with what to set instead.
+
+    Args:
+        strategy: by its name, for the words.
+        precision: of the Trainer, in its full spelling; None: not looked at.
+        optimizer: class, by its import path; None: not looked at.
+        lora: whether an adapter is trained.
+    """
+    found = []
+    if precision is not None and precision not in SUPPORTED:
+        found.append(
+            f"trainer.precision is {precision}, but {strategy} is for {' and '.join(SUPPORTED)}: the weights that are "
+            "shared out stay in float32. Set one of these, or trainer.strategy to ddp."
+        )
+    if optimizer is not None and not optimizer.startswith("torch.optim."):
+        found.append(
+            f"model.optimizer is {optimizer}, but {strategy} is for the optimizers of torch: others do not know "
+            "weights that are shared out. Set model.optimizer to torch.optim.AdamW, or trainer.strategy to ddp."
+        )
+    if lora:
+        found.append(
+            f"model.backbone.lora is set, but {strategy} shares the weights of a whole denoiser out: its frozen "
+            "weights cannot be in the compute precision there. A LoRA needs little memory: set trainer.strategy to ddp."
+        )
+    return found
 
 
 INSTEAD = (

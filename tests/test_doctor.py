@@ -1,19 +1,23 @@
 """`lit-align doctor`: its estimate against real runs on the CPU, and what it says of configs, whole and broken."""
 
 import json
+import os
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+import yaml
 from bitsandbytes.optim import AdamW8bit
 from diffusers import UNet2DConditionModel
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.backbones.shapes import shapes_only
-from lit_align.callbacks.start_banner import memory_line
+from lit_align.callbacks.start_banner import StartBanner, memory_line
 from lit_align.cli import main
 from lit_align.memory import Shares, Work, estimate, measure_optimizer, weigh
 from lit_align.memory.autocast import MetaAutocast
@@ -21,6 +25,7 @@ from lit_align.memory.live import LiveBytes, count_saved
 from lit_align.memory.optimizer import tensors
 from lit_align.module import COMPUTE_DTYPES, AlignmentModule
 from lit_align.objectives import DiffusionDPO, MaPO
+from lit_align.scoring.base import Scorer
 from tests.conftest import PIPELINE, ROOT, small_sdxl
 from tests.published_unets import PUBLISHED
 from tests.test_cli import CONFIGS, small
@@ -184,6 +189,7 @@ def test_what_a_strategy_divides():
     assert kept.stages["policy"] - sharded.stages["policy"] == whole.trained
     assert kept.standing == sharded.standing
     assert Shares.of("ddp", 1) == Shares.of("auto", 1) == Shares()
+    assert Shares.of("ddp", 4, bucket_view=True).buckets(whole) == 0
     assert not Shares.of("somebody's", 2).known
     found = guess(shares=ddp)
     assert found.standing == found.weights.parameters + 2 * found.weights.gradients + found.optimizer.state
@@ -277,9 +283,11 @@ def test_all_errors_are_told_at_once_and_the_rest_is_there(capsys, tmp_path):
         "--model.backbone.init_args.repo=assets/emoji/pipeline",
         "--data.train_shards=pairs/nowhere/*.tar",
         f"--ckpt_path={tmp_path}/last.ckpt",
+        "--trainer.accelerator=gpu",
     )
     assert code == 1
-    assert report.endswith("3 errors: fit would not run\n")
+    assert report.endswith("4 errors: fit would not run\n")
+    assert "Override trainer.accelerator and trainer.devices" in report
     assert "last.ckpt' is not there. Name a checkpoint, or begin anew without it." in report
     assert "holds a StableDiffusionXLPipeline, but StableDiffusion needs a StableDiffusionPipeline" in report
     assert "training pairs: 'pairs/nowhere/*.tar': there is no file" in report
@@ -297,7 +305,6 @@ def test_all_errors_are_told_at_once_and_the_rest_is_there(capsys, tmp_path):
                 "Override trainer.accelerator and trainer.devices, or give --memory",
                 "fewer than one batch of data.batch_size 300 on each of 1 devices. Lower data.batch_size or",
                 "BalancedDPO learns from votes, but data.vote is not set. Set it, or choose DiffusionDPO",
-                "trainer.precision 64-true: its memory is not known. Known: ['16-mixed', '16-true',",
             ],
         ),
         (
@@ -331,7 +338,9 @@ def test_missing_weights_are_told_and_the_memory_all_the_same(capsys, tmp_path):
     words = [f"--model.backbone.repo={tmp_path / 'bare'}", "--model.backbone.lora.rank=2"]
     code, report = visit(capsys, QUICKSTART, *words, "--memory=24", "--model.backbone.vae_precision=fp16")
     assert code == 1
-    assert "unet holds no diffusion_pytorch_model.safetensors" in report
+    for part in ("unet holds no diffusion_pytorch_model", "vae holds no diff", "text_encoder holds", "encoder_2 holds"):
+        assert part in report
+    assert "2 tokenizers" in report
     assert "trainable   16,384 of 4,132,036 parameters" in report
     assert "of 24.00 GB a device: fits" in report
     assert "says force_upcast, for its activations overflow in fp16" in report
@@ -362,6 +371,110 @@ def test_what_does_not_fit_gets_remedies_until_it_does(capsys):
     assert "data.batch_size 8 with trainer.accumulate_grad_batches 2: as many pairs a step; then 3" in changes[1]
     assert "data.val_shards: without held-out pairs" in changes[2]
     assert "data.num_workers 4: with 0 the device waits" in changes[3]
+
+
+class Unreadable(Scorer):
+    """As one whose weights are not to be read."""
+
+    version = 1
+
+    def __init__(self):
+        raise AssertionError("weights are read")
+
+    def _score(self, images, prompts):
+        raise AssertionError("scores are wanted")
+
+
+SCORERS = {"clip": {"class_path": "tests.test_doctor.Unreadable"}}
+
+
+def test_scorers_are_not_made(capsys, tmp_path):
+    """Neither those of callbacks nor those of the data module, whose rules hold all the same."""
+    judge = {"class_path": "WinRate", "init_args": {"prompts": ["a fox"], "scorers": SCORERS}}
+    path = tmp_path / "scorers.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": [judge]}, "data": {"scorers": SCORERS}}))
+    words = [QUICKSTART, f"--config={path}", "--data.vote.voters=[clip]"]
+    code, report = visit(capsys, *words)
+    assert code == 0, report
+    assert "WinRate: left out here, for its scorers read their weights" in report
+    assert "208 pairs in 8 shards" in report
+    assert "ordered by the human label, until a vote while training" in report
+    assert ": fits, without the scorers\n" in report
+    code, report = visit(capsys, *words, "--memory=0.01", "--trainer.precision=bf16-mixed")
+    assert code == 1
+    assert "model.backbone.lora.rank 8" in report
+    assert "data.train_cache" not in report  # fit would refuse it
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["data.train_cache=nowhere"], ["data.vote is not. Say in data.vote", "a cache does not hold. Run lit-align"]),
+        (["data.vote.voters=[clip,style]"], ["data.scorers lacks 'style', which data.vote names; it has clip."]),
+        (["data.vote={voters: [clip], rule: normalized}"], ["data.vote.rule normalized looks at the whole data set"]),
+    ],
+    ids=["cache", "voter", "rule"],
+)
+def test_scorers_in_training_have_rules(capsys, tmp_path, words, messages):
+    path = tmp_path / "scorers.yaml"
+    path.write_text(yaml.safe_dump({"data": {"scorers": SCORERS}}))
+    code, report = visit(capsys, QUICKSTART, f"--config={path}", *(f"--{word}" for word in words))
+    assert code == 1
+    assert all(report.count(message) == 1 for message in messages), report
+    assert "72 pairs in 3 shards" in report  # the rest is looked at
+
+
+def test_what_a_sharding_strategy_refuses_is_told_and_not_advised(capsys, tmp_path, sd15, sd21):
+    config, overlay = ROOT / "configs/mapo_sdxl_lora.yaml", "--config=configs/hardware/fsdp2_multi_node.yaml"
+    words = [*small(config, tmp_path, sd15, sd21), overlay, "--trainer.accelerator=gpu"]
+    refused = ["--trainer.precision=16-mixed", "--model.optimizer=bitsandbytes.optim.AdamW8bit"]
+    code, report = visit(capsys, *words, *refused, "--memory=24")
+    assert code == 1
+    assert report.endswith("3 errors: fit would not run\n"), report
+    assert "trainer.precision is 16-mixed, but FSDP2 is for 32-true and bf16-mixed" in report
+    assert "model.optimizer is bitsandbytes.optim.adamw.AdamW8bit, but FSDP2 is for the optimizers of torch" in report
+    assert "model.backbone.lora is set, but FSDP2 shares the weights of a whole denoiser out" in report
+    whole = [*words, "--model.backbone.init_args.lora=null", "--trainer.strategy=lit_align.fsdp2.ZeRO2"]
+    code, report = visit(capsys, *whole, "--memory=0.005")
+    assert report.endswith("1 error: fit would not run\n"), report
+    assert "of 5.0 MB a device: does not fit" in report
+    assert "what to change" in report
+    assert "8bit" not in report
+    assert "lora.rank" not in report
+    code, report = visit(capsys, *whole, "--memory=24")
+    assert code == 0, report
+
+
+def test_gradients_are_not_twice_where_they_are_in_the_buckets(capsys):
+    words = [QUICKSTART, "--config=configs/hardware/ddp_8x80gb.yaml", "--memory=80"]
+    assert "DDP's copy of the gradients" not in visit(capsys, *words)[1]
+    option = "--trainer.strategy.init_args.gradient_as_bucket_view=false"
+    assert "buckets      16.5 MB: DDP's copy of the gradients" in visit(capsys, *words, option)[1]
+
+
+@pytest.mark.parametrize("view", [True, False])
+def test_banner_looks_at_ddp_itself(monkeypatch, view):
+    module = make()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**10))
+    strategy = DDPStrategy(gradient_as_bucket_view=view)
+    monkeypatch.setattr(DDPStrategy, "root_device", torch.device("cuda:0"))
+    trainer = SimpleNamespace(strategy=strategy, world_size=2)
+    (line,) = StartBanner()._memory(trainer, module)
+    assert ("buckets" in line) != view
+
+
+class Own(torch.optim.SGD):
+    """An optimizer of a package that nobody has installed."""
+
+
+def test_what_cannot_be_told_is_no_error(capsys, monkeypatch):
+    words = ["--model.optimizer=tests.test_doctor.Own", "--trainer.precision=64"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    code, report = visit(capsys, QUICKSTART, *words)
+    assert code == 0, report
+    assert f"torch {torch.__version__}, lightning" in report
+    assert "cannot be estimated: trainer.precision 64-true: its memory is not known. Known: ['16-mixed'," in report
+    assert "cpu: 1 cores, " in report
 
 
 @pytest.mark.parametrize(("loss", "beta", "said"), [("ipo", 5000, 1), ("ipo", 10, 0), ("sigmoid", 0.1, 1)])

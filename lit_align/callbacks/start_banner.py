@@ -38,7 +38,8 @@ class StartBanner(L.Callback):
         device, whole = trainer.strategy.root_device, SingleDeviceStrategy | DDPStrategy
         if device.type != "cuda" or not isinstance(trainer.strategy, whole):
             return []
-        shares = Shares.of("ddp", trainer.world_size)
+        options = getattr(trainer.strategy, "_ddp_kwargs", {})  # Lightning offers no other look at them
+        shares = Shares.of("ddp", trainer.world_size, bool(options.get("gradient_as_bucket_view")))
         return [memory_line(module, shares, torch.cuda.get_device_properties(device).total_memory)]
 
 

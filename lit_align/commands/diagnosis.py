@@ -4,10 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+SEE_BELOW = "error, see below"
+
 
 @dataclass
 class Diagnosis:
-    """Grows section by section; one that fails is an error and stops no other."""
+    """Grows section by section; what fails in one is an error and stops nothing that comes after.
+
+    A section can be opened again, so that what stands on its own in it fails on its own.
+    """
 
     sections: dict[str, list[str]] = field(default_factory=dict)  # lines by title
     errors: list[str] = field(default_factory=list)
@@ -20,8 +25,16 @@ class Diagnosis:
         try:
             yield lines
         except Exception as error:  # whatever would stop a run is to be told, not to stop the report
-            lines.append("error, see below")
-            self.errors.append(f"{title}: {describe(error)}")
+            self.fail(title, error)
+
+    def fail(self, title: str, error: Exception) -> None:
+        """Note an error of a section; the same one a second time changes nothing."""
+        lines, told = self.sections.setdefault(title, []), f"{title}: {describe(error)}"
+        if told in self.errors:
+            return
+        self.errors.append(told)
+        if SEE_BELOW not in lines:
+            lines.append(SEE_BELOW)
 
     def text(self) -> str:
         """The report."""

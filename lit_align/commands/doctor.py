@@ -18,8 +18,10 @@ from lit_align.commands.diagnosis import Diagnosis, gigabytes
 from lit_align.commands.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.memory_report import MemoryReport
 from lit_align.commands.run_parts import RunParts
-from lit_align.commands.weights_check import missing_config, weight_lines
+from lit_align.commands.weights_check import missing_config, weight_line
 from lit_align.fsdp2 import check_strategy, name_of
+from lit_align.memory import UnknownPrecision
+from lit_align.objectives import Objective
 
 CKPT_WORDS = ("best", "last", "hpc")  # that the Trainer understands in place of a path
 
@@ -72,11 +74,11 @@ class Doctor:
         with self.found.section("devices") as lines:
             lines += devices()
             self._trainer(lines)
-        with self.found.section("weights") as lines:
-            self._weights(lines)
+        with self.found.section("devices"):
+            self._checkpoint()
+        self._weights()
         self._data()
-        with self.found.section("run") as lines:
-            self._run(lines)
+        self._run()
         with self.found.section("memory") as lines:
             self._memory(lines)
         self._advise()
@@ -101,29 +103,45 @@ class Doctor:
             f"{asked}: {machine.devices} x {machine.device}{where} with {gigabytes(machine.memory)} each, strategy "
             f"{machine.strategy}, precision {machine.precision}"
         )
+        lines += [
+            f"{name}: left out here, for its scorers read their weights; not looked at" for name in self.parts.judges()
+        ]
+
+    def _checkpoint(self) -> None:
         path = self.config.get("ckpt_path")
         if path is not None and path not in CKPT_WORDS and ":" not in path and not Path(path).exists():
             raise FileNotFoundError(f"ckpt_path {path!r} is not there. Name a checkpoint, or begin anew without it.")
 
-    def _weights(self, lines: list[str]) -> None:
+    def _weights(self) -> None:
         about = self.config.model.backbone.init_args
-        self.fetch = missing_config(about.repo, about.revision)
-        if self.fetch is not None:
-            lines.append(f"{about.repo} is not in the local cache; fit would download it")
+        with self.found.section("weights") as lines:
+            self.fetch = missing_config(about.repo, about.revision)
+            if self.fetch is not None:
+                lines.append(f"{about.repo} is not in the local cache; fit would download it")
+                return
+            self.backbone = self.parts.backbone()
+            lines.append(f"{type(self.backbone).__name__} from {about.repo}")
+        if self.backbone is None:
             return
-        self.backbone = self.parts.backbone()
-        lines.append(f"{type(self.backbone).__name__} from {about.repo}")
-        lines += weight_lines(self.backbone)
+        for name, source in self.backbone.sources().items():
+            with self.found.section("weights") as lines:
+                lines.append(f"{name}: {weight_line(*source)}")
+        with self.found.section("weights") as lines:
+            lines.append(f"{len(self.backbone.tokenizers)} tokenizers")
 
     def _data(self) -> None:
         about = self.config.data
+        if about.scorers is not None:
+            with self.found.section("training pairs") as lines:
+                lines.append("data.scorers: the pairs are scored while training; their weights are not looked at")
+                self.parts.live_vote()  # refuses on its own, where the data module has other refusals before
+        for scorers in (True, False):  # once more without, so that what is wrong with them hides nothing
+            if self.data is None:
+                with self.found.section("training pairs"):
+                    self.data = DataCheck(self.parts.data(scorers), self.machine.devices)
         with self.found.section("training pairs") as lines:
-            check = self.data = DataCheck(self.parts.data(), self.machine.devices)
-            if about.scorers is not None:
-                lines.append(
-                    "data.scorers: the pairs are scored while training; neither votes nor memory are told here"
-                )
-            lines += check.train()
+            if self.data is not None:
+                lines += self.data.train()
             readers = f"{about.num_workers} workers a device" if about.num_workers else "the training process"
             lines.append(f"read by {readers}; batches of {about.batch_size} pairs at {about.resolution} px")
         if self.data is None:
@@ -133,8 +151,21 @@ class Doctor:
         with self.found.section("caches") as lines:
             lines += self.data.caches(self.backbone)
 
-    def _run(self, lines: list[str]) -> None:
-        wanted, machine = self.config.trainer, self.machine
+    def _run(self) -> None:
+        with self.found.section("run") as lines:
+            self._objective(lines)
+        with self.found.section("run") as lines:
+            wanted, devices = self.config.trainer, self.machine.devices
+            lines.append(batch_line(self.config.data.batch_size, wanted.accumulate_grad_batches, devices).strip())
+            lines.append(self._length())
+        with self.found.section("run"):
+            self._vote(self.parts.objective())
+        with self.found.section("run"):
+            lora, optimizer = self.config.model.backbone.init_args.lora is not None, self.parts.optimizer()
+            for refusal in self.machine.refusals(precision=self.machine.precision, optimizer=optimizer, lora=lora):
+                self.found.fail("run", ValueError(refusal))
+
+    def _objective(self, lines: list[str]) -> None:
         callbacks = list(self.trainer.callbacks) if self.trainer is not None else []  # type: ignore[attr-defined]
         objective = self.parts.objective()
         if self.backbone is None:
@@ -145,8 +176,8 @@ class Doctor:
             for update in (callback for callback in callbacks if isinstance(callback, ReferenceUpdate)):
                 assert self.trainer is not None
                 update.setup(self.trainer, module, "fit")  # refuses an objective without a reference
-        lines.append(batch_line(self.config.data.batch_size, wanted.accumulate_grad_batches, machine.devices).strip())
-        lines.append(self._length())
+
+    def _vote(self, objective: Objective) -> None:
         if objective.needs_vote and self.config.data.vote is None and self.config.data.scorers is None:
             raise ValueError(
                 f"{type(objective).__name__} learns from votes, but data.vote is not set. Set it, or choose "
@@ -172,7 +203,11 @@ class Doctor:
             lines.append(f"cannot be estimated until the pipeline's configs are here: {to_do}")
             return
         report = MemoryReport(self.parts, self.machine)
-        lines += report.lines()
+        try:
+            lines += report.lines()
+        except UnknownPrecision as error:  # fit would start all the same
+            lines.append(f"cannot be estimated: {error}")
+            return
         lines.append("an estimate from shapes, not measured on a GPU; the device's context and workspaces come on top")
         if report.verdict() in ("close", "does not fit"):
             self.found.advice += report.remedies()

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -10,11 +11,12 @@ import torch
 from jsonargparse import Namespace
 
 from lit_align.commands.diagnosis import gigabytes
-from lit_align.fsdp2 import name_of
+from lit_align.fsdp2 import FSDP2, ZeRO2, name_of, refusals
 from lit_align.memory import Shares
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft")
 SPELLINGS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
+SHARDING = {kind.__name__.lower(): kind.__name__ for kind in (FSDP2, ZeRO2)}
 
 
 class Machine(NamedTuple):
@@ -26,22 +28,30 @@ class Machine(NamedTuple):
     cores: int  # of the CPU, for each device of a node; 0 where they are not known
     precision: str  # of the Trainer, in its full spelling
     strategy: str  # by its short name
+    bucket_view: bool = False  # whether DDP keeps the gradients in its buckets alone
 
     @property
     def shares(self) -> Shares:
-        return Shares.of(self.strategy, self.devices)
+        return Shares.of(self.strategy, self.devices, self.bucket_view)
+
+    def refusals(self, **options: Any) -> list[str]:
+        """What its strategy does not train with, see `fsdp2.refusals`."""
+        name = SHARDING.get(self.strategy)
+        return [] if name is None else refusals(name, **options)
 
 
 def versions(config: Namespace) -> list[str]:
-    """Versions of python, of what every run uses, and of the package that the optimizer comes from."""
+    """Versions of python, of what every run uses, and of the package that the optimizer comes from, if it is one."""
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     package = config.model.optimizer.class_path.split(".")[0]
-    names = [*PACKAGES, *({package} - set(PACKAGES))]
-    return [", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])]
+    with suppress(PackageNotFoundError):  # a module of the user's own
+        found[package] = version(package)
+    return [", ".join(f"{name} {number}" for name, number in found.items())]
 
 
 def devices() -> list[str]:
     """What this machine has."""
-    lines = [f"cpu: {os.cpu_count()} cores, {gigabytes(ram())}"]
+    lines = [f"cpu: {cores()} cores, {gigabytes(ram())}"]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
         bf16 = "bf16" if about.major >= 8 else "no bf16"  # Ampere was the first
@@ -49,6 +59,11 @@ def devices() -> list[str]:
     if torch.backends.mps.is_available():
         lines.append("mps: shares the memory of the cpu")
     return lines
+
+
+def cores() -> int:
+    """Cores of the CPU that this process may use; a batch system may give it a part of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
 
 
 def ram() -> int:
@@ -70,9 +85,10 @@ def machine_of(trainer: L.Trainer, strategy: Any) -> Machine:
         "cpu" if trainer.strategy.root_device.type == "cpu" else "cuda",
         memory or ram() // here,
         trainer.world_size,
-        (os.cpu_count() or 0) // here,
+        cores() // here,
         str(trainer.precision),
         strategy_name(strategy, trainer.world_size),
+        views_buckets(strategy),
     )
 
 
@@ -84,11 +100,19 @@ def machine_elsewhere(config: Namespace, memory: float) -> Machine:
     except ValueError:  # auto, or a list in words
         count = max(len([word for word in str(wanted).split(",") if word.strip().isdigit()]), 1)
     world, precision = count * config.num_nodes, str(config.precision)
-    name = strategy_name(config.strategy, world)
-    return Machine("cuda", int(memory * 1e9), world, 0, SPELLINGS.get(precision, precision), name)
+    name, views = strategy_name(config.strategy, world), views_buckets(config.strategy)
+    return Machine("cuda", int(memory * 1e9), world, 0, SPELLINGS.get(precision, precision), name, views)
 
 
 def strategy_name(strategy: Any, devices: int) -> str:
     """The short name of a Trainer's strategy."""
     name = name_of(strategy).removesuffix("Strategy").lower()
     return "ddp" if name == "auto" and devices > 1 else name
+
+
+def views_buckets(strategy: Any) -> bool:
+    """Whether a config's strategy has `gradient_as_bucket_view`, with which DDP keeps no second copy of gradients."""
+    if isinstance(strategy, str):
+        return False
+    parts = [strategy.get("init_args"), strategy.get("dict_kwargs")]  # the latter where a class takes anything
+    return any(bool(part.get("gradient_as_bucket_view")) for part in parts if part is not None)

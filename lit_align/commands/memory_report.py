@@ -14,6 +14,7 @@ from lit_align.data.buckets import bucket_shapes
 from lit_align.memory import Estimate, OptimizerBytes, Work, estimate, measure_optimizer
 
 SHOWN = 100_000  # bytes; less is a schedule or a counter
+EIGHT_BIT = "bitsandbytes.optim.AdamW8bit"
 KEPT_FREE = 0.1  # of the memory: for the device's context and libraries, which the estimate leaves out
 
 
@@ -50,7 +51,8 @@ class MemoryReport:
             "optimizer    " + ("unknown: not counted" if optimizer is None else gigabytes(optimizer.state)),
             f"activations  {gigabytes(found.activations)}, the greatest of: {stages}; saved for the backward pass "
             f"{gigabytes(found.saved)}",
-            f"total        {gigabytes(found.total)} of {gigabytes(self.machine.memory)} a device: {self.verdict()}",
+            f"total        {gigabytes(found.total)} of {gigabytes(self.machine.memory)} a device: {self.verdict()}"
+            + (", without the scorers" if self.parts.config.data.scorers is not None else ""),
         ]
         if not self.machine.shares.known:
             lines.append(
@@ -86,7 +88,10 @@ class MemoryReport:
                 return
 
     def _changes(self) -> Iterator[Iterable["Change"]]:
-        """Changes, or alternatives of which the first that fits is enough; each builds on the last of those before."""
+        """Changes, or alternatives of which the first that fits is enough; each builds on the last of those before.
+
+        What `fit` would refuse is not among them.
+        """
         config, backbone, work = self.parts.config, dict[str, Any](), self.work
         if not config.model.backbone.init_args.gradient_checkpointing:
             backbone["gradient_checkpointing"] = True
@@ -100,14 +105,13 @@ class MemoryReport:
         if smaller:
             yield [self._batch(size, backbone, work) for size in smaller]
             work = replace(work, batch_size=1)
-        if not work.encoded:
+        if not work.encoded and config.data.scorers is None:  # they look at pixels
             work = replace(work, encoded=True)
             words, reason = "data.train_cache and data.val_cache", "lit-align encode makes them; no encoder is loaded"
             yield [Change(words, reason, Estimate.without_encoders)]
-        if find_spec("bitsandbytes") is not None:
-            words, reason = "model.optimizer bitsandbytes.optim.AdamW8bit", "a quarter of AdamW's state"
-            yield [Change(words, reason, self._eight_bit)]
-        if config.model.backbone.init_args.lora is None:
+        if find_spec("bitsandbytes") is not None and not self.machine.refusals(optimizer=EIGHT_BIT):
+            yield [Change(f"model.optimizer {EIGHT_BIT}", "a quarter of AdamW's state", self._eight_bit)]
+        if config.model.backbone.init_args.lora is None and not self.machine.refusals(lora=True):
             reason = "trains an adapter: few gradients, little state; it wants a greater learning rate"
             yield [Change("model.backbone.lora.rank 8", reason, self._anew(backbone | {"lora": LoRA()}, work))]
 

@@ -37,24 +37,23 @@ def missing_config(repo: str, revision: str | None) -> str | None:
     return f"{fetch} --include '*.json' --include '*.txt'"
 
 
-def weight_lines(backbone: Backbone) -> list[str]:
-    """Where each model's weights are, and how large.
+def weight_line(source: Source, stem: str) -> str:
+    """Where a model's weights are, and how large.
+
+    Args:
+        source: of the model.
+        stem: name of its weights without suffix.
 
     Raises:
-        FileNotFoundError: if a local folder lacks some, or the tokenizers cannot be loaded.
+        FileNotFoundError: if a local folder lacks some.
     """
-    lines = []
-    for name, (source, stem) in backbone.sources().items():
-        try:
-            files = weight_files(source, stem, download=False)
-        except FileNotFoundError:
-            if source.local or constants.HF_HUB_OFFLINE:
-                raise
-            lines.append(f"{name}: {source} is not in the local cache; fit would download it")
-            continue
-        lines.append(f"{name}: {gigabytes(sum(path.stat().st_size for path in files))} in {source}")
-    lines.append(f"{len(backbone.tokenizers)} tokenizers")
-    return lines
+    try:
+        files = weight_files(source, stem, download=False)
+    except FileNotFoundError:
+        if source.local or constants.HF_HUB_OFFLINE:
+            raise
+        return f"{source} is not in the local cache; fit would download it"
+    return f"{gigabytes(sum(path.stat().st_size for path in files))} in {source}"
 
 
 def weights_are_here(backbone: Backbone) -> bool:

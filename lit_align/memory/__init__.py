@@ -1,8 +1,18 @@
 """What a training run needs of a device's memory, told from shapes on the meta device."""
 
-from lit_align.memory.estimate import Estimate, Work, estimate
+from lit_align.memory.estimate import Estimate, UnknownPrecision, Work, estimate
 from lit_align.memory.optimizer import OptimizerBytes, measure_optimizer
 from lit_align.memory.strategy import Shares
 from lit_align.memory.weights import WeightBytes, weigh
 
-__all__ = ["Estimate", "OptimizerBytes", "Shares", "WeightBytes", "Work", "estimate", "measure_optimizer", "weigh"]
+__all__ = [
+    "Estimate",
+    "OptimizerBytes",
+    "Shares",
+    "UnknownPrecision",
+    "WeightBytes",
+    "Work",
+    "estimate",
+    "measure_optimizer",
+    "weigh",
+]

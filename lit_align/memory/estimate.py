@@ -23,6 +23,10 @@ ENCODING = ("VAE", "text encoders")  # stages that a run on a cache does not hav
 PRECISIONS = {*COMPUTE_DTYPES, "32-true"}
 
 
+class UnknownPrecision(ValueError):
+    """A precision of which no more can be told."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What one device does.
@@ -89,11 +93,13 @@ def estimate(module: AlignmentModule, work: Work) -> Estimate:
         work: of one device.
 
     Raises:
-        ValueError: for a precision that is not known here.
+        UnknownPrecision: for one that is not known here.
         OSError: if a config or a tokenizer cannot be found.
     """
     if work.precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision {work.precision}: its memory is not known. Known: {sorted(PRECISIONS)}.")
+        raise UnknownPrecision(
+            f"trainer.precision {work.precision}: its memory is not known. Known: {sorted(PRECISIONS)}."
+        )
     with shapes_only():  # encoders that load now too
         prepare(module, work)
         weights = weigh(module.backbone)

@@ -19,12 +19,18 @@ class Shares(NamedTuple):
     known: bool = True  # whether the strategy is
 
     @classmethod
-    def of(cls, strategy: str, devices: int) -> Self:
-        """Those of a Trainer's strategy, by its name, on so many devices in all."""
+    def of(cls, strategy: str, devices: int, bucket_view: bool = False) -> Self:
+        """Those of a Trainer's strategy.
+
+        Args:
+            strategy: by its short name.
+            devices: in all.
+            bucket_view: DDP's `gradient_as_bucket_view`: the gradients are in its buckets, not beside them.
+        """
         if devices == 1 or strategy in ("auto", "single_device"):
             return cls()
         if strategy.startswith("ddp"):
-            return cls(copies=1)
+            return cls(copies=0 if bucket_view else 1)
         if strategy in ("fsdp2", "zero2"):
             return cls(devices, devices, devices, gathered=strategy == "zero2")
         return cls(known=False)
