@@ -402,7 +402,7 @@ def test_an_image_that_is_not_finite_is_named(tmp_path):
     with torch.no_grad():
         unet.conv_out.bias.fill_(torch.nan)
     unet.save_pretrained(tmp_path / "broken")
-    with pytest.raises(ValueError, match=r"drew one colour alone for 'anchor', seed \d+: .* not finite in fp32"):
+    with pytest.raises(ValueError, match=r"drew nothing for 'anchor', seed \d+: .* not finite in fp32"):
         make(tmp_path, NAMES[:1], chosen_unet=str(tmp_path / "broken"))
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not list((tmp_path / "out").glob(".*"))

@@ -71,7 +71,7 @@ def make_results(folder, models):
     results = {
         "format": 1,
         "made_with": {"lit_align": "0.1.0", "torch": torch.__version__, "options": {"limit": 12, "batch_size": 8}},
-        "sampling": {"sampler": "Euler", "steps": 50, "guidance_scale": 7.5, "height": 32, "width": 32, "seed": 0},
+        "sampling": {"sampler": "euler", "steps": 50, "guidance_scale": 7.5, "height": 32, "width": 32, "seed": 0},
         "prompts": [{"prompt": prompt, "seed": number} for number, prompt in enumerate(prompts)],
         "models": {
             model: {

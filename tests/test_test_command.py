@@ -3,18 +3,26 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import RLock
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 import yaml
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tqdm import tqdm
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL, sampling
@@ -38,6 +46,7 @@ make_bundled = partial(make_module, repo=PIPELINE)  # whose pictures mean someth
 
 NAMES = ["anchor", "bacon", "fox", "tulip", "bell", "red apple", "axe", "cactus"]
 SCORERS = ["clip", "style", "colour"]
+SAMPLERS = ["euler", "ddim", "dpm++"]
 TOLERANCES = {"clip": 0.01}
 
 
@@ -106,7 +115,7 @@ def test_results_are_what_sampler_and_scorers_say(whole, dark):
     assert found["models"]["dark"]["weights"] == dark
     assert found["prompts"] == [{"prompt": name, "seed": prompt_seed(name, 0)} for name in NAMES]
     assert found["sampling"] == {
-        "sampler": "Euler",
+        "sampler": "euler",
         "steps": 6,
         "guidance_scale": 5.0,
         "height": 32,
@@ -196,7 +205,7 @@ def counting(monkeypatch):
 
     def counted(model, wanted, *rest):
         counts.append(len(wanted))
-        draw(model, wanted, *rest)
+        return draw(model, wanted, *rest)
 
     monkeypatch.setattr(contest, "draw_images", counted)
     return counts
@@ -231,6 +240,72 @@ def test_the_base_is_drawn_and_scored_once(tmp_path, dark, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("scores/*/*.json")} == scored
     run(tmp_path, dark, scorers="colour", output="third", **share)  # another list of scorers draws nothing
     assert counts[6:] == [0, 0]
+
+
+def test_a_pipeline_that_differs_in_a_number_alone_draws_anew(tmp_path, dark, monkeypatch):
+    """Weights are the same; the VAE's scale, or what an empty prompt becomes, makes other images all the same."""
+    counts = counting(monkeypatch)
+    share = {"names": NAMES[:2], "scorers": "colour", "steps": 1}
+    changes = {"vae/config.json": ("scaling_factor", 0.5), "model_index.json": ("force_zeros_for_empty_prompt", False)}
+    changes["unet/config.json"] = ("flip_sin_to_cos", False)
+    models = {}
+    for number, (file, (key, value)) in enumerate(changes.items()):
+        models[f"m{number}"] = str(shutil.copytree(PIPELINE, tmp_path / f"m{number}"))
+        config = json.loads((tmp_path / f"m{number}" / file).read_text())
+        assert config.get(key, True) != value
+        (tmp_path / f"m{number}" / file).write_text(json.dumps(config | {key: value}))
+    found = run(tmp_path, dark, models=models, **share)
+    assert counts == [2, 2, 2, 2]
+    assert len({about["fingerprint"] for about in found["models"].values()}) == 4
+    before = images(tmp_path / "out")
+    assert len(set(before.values())) == len(before)
+    for name, version in (("DRAWING_VERSION", 2), ("transformers", SimpleNamespace(__version__="0"))):
+        monkeypatch.setattr(contest, name, version)
+        run(tmp_path, dark, models={"m0": models["m0"]}, output=name, **share)
+    assert counts[4:] == [2, 2, 2, 2]
+
+
+def test_samplers(tmp_path, dark):
+    """Each draws images of its own, as diffusers does, and is written down."""
+    share = {"names": NAMES[:1], "scorers": "colour", "steps": 8}
+    backbone = StableDiffusionXL(str(PIPELINE))
+    for name, scheduler in (("ddim", DDIMScheduler), ("dpm++", DPMSolverMultistepScheduler)):
+        found = run(tmp_path, dark, output=name, sampler=name, **share)
+        assert found["sampling"]["sampler"] == name
+        pipeline = StableDiffusionXLPipeline.from_pretrained(PIPELINE)
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        seed = prompt_seed(NAMES[0], 0)
+        noise = torch.randn(1, *backbone.latent_shape(32, 32), generator=torch.Generator().manual_seed(seed))
+        (wanted,) = pipeline(
+            NAMES[0], height=32, width=32, num_inference_steps=8, latents=noise, output_type="np"
+        ).images
+        stored = decode_pixels((tmp_path / name / "images/base/00000.png").read_bytes())
+        assert abs(stored.astype(int) - (wanted * 255).round().astype(int)).max() <= 1
+    with pytest.raises(ValueError, match=r"sampler was 'ddim' and is 'euler'"):
+        run(tmp_path, dark, output="ddim", **share)
+    euler = run(tmp_path, dark, output="euler", **share)
+    assert euler["sampling"]["sampler"] == "euler"
+    assert len(list((tmp_path / "cache").iterdir())) == 6
+    drawn = [decode_pixels((tmp_path / name / "images/base/00000.png").read_bytes()).astype(int) for name in SAMPLERS]
+    assert abs(drawn[0] - drawn[1]).max() <= 2  # the same integral at the same times
+    assert abs(drawn[0] - drawn[2]).mean() > 1
+
+
+def test_images_of_one_colour_count_and_are_mentioned(tmp_path, capsys):
+    """An over-optimised model may draw them; only what is not finite stops."""
+    plain = shutil.copytree(PIPELINE, tmp_path / "plain")
+    vae = AutoencoderKL.from_pretrained(plain, subfolder="vae")
+    for parameter in vae.decoder.conv_out.parameters():
+        parameter.data.zero_()
+    vae.save_pretrained(plain / "vae")
+    run(tmp_path, str(plain), NAMES[:2], scorers="colour", steps=1)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "one colour" in line]
+    assert "dark drew 2 images of one colour alone; their numbers are finite, and they count" in line
+    unet = UNet2DConditionModel.from_pretrained(PIPELINE, subfolder="unet")
+    unet.conv_out.bias.data.fill_(torch.nan)
+    unet.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"drew nothing for 'anchor', seed \d+: its numbers are not finite in fp32"):
+        run(tmp_path, str(tmp_path / "broken"), NAMES[:2], scorers="colour", steps=1, output="broken")
 
 
 def run_to_be_killed(*arguments, **options):

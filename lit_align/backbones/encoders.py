@@ -148,8 +148,12 @@ class Encoders(nn.Module, ABC):
             "vae": digest_weights(self.vae_source, DIFFUSERS_STEM),
             "vae_precision": self.vae_precision,
             "text_encoders": " ".join(digest_weights(source, "model") for source in self._text_sources()),
-            "tokenizers": " ".join(map(digest_tokenizer, self._tokenizer_sources())),
+            **self.prompts_identity(),
         }
+
+    def prompts_identity(self) -> dict[str, str]:
+        """What becomes of prompts before the text encoders read them, from the files as above; no weights are read."""
+        return {"tokenizers": " ".join(map(digest_tokenizer, self._tokenizer_sources()))}
 
     # -- prompts
 
@@ -207,13 +211,22 @@ class Encoders(nn.Module, ABC):
             posterior = self.vae.encode((images.float() / 127.5 - 1).to(self.vae.dtype)).latent_dist
         return torch.stack([posterior.mean.float(), posterior.std.float()], 1)
 
-    @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (batch, 3, height, width) uint8: the inverse of `encode_images`."""
+        return to_pixels(self.decode(latents))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The same before it is rounded: (batch, 3, height, width) float32, black -1 and white 1, or beyond."""
         restored = self.latent_space.restore(latents)
         with outside_autocast(latents.device):
-            images = self.vae.decode(restored.to(self.vae.dtype)).sample
-        return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            decoded: Tensor = self.vae.decode(restored.to(self.vae.dtype)).sample
+        return decoded.float()
+
+
+def to_pixels(values: Tensor) -> Tensor:
+    """Values from -1 to 1 as uint8; those beyond are cut off."""
+    return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:

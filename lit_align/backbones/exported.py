@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from lit_align.backbones.base import Backbone
 from lit_align.backbones.checkpoint import build_unet, merge_trained_lora, read_trained
+from lit_align.backbones.identity import plain
 from lit_align.backbones.reference import Denoiser
 from lit_align.backbones.sdxl import StableDiffusionXL
 from lit_align.backbones.sharded_checkpoint import is_sharded
@@ -104,13 +106,15 @@ def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
 
 
 def fingerprint(backbone: Backbone, denoiser: Denoiser) -> str:
-    """16 hexadecimal digits of what draws: denoiser, text encoders, VAE, schedule.
+    """16 hexadecimal digits of what draws: denoiser, text encoders, VAE, their configs, tokenizers, schedule.
 
     Of each tensor some thousand weights, evenly spread: all of SDXL's would take half a minute, and training moves
     every one of them.
     """
-    settings = {key: value for key, value in backbone.scheduler.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(f"{type(backbone).__name__}/{sorted(settings.items())}".encode())
+    texts = [encoder.config.to_dict() for encoder in backbone.text_encoders]
+    configs = [dict(part.config) for part in (backbone.scheduler, backbone.vae, denoiser)] + texts
+    settings = [type(backbone).__name__, backbone.prompts_identity(), *map(plain, configs)]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     modules: dict[str, Any] = {"denoiser": denoiser, "text_encoders": backbone.text_encoders, "vae": backbone.vae}
     for part, module in modules.items():
         for name, value in sorted(module.state_dict().items()):

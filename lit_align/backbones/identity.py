@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,9 @@ def digest_tokenizer(source: Source) -> str:
 
 
 def _plain_config(path: Path) -> bytes:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in INCIDENTAL}
-    return json.dumps(kept, sort_keys=True).encode()
+    return json.dumps(plain(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True).encode()
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what only says by whom it was saved."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in INCIDENTAL}

@@ -25,8 +25,8 @@ class StableDiffusionXL(Backbone):
     def zeros_for_empty_prompt(self) -> bool:
         return bool(self.pipeline_config.get("force_zeros_for_empty_prompt", True))
 
-    def encoders_identity(self) -> dict[str, str]:
-        return super().encoders_identity() | {"empty_prompt": "zeros" if self.zeros_for_empty_prompt else "encoded"}
+    def prompts_identity(self) -> dict[str, str]:
+        return super().prompts_identity() | {"empty_prompt": "zeros" if self.zeros_for_empty_prompt else "encoded"}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ from typing import NamedTuple, NoReturn
 
 import diffusers
 import torch
+import transformers
 from tqdm import tqdm
 
-from lit_align.commands.drawing import Wanted, draw_images, is_whole
+from lit_align.backbones.sampling import DRAWING_VERSION
+from lit_align.commands.drawing import Wanted, draw_images, is_whole, note_plain
 from lit_align.commands.models import Model, Sampling, Source, at_a_time, load_models, place_models
 from lit_align.commands.place import Place
 from lit_align.evaluation.gallery import Gallery
@@ -57,7 +59,8 @@ class Contest(NamedTuple):
         if todo:
             place_models(models, self.place.device, self.sampling.precision)
         with self._bar(f"drawing {name}", len(todo)) as bar:
-            draw_images(models[0], todo, self.guidance_scale, self.sampling, self.batch_size, bar.update)
+            plain = draw_images(models[0], todo, self.guidance_scale, self.sampling, self.batch_size, bar.update)
+        note_plain(self.place, name, plain)
         fingerprint = models[0].fingerprint
         models.clear()
         gc.collect()  # a pipeline and its modules know each other
@@ -72,7 +75,8 @@ class Contest(NamedTuple):
     def _folder(self, model: Model) -> str:
         """What decides an image beside prompt and seed, as 16 hexadecimal digits."""
         how = [model.fingerprint, self.sampling._asdict(), self.guidance_scale, self.place.device.type]
-        digest = hashlib.blake2b(json.dumps([*how, str(torch.__version__), diffusers.__version__]).encode())
+        versions = [DRAWING_VERSION, str(torch.__version__), diffusers.__version__, transformers.__version__]
+        digest = hashlib.blake2b(json.dumps([*how, *versions]).encode())
         return digest.hexdigest()[:16]
 
     def score(self, judges: Mapping[str, Judge], galleries: Mapping[str, Gallery]) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_align.commands.models import Model, Sampling, at_a_time
+from lit_align.commands.place import Place
 from lit_align.files import whole_or_nothing
 
 
@@ -38,8 +39,8 @@ def draw_images(
     how: Sampling,
     batch_size: int,
     drawn: Callable[[int], object],
-) -> None:
-    """Draw images, and write each as soon as its batch is there.
+) -> int:
+    """Draw images, write each as soon as its batch is there, and return how many are of one colour.
 
     Args:
         model: where it computes.
@@ -49,14 +50,28 @@ def draw_images(
         batch_size: at a time, see `at_a_time`.
         drawn: is told how many more are written.
     """
-    count = at_a_time(batch_size, model.denoiser.device)
+    count, plain = at_a_time(batch_size, model.denoiser.device), 0
     with ThreadPoolExecutor() as pool:  # PIL encodes without the interpreter's lock
         for start in range(0, len(images), count):
             batch = images[start : start + count]
             prompts, seeds = [one.prompt for one in batch], [one.seed for one in batch]
             pixels = model.draw(prompts, seeds, guidance_scale, how)
             list(pool.map(_write, [one.path for one in batch], pixels))
+            plain += int((pixels.amax((2, 3)) == pixels.amin((2, 3))).all(1).sum())
             drawn(len(batch))
+    return plain
+
+
+def note_plain(place: Place, name: str, plain: int) -> None:
+    """Say that a model draws images that show nothing, if it does: an over-optimised one may.
+
+    Args:
+        place: of this process.
+        name: of the model.
+        plain: images of one colour.
+    """
+    if plain:
+        print(f"{place}: {name} drew {plain} images of one colour alone; their numbers are finite, and they count")
 
 
 def _write(path: Path, image: Tensor) -> None:

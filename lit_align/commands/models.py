@@ -16,6 +16,7 @@ from lit_align.backbones.base import DTYPES, Backbone, Precision
 from lit_align.backbones.checkpoint import read_trained
 from lit_align.backbones.exported import CHECKPOINT, LORA_FILE, backbone_class, fingerprint, load_denoiser
 from lit_align.backbones.reference import Denoiser
+from lit_align.backbones.sampling import Sampler
 from lit_align.backbones.sharded_checkpoint import is_sharded
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,6 +36,7 @@ class Sampling(NamedTuple):
     width: int
     steps: int
     precision: Precision
+    sampler: Sampler = "euler"
 
 
 class Model(NamedTuple):
@@ -48,19 +50,20 @@ class Model(NamedTuple):
         """Images (n, 3, height, width) uint8 on the CPU.
 
         Raises:
-            ValueError: if one is of one colour, for that is what NaN looks like once it is an image.
+            ValueError: if the numbers of one are not finite; as an image it would be of one colour.
         """
         self.backbone.denoiser = self.denoiser
         device = self.denoiser.device.type
         dtype = DTYPES[how.precision]
         with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype):
-            images = sampling.generate(self.backbone, prompts, seeds, how.height, how.width, how.steps, guidance_scale)
-        flat = images.flatten(1).amin(1) == images.flatten(1).amax(1)
-        if flat.any():
-            row = int(flat.nonzero()[0])
+            images, finite = sampling.draw(
+                self.backbone, prompts, seeds, how.height, how.width, how.steps, guidance_scale, how.sampler
+            )
+        if not finite.all():
+            row = finite.tolist().index(False)
             raise ValueError(
-                f"{self.backbone.repo} drew one colour alone for {prompts[row]!r}, seed {seeds[row]}: its numbers were "
-                f"probably not finite in {how.precision}. Try --precision bf16 or fp32, with another --output."
+                f"{self.backbone.repo} drew nothing for {prompts[row]!r}, seed {seeds[row]}: its numbers are not "
+                f"finite in {how.precision}. Try --precision bf16 or fp32, with another --output."
             )
         return images
 

@@ -8,7 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from lit_align.backbones.base import Precision
-from lit_align.commands.drawing import Wanted, draw_images, is_whole
+from lit_align.backbones.sampling import Sampler
+from lit_align.commands.drawing import Wanted, draw_images, is_whole, note_plain
 from lit_align.commands.models import (
     Sampling,
     check_numbers,
@@ -39,6 +40,7 @@ def predict(
     base: str | None = None,
     images_per_prompt: int = 1,
     seed: int = 0,
+    sampler: Sampler = "euler",
     steps: int = 50,
     guidance_scale: float | None = None,
     height: int | None = None,
@@ -65,7 +67,8 @@ def predict(
         base: pipeline that the model was trained from; none: the one that the checkpoint names.
         images_per_prompt: image i has the noise that seed + i would give to a first one.
         seed: of the noise, together with the prompt; 0 is a seed like any other.
-        steps: Euler steps per image.
+        sampler: `euler`, `ddim` or `dpm++` (second order, 2M), each with the schedule of the model's pipeline.
+        steps: of the sampler, per image.
         guidance_scale: of classifier-free guidance, 1 turns it off; none: 5 for SDXL, 7.5 for Stable Diffusion.
         height: pixels; none: the model's own.
         width: pixels; none: the model's own.
@@ -90,7 +93,7 @@ def predict(
     if height is None or width is None:
         own = native_size([source.repo], vae_repo)
         height, width = height or own, width or own
-    how = Sampling(height, width, steps, precision)
+    how = Sampling(height, width, steps, precision, sampler)
     scale = default_guidance_scale(source.repo) if guidance_scale is None else guidance_scale
     plan = {
         "prompts": {"count": len(found.unique), "digest": found.digest()},
@@ -109,7 +112,8 @@ def predict(
     mine = [Wanted(row["prompt"], row["seed"], output / row["file"]) for row in rows[place.rank :: place.world_size]]
     todo = [image for image in mine if not is_whole(image.path)]
     with tqdm(total=len(todo), desc="drawing", unit="image", disable=place.rank > 0) as bar:
-        draw_images(models[0], todo, scale, how, batch_size, bar.update)
+        plain = draw_images(models[0], todo, scale, how, batch_size, bar.update)
+    note_plain(place, "the model", plain)
     print(f"{place}: drew {len(todo)} images, {len(mine) - len(todo)} were done before")
     _write_table(output, rows, place)
 

@@ -12,6 +12,7 @@ import transformers
 
 import lit_align
 from lit_align.backbones.base import Precision
+from lit_align.backbones.sampling import Sampler
 from lit_align.commands.contest import Contest, Judge
 from lit_align.commands.models import (
     Sampling,
@@ -47,6 +48,7 @@ def test(
     presets: Path | None = None,
     tolerances: dict[str, float] | None = None,
     seed: int = 0,
+    sampler: Sampler = "euler",
     steps: int = 50,
     guidance_scale: float | None = None,
     height: int | None = None,
@@ -79,7 +81,8 @@ def test(
         presets: YAML file that says what the scorers are; none: the one of lit-align.
         tolerances: by scorer, differences of scores up to which a prompt is a tie; none: only equal scores are.
         seed: of the noise, together with the prompt; 0 is a seed like any other.
-        steps: Euler steps per image.
+        sampler: `euler`, `ddim` or `dpm++` (second order, 2M), each with the schedule of the model's pipeline.
+        steps: of the sampler, per image.
         guidance_scale: of classifier-free guidance, 1 turns it off; none: 5 for SDXL, 7.5 for Stable Diffusion, by the
             base.
         height: pixels; none: the models' own.
@@ -114,7 +117,7 @@ def test(
         own = native_size([source.repo for source in sources.values()], vae_repo)
         height, width = height or own, width or own
     place = take_place(accelerator, devices)
-    sampling = Sampling(height, width, steps, precision or default_precision(place.device))
+    sampling = Sampling(height, width, steps, precision or default_precision(place.device), sampler)
     scale = default_guidance_scale(base) if guidance_scale is None else guidance_scale
     judges = {name: Judge(scorer, scorer.fingerprint()) for name, scorer in load_scorers(names, presets).items()}
     if place.rank == 0:
@@ -146,7 +149,7 @@ def _describe(
     tolerances: Mapping[str, float],
 ) -> dict[str, Any]:
     """What was compared, and how."""
-    how = {"sampler": "Euler", "guidance_scale": contest.guidance_scale, **contest.sampling._asdict()}
+    how = {"guidance_scale": contest.guidance_scale, **contest.sampling._asdict()}
     return {
         "sampling": {**how, "seed": contest.seed},
         "prompts": [{"prompt": prompt, "seed": prompt_seed(prompt, contest.seed)} for prompt in contest.prompts],

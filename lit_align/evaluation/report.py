@@ -22,6 +22,7 @@ from lit_align.files import write_text
 FORMAT = 1  # of results.json
 LARGEST = 320  # pixels, longer side of an embedded picture
 PIXELS = 100_000_000  # of all embedded pictures together: about 20 MB of WebP
+SAMPLERS = {"euler": "Euler", "ddim": "DDIM", "dpm++": "DPM++ 2M"}
 QUALITY = 80  # of WebP
 HERE = Path(__file__).parent
 
@@ -124,7 +125,7 @@ def _subtitle(results: Mapping[str, Any]) -> str:
     how = results["sampling"]
     parts = [
         f"{len(results['prompts']):,} prompts, one image of each by each model from the same noise",
-        f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance_scale']:g}",
+        f"{SAMPLERS.get(how['sampler'], how['sampler'])}, {how['steps']} steps, guidance {how['guidance_scale']:g}",
         f"{how['width']} × {how['height']} px",  # noqa: RUF001
     ]
     return escape(" · ".join(parts))
