@@ -17,12 +17,14 @@ from torch import nn
 
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.backbones.shapes import shapes_only
+from lit_align.backbones.sharding import shard_denoiser
 from lit_align.callbacks.start_banner import StartBanner, memory_line
 from lit_align.cli import main
 from lit_align.memory import Shares, Work, estimate, measure_optimizer, weigh
 from lit_align.memory.autocast import MetaAutocast
 from lit_align.memory.live import LiveBytes, count_saved
 from lit_align.memory.optimizer import tensors
+from lit_align.memory.strategy import layers_in_use
 from lit_align.module import COMPUTE_DTYPES, AlignmentModule
 from lit_align.objectives import DiffusionDPO, MaPO
 from lit_align.scoring.base import Scorer
@@ -101,11 +103,16 @@ def test_cached_runs_hold_no_encoders():
     assert set(images.stages) - set(cached.stages) == {"VAE", "text encoders"}
 
 
-def real_step(module, batch_size, precision):
-    """Bytes that autograd saves in a real forward pass, and the peak of forward and backward."""
+def real_step(module, batch_size, precision, gathered=False):
+    """Bytes that autograd saves in a real forward pass, and the peak of forward and backward.
+
+    With `gathered` weights are in the compute precision.
+    """
     backbone, dtype = module.backbone, COMPUTE_DTYPES.get(precision, torch.float32)
     module.train()
     backbone.cast_frozen(dtype)
+    if gathered:
+        backbone.denoiser.to(dtype)
     trained = list(backbone.trainable_parameters().values())
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -186,13 +193,43 @@ def test_what_a_strategy_divides():
     zero2 = Shares.of("zero2", 4)
     assert zero2.of_weights(whole) == fsdp.of_weights(whole)
     sharded, kept = guess(shares=fsdp), guess(shares=zero2)
-    assert kept.stages["policy"] - sharded.stages["policy"] == whole.trained
+    assert kept.stages["policy"] - sharded.stages["policy"] == whole.trained - 4 * layers_in_use(
+        make().backbone.denoiser
+    )
     assert kept.standing == sharded.standing
     assert Shares.of("ddp", 1) == Shares.of("auto", 1) == Shares()
     assert Shares.of("ddp", 4, bucket_view=True).buckets(whole) == 0
     assert not Shares.of("somebody's", 2).known
     found = guess(shares=ddp)
     assert found.standing == found.weights.parameters + 2 * found.weights.gradients + found.optimizer.state
+
+
+def test_layers_in_use_are_those_that_are_sharded_together(monkeypatch):
+    parts, denoiser = [], make().backbone.denoiser
+    monkeypatch.setattr("lit_align.backbones.sharding.fully_shard", lambda module, **_: parts.append(module))
+    shard_denoiser(denoiser, None, None)
+    assert len(parts) > 5
+    own, claimed = {}, set()
+    for part in parts:  # inner ones first, as fully_shard wants them
+        weights = {id(weight): weight.numel() for weight in part.parameters() if id(weight) not in claimed}
+        own[part], claimed = sum(weights.values()), claimed | set(weights)
+    within = [sum(own[outer] for outer in parts if part in set(outer.modules())) for part in parts]
+    assert layers_in_use(denoiser) == max(within)
+    assert sum(own.values()) == sum(weight.numel() for weight in denoiser.parameters()) > 2 * max(within)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_what_is_gathered_in_bfloat16_is_counted_once(checkpointing):
+    """Activations are those of a model in bfloat16, which autocast does not cast; its weights come on top by hand."""
+    options = {"checkpointing": checkpointing, "objective": DiffusionDPO()}
+    module = make(**options)
+    saved, peak = real_step(module, 4, "bf16-mixed", gathered=True)
+    weights = sum(weight.numel() for weight in module.backbone.denoiser.parameters())
+    layers = layers_in_use(module.backbone.denoiser)
+    kept, sharded = (guess("bf16-mixed", 4, shares=Shares.of(name, 4), **options) for name in ("zero2", "fsdp2"))
+    assert kept.saved == sharded.saved == pytest.approx(saved, rel=0.05)
+    assert kept.stages["policy"] - 2 * weights == sharded.stages["policy"] - 2 * layers == pytest.approx(peak, rel=0.05)
+    assert kept.stages["reference"] == sharded.stages["reference"] > 2 * layers
 
 
 @pytest.fixture(scope="session")

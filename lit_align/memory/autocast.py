@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from lit_align.memory.live import LiveBytes
 
 _MATMUL = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "einsum"}
 _CONV = {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
@@ -28,11 +30,13 @@ class MetaAutocast(TorchFunctionMode):
     Args:
         device: `cpu` or `cuda`, whose lists differ: CUDA normalises in float32.
         dtype: of matrix products and convolutions.
+        gathered: for weights that a strategy gathers in `dtype`, so that nothing is cast: what stands for them here
+            does not count in it, and must be counted apart.
     """
 
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, device: str, dtype: torch.dtype, gathered: LiveBytes | None = None) -> None:
         super().__init__()
-        self.dtype, self.full = dtype, FULL[device]
+        self.dtype, self.full, self.gathered = dtype, FULL[device], gathered
         self.caches = True
         self.weights: dict[int, Tensor] = {}  # cast ones of trained weights, by the weight; autocast keeps no others
 
@@ -53,10 +57,14 @@ class MetaAutocast(TorchFunctionMode):
     def _lower(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype in (self.dtype, torch.float64):
             return value
+        if self.gathered is not None and isinstance(value, nn.Parameter):
+            with self.gathered.uncounted():
+                return self._cached(value)
         if not (value.is_leaf and value.requires_grad and value.dtype == torch.float32):
             return value.to(self.dtype)
-        if not self.caches:
-            return value.to(self.dtype)
+        return self._cached(value) if self.caches else value.to(self.dtype)
+
+    def _cached(self, value: Tensor) -> Tensor:
         if id(value) not in self.weights:
             self.weights[id(value)] = value.to(self.dtype)
         return self.weights[id(value)]
@@ -67,7 +75,8 @@ class MetaAutocast(TorchFunctionMode):
         A recomputation in the backward pass has a cache of its own, which ends with it: none is as good, where it uses
         each weight once.
         """
-        self.weights.clear()
+        if self.gathered is None:
+            self.weights.clear()
         self.caches = False
 
 

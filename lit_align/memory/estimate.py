@@ -106,8 +106,10 @@ def estimate(module: AlignmentModule, work: Work) -> Estimate:
         trained = list(module.backbone.trainable_parameters().values())
         optimizer = measure_optimizer(module.optimizer, trained, foreach=work.device != "cpu")
         saved, stages = MetaStep(module, work).run()
-    if work.shares.gathered and not work.precision.endswith("-mixed"):
-        stages["policy"] += weights.trained  # in mixed precision autocast's casts stand for what is gathered
+    width = COMPUTE_DTYPES.get(work.precision, torch.float32).itemsize  # of weights that are gathered
+    stages["policy"] += width * work.shares.of_policy(module.backbone.denoiser)
+    if "reference" in stages:
+        stages["reference"] += width * work.shares.of_reference(module.backbone.denoiser)
     if optimizer is not None:
         stages["optimizer step"] = work.shares.of_optimizer(optimizer.step)
         optimizer = OptimizerBytes(work.shares.of_optimizer(optimizer.state), optimizer.step)
@@ -180,12 +182,13 @@ class MetaStep:
     def _denoise(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor], Tensor]) -> int:
         mixed, dtype = self.work.precision.endswith("-mixed"), COMPUTE_DTYPES.get(self.work.precision)
         with ExitStack() as stack:
-            cast = stack.enter_context(MetaAutocast(self.work.device, dtype)) if mixed and dtype else None
+            gathered = self.live if self.work.shares.gathered != "nothing" else None
+            cast = stack.enter_context(MetaAutocast(self.work.device, dtype, gathered)) if mixed and dtype else None
             if self.module.objective.needs_reference:
                 with self._stage("reference"):
                     self.backbone.denoise_by_reference(*inputs)
             with self._stage("policy"):
-                with count_saved(self.backbone.parameters()) as saved:
+                with count_saved(self.backbone.parameters(), self.live) as saved:
                     errors = (self.backbone.denoise(*inputs).float() - inputs[0]).square().flatten(1).mean(1)
                     bytes_saved = saved()
                 if cast is not None:

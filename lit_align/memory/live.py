@@ -27,6 +27,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._counts = True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -45,10 +46,26 @@ class LiveBytes(TorchDispatchMode):
         key = storage._cdata
         if key in self._known or key in self.alive:
             return
+        if not self._counts:
+            self._known.add(key)
+            return
         self.alive[key] = storage.nbytes()
         self.now += self.alive[key]
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._end, key)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """A context; what is made in it does not count. Hold it to the end: its place is not to be another's."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
+
+    def counts(self, storage: torch.UntypedStorage) -> bool:
+        """Whether a storage is of those that count."""
+        return storage._cdata not in self._known
 
     def _end(self, key: int) -> None:
         self.now -= self.alive.pop(key, 0)
@@ -59,18 +76,18 @@ def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
 
 
 @contextmanager
-def count_saved(known: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
+def count_saved(known: Iterable[Tensor], live: LiveBytes | None = None) -> Iterator[Callable[[], int]]:
     """A context that gives a function: bytes that autograd has saved for the backward pass in it so far.
 
-    Each storage counts once, and those of `known` (parameters and the like) do not. Where gradient checkpointing
-    recomputes, only what it keeps is counted.
+    Each storage counts once, and those of `known` (parameters and the like) do not, nor those that do not in `live`.
+    Where gradient checkpointing recomputes, only what it keeps is counted.
     """
     ours = {tensor.untyped_storage()._cdata for tensor in known}
     saved: dict[int, tuple[int, Tensor]] = {}  # held, so that no storage takes the place of another
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in ours:
+        if storage._cdata not in ours and (live is None or live.counts(storage)):
             saved[storage._cdata] = storage.nbytes(), tensor.detach()
         return tensor
 
