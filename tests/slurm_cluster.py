@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -40,6 +41,7 @@ SchedulerParameters=bf_interval=1,sched_interval=2
 JobRequeue=1
 FirstJobId={first_job}
 KillWait=30
+SlurmdTimeout=20
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=UNLIMITED State=UP
@@ -79,6 +81,7 @@ class SlurmCluster:
     def __init__(self, folder: Path) -> None:
         folder.chmod(0o755)  # munged wants its socket's folder to be open to all
         self.folder, self.daemons = folder, list[subprocess.Popen[bytes]]()
+        self.nodes = dict[str, subprocess.Popen[bytes]]()
         ctld, n1, n2 = free_ports(3)
         first = random.SystemRandom().randrange(1000, 9000)  # ranks meet at a port that is made of the job's number
         conf = CONF.format(host=socket.gethostname(), folder=folder, ctld=ctld, n1=n1, n2=n2, first_job=first)
@@ -97,13 +100,24 @@ class SlurmCluster:
         wait_for(lambda: (self.folder / "munge.socket").exists(), 20, "munged's socket")
         self._daemon("slurmctld", "-D")
         for node in ("n1", "n2"):
-            self._daemon("slurmd", "-D", "-N", node)
+            self.start_node(node)
         wait_for(lambda: self._idle() == ["idle", "idle"], 60, f"idle nodes, see the logs in {self.folder}")
 
-    def _daemon(self, *command: str) -> None:
+    def start_node(self, node: str) -> None:
+        self.nodes[node] = self._daemon("slurmd", "-D", "-N", node)
+
+    def lose_node(self, node: str, task: int) -> None:
+        """Kill all that runs on a node: its daemon, the one of a job's step there, and that step's task by its id."""
+        step = int(Path(f"/proc/{task}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        self.nodes[node].kill()
+        for process in (step, task):
+            os.kill(process, signal.SIGKILL)
+
+    def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{command[0]}.out").open("ab") as output:
             process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output)
         self.daemons.append(process)
+        return process
 
     def _idle(self) -> list[str]:
         return self._run("sinfo", "-h", "-N", "-o", "%T", check=False).split()

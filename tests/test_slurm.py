@@ -154,7 +154,7 @@ def test_a_cancelled_run_leaves_a_checkpoint(site, whole):
     said = site.cluster.wait(job, 60)
     assert (said["JobState"], said["Restarts"]) == ("CANCELLED", "0")
     assert checkpoint(site, f"job_{job}", "preempted")["global_step"] == 3
-    finish(site, submit(site, options(site.folder), *ON_TWO, RUN=f"job_{job}"))
+    finish(site, submit(site, options(site.folder), *ON_TWO, LIT_ALIGN_RUN=f"job_{job}"))
     assert same_end(site, f"job_{job}", whole)
 
 
@@ -168,10 +168,62 @@ def test_a_killed_task_ends_the_job_and_it_goes_on(site, whole):
     assert time.monotonic() - killed < 60
     said = text(site, job)
     assert "srun: error: n2: task 1: Killed" in said
-    assert "fit.sbatch: a task was killed (exit code 137)" in said
+    assert "fit.sbatch: a task was killed (srun: error: n2: task 1: Killed)" in said
     finish(site, job, restarts=1)
     assert "from step 2;" in text(site, job)
     assert same_end(site, f"job_{job}", whole)
+
+
+def test_a_lost_node_ends_the_job_and_it_goes_on(site, whole):
+    """SLURM takes up to twice SlurmdTimeout to see it, and needs the node, or another one, to go on."""
+    job, gate = held(site, "lost", rank=1)
+    lost = time.monotonic()
+    site.cluster.lose_node("n2", int((site.folder / "lost.1").read_text()))
+    gate.touch()
+    wait_for(lambda: site.cluster.job(job)["Restarts"] == "1", 90, f"job {job} to be put back")
+    assert time.monotonic() - lost < 80
+    assert "srun: error: Node failure on n2" in text(site, job)
+    site.cluster.start_node("n2")
+    site.cluster.restart(job, 1)
+    finish(site, job, restarts=1)
+    assert "from step 2;" in text(site, job)
+    assert same_end(site, f"job_{job}", whole)
+
+
+def stub(site, name, script):
+    """A program in the place of lit-align, by the variable that would name a container."""
+    path = site.folder / name
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+    return {"LAUNCH": str(path)}
+
+
+def test_an_error_ends_the_job(site):
+    """Though SLURM has to kill the other task, which waits for the first; not again and again."""
+    waits = "(( SLURM_PROCID )) && { sleep 1; exit 1; }\ntrap '' TERM\nfor i in {1..600}; do sleep 0.1; done"
+    said = site.cluster.wait(submit(site, [], *ON_TWO, **stub(site, "fails", waits)), 90)
+    assert (said["JobState"], said["Restarts"]) == ("FAILED", "0")
+    told = text(site, said["JobId"])
+    assert "srun: error: n2: task 1: Exited with exit code 1" in told
+    assert "fit.sbatch: the run ended with exit code 137 after 0 restarts" in told
+
+
+def test_one_of_an_array_goes_back_alone(site):
+    """That one which has the number of the whole array."""
+    script = (
+        'if [[ $SLURM_JOB_ID == "$SLURM_ARRAY_JOB_ID" && -z ${SLURM_RESTART_COUNT:-} ]]; then exit 75; fi\n'
+        "[[ -n ${SLURM_RESTART_COUNT:-} ]] || sleep 6"
+    )
+    array = submit(site, [], *ON_ONE, "--array=0-1", **stub(site, "again", script))
+    wait_for(lambda: "1" in restarts(site, array), 30, "one to go back")
+    for task in (0, 1):
+        site.cluster._run("scontrol", "update", f"JobId={array}_{task}", "StartTime=now", check=False)
+        assert site.cluster.wait(f"{array}_{task}", 150)["JobState"] == "COMPLETED"
+    assert sorted(restarts(site, array)) == ["0", "1"]
+
+
+def restarts(site, array):
+    return [site.cluster.job(f"{array}_{task}")["Restarts"] for task in (0, 1)]
 
 
 def test_an_array_of_seeds(site):
