@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_align.backbones.sharded_checkpoint import META, check_whole, is_resumable
 from lit_align.files import whole_or_nothing
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Raises ValueError where the file is no checkpoint or a damaged one."""
+        if Path(path).is_dir():
+            raise ValueError(
+                f"ckpt_path {path} is a folder to which each device of a sharded run has written its part. Go on with "
+                "the trainer.strategy that the run began with (lit_align.fsdp2.FSDP2 or ZeRO2)."
+            )
         if not Path(path).exists() and "://" not in str(path):
             raise FileNotFoundError(
                 f"ckpt_path {path}: there is no such file. --ckpt_path last finds the run's last checkpoint."
@@ -89,7 +95,9 @@ class Found(NamedTuple):
 def last_checkpoint(folders: Iterable[Path]) -> Found | None:
     """The whole checkpoint of the greatest step in these folders; damaged ones are named in the log and passed over."""
     found = []
-    for path in sorted({file.resolve() for folder in folders for file in folder.glob("*.ckpt") if file.exists()}):
+    patterns = ("*.ckpt", ".*.ckpt.old")  # the latter while a folder takes the place of another, see `replace_folder`
+    files = {file.resolve() for folder in folders for pattern in patterns for file in folder.glob(pattern)}
+    for path in sorted(file for file in files if file.exists()):
         step = _step(path)
         if step is not None:
             found.append(Found(path, step))
@@ -100,7 +108,9 @@ def _step(path: Path) -> int | None:
     """The optimizer step of a checkpoint that a run can go on from; only its index is read, not its tensors."""
     try:
         if path.is_dir():  # sharded: one file a process, and this one last
-            return int(torch.load(path / "meta.pt", weights_only=True, mmap=True)["global_step"])
+            meta = torch.load(path / META, weights_only=True, mmap=True)
+            check_whole(path)
+            return int(meta["global_step"]) if is_resumable(meta) else None
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(checkpoint["global_step"]) if "optimizer_states" in checkpoint else None
     except (*UNREADABLE, KeyError, TypeError) as error:

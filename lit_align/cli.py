@@ -10,13 +10,14 @@ import lightning as L
 import yaml
 from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveFloat
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
-from lit_align.callbacks import ChosenErrorRise, Preemption, StartBanner, StepProgress, Throughput
+from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
 from lit_align.checkpoints import (
     WholeCheckpointIO,
     check_writable,
@@ -61,6 +62,17 @@ class Parser(LightningArgumentParser):
             if f"No module named '{package}'" in message:
                 message += f"\n  Install it with: pip install 'lit-align[{extra}]'"
         super().error(message, ex)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` once training begins: a run that refuses to go on as another one keeps its own."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 class AlignmentCLI(LightningCLI):
@@ -109,7 +121,16 @@ class AlignmentCLI(LightningCLI):
 
     @property
     def exit_code(self) -> int:
-        """What the process is to exit with; not 0 where a signal has ended the run."""
+        """What the process is to exit with; not 0 where a signal has ended the run.
+
+        A process that Lightning itself has started leaves that to the one which did: Lightning kills that one, whatever
+        it still has to write, once another ends with a code.
+        """
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher) and not self.trainer.is_global_zero:
+            environment = launcher.cluster_environment
+            if not environment.creates_processes_externally and environment.local_rank() != 0:
+                return 0
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
         return next((callback.exit_code for callback in callbacks if isinstance(callback, Preemption)), 0)
 
@@ -235,9 +256,17 @@ def _cli(kind: type[CLI], words: list[str] | None, run: bool, prog: str) -> CLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
-            "callbacks": [StartBanner(), Throughput(), StepProgress(), ChosenErrorRise(), Preemption()],
+            "callbacks": [
+                StartBanner(),
+                Throughput(),
+                StepProgress(),
+                ChosenErrorRise(),
+                DueValidation(),
+                Preemption(),
+            ],
             "enable_model_summary": False,  # the banner says it
         },
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
         parser_kwargs={

@@ -17,7 +17,14 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp import OptimStateKeyType as Keys
 from torch.optim import Optimizer
 
-from lit_align.backbones.sharded_checkpoint import META, is_sharded, outlines, read_into
+from lit_align.backbones.sharded_checkpoint import (
+    META,
+    is_resumable,
+    is_sharded,
+    outlines,
+    read_into,
+    replace_folder,
+)
 from lit_align.backbones.sharding import put
 
 REFUSED = ("deepspeed", "fsdp", "modelparallel")  # what their names begin with
@@ -97,8 +104,7 @@ class FSDP2(ModelParallelStrategy):
         super().save_checkpoint(checkpoint, part, storage_options)
         self.barrier()
         if self.is_global_zero:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-            part.rename(path)
+            replace_folder(path, part)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -107,7 +113,8 @@ class FSDP2(ModelParallelStrategy):
         if not is_sharded(self._path):
             return self.checkpoint_io.load_checkpoint(self._path, weights_only=True)
         checkpoint = torch.load(self._path / META, map_location="cpu", weights_only=True)
-        return checkpoint | {"state_dict": outlines(self._path), "optimizer_states": []}
+        states = {"optimizer_states": []} if is_resumable(checkpoint) else {}  # their values are read later
+        return checkpoint | {"state_dict": outlines(self._path)} | states
 
     @property
     def lightning_restore_optimizer(self) -> bool:

@@ -39,7 +39,8 @@ class AlignmentModule(L.LightningModule):
         caption_dropout: share of pairs, drawn per pair, that train without their prompt.
         validation_draws: noises and timesteps per held-out pair; more make the same number less noisy.
         non_finite: what a step does whose gradients are not finite: `stop` ends the run with an error, `skip` leaves
-            the weights as they are and goes on. In fp16 the gradient scaler skips such steps, whatever this says.
+            the weights as they are and goes on. In fp16 the gradient scaler looks for its scale by leaving out steps;
+            this counts for those with a scale under 1, where half precision is not to blame.
         skip_limit: steps that `skip` may leave out in all; one more ends the run.
         seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
     """
@@ -183,7 +184,8 @@ class AlignmentModule(L.LightningModule):
         """
         gradients = [p.grad for p in self.backbone.trainable_parameters().values() if p.grad is not None]
         self.gradient_norm = whole(torch.nn.utils.get_total_norm(gradients))
-        if self.gradient_norm.isfinite() or getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if self.gradient_norm.isfinite() or (scaler is not None and scaler.get_scale() >= 1):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             optimizer.zero_grad(set_to_none=True)  # which optimizers take as nothing to do
@@ -233,6 +235,7 @@ class AlignmentModule(L.LightningModule):
             "seed": self.seed,
             "objective": type(self.objective).__name__,
             "skipped": self.skipping.count,
+            "fault": self.skipping.fault,
             **self.backbone.export_info(),
         }
         if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
@@ -255,7 +258,8 @@ class AlignmentModule(L.LightningModule):
         began = checkpoint.get("lit_align", {})
         self.skipping.count = began.get("skipped", 0)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            check_beginning(began, self.seed, type(self.objective).__name__)
+            now = {"seed": self.seed, "objective": type(self.objective).__name__, **self.backbone.export_info()}
+            check_beginning(began, now, self.skipping.policy)
 
     def _trained_names(self) -> set[str]:
         return {f"backbone.{name}" for name in self.backbone.trainable_parameters()}

@@ -1,9 +1,12 @@
 """What a checkpoint must hold, and what it says of how far the run is."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -30,12 +33,18 @@ def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         )
 
 
-def check_beginning(began: Mapping[str, Any], seed: int, objective: str) -> None:
-    """Refuse to continue a run as another one.
+def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite: str) -> None:
+    """Refuse to continue a run as another one; another place of the pretrained pipeline is told alone.
+
+    Args:
+        began: what the checkpoint says of its run: `seed`, `objective`, `fault` and the backbone's `export_info`.
+        now: the same of this run.
+        non_finite: this run's policy.
 
     Raises:
-        ValueError: if it began with another seed or objective.
+        ValueError: if seed, objective or backbone are others, or if the run was ended at this checkpoint's step.
     """
+    seed, objective = now["seed"], now["objective"]
     if began.get("seed", seed) != seed:
         raise ValueError(
             f"The run began with seed_everything {began['seed']}, not {seed}; its noise could not go on exactly. "
@@ -46,6 +55,32 @@ def check_beginning(began: Mapping[str, Any], seed: int, objective: str) -> None
             f"The run began with the objective {began['objective']}, not {objective}. Resume with that; or export its "
             f"weights, put them in the place of the pipeline's UNet, and begin a run with {objective} there."
         )
+    for then, here, what in _differences(began, now):
+        raise ValueError(
+            f"The run began with {what} {then}, not {here}. Resume with the model.backbone that the run began with."
+        )
+    if began.get("fault") and non_finite == "stop":
+        raise ValueError(
+            f"The run was ended at this checkpoint's step: {began['fault']}. Resume from an earlier checkpoint, or "
+            "leave such steps out with --model.non_finite skip."
+        )
+    if began.get("repo", now["repo"]) != now["repo"]:
+        log.warning(
+            "The run began with model.backbone.repo %s, and goes on with %s: their frozen weights must be the same.",
+            began["repo"],
+            now["repo"],
+        )
+
+
+def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[Any, Any, str]]:
+    """What was, what is, and its name, where backbones differ though their weights have the same shapes."""
+    for name in ("pipeline", "prediction_type", "lora"):
+        if name in began and began[name] != now[name]:
+            yield began[name], now[name], name
+    then, here = began.get("denoiser_config", {}), now["denoiser_config"]
+    for name in then:
+        if then[name] != here.get(name):
+            yield then[name], here.get(name), f"the UNet's {name}"
 
 
 def rewind_to_step(loops: dict[str, Any], accumulate_grad_batches: int, batches: float) -> int:

@@ -1,6 +1,7 @@
 """Disks that are full, files that are damaged or foreign, numbers that are not finite: an error, and nothing lost."""
 
 import logging
+import math
 import os
 import pickle
 import resource
@@ -114,6 +115,13 @@ def resume(module, path, folder):
     return fit(module, make_data(), folder, 4, ckpt_path=path, plugins=[io])
 
 
+def other_target(lora):
+    """The same network, whose scheduler asks for another target."""
+    module = make_module(lora=lora)
+    module.backbone.schedule.prediction_type = "v_prediction"
+    return module
+
+
 def test_foreign_checkpoints_are_refused(tmp_path, run, sd15):
     whole = run / "step=3.ckpt"
     cut = tmp_path / "cut.ckpt"
@@ -135,6 +143,12 @@ def test_foreign_checkpoints_are_refused(tmp_path, run, sd15):
             "began with the objective MaPO, not SFT. Resume with",
         ),
         (make_module(1, lora=lora), whole, "began with seed_everything 0, not 1"),
+        (
+            make_module(lora=LoRA(rank=2, alpha=16)),
+            whole,
+            r"began with lora \{'rank': 2, 'alpha': 8, .*'alpha': 16, .*Resume with the model\.backbone",
+        ),
+        (other_target(lora), whole, "began with prediction_type epsilon, not v_prediction"),
     ):
         before = weights(module)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -269,6 +283,68 @@ def test_skipped_steps_are_counted_up_to_a_limit_and_over_a_resume(tmp_path):
     resumed = module()
     with pytest.raises(FloatingPointError, match=r"step 4: .* one more than model\.skip_limit 2"):
         fit(resumed, make_data(), tmp_path, 5, ckpt_path=tmp_path / "step=3.ckpt", callbacks=[Poison(3)])
+
+
+class PoisonErrors(L.Callback):
+    """The chosen errors of a step, and so its gradients, are not finite."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step in self.steps:
+            with torch.no_grad():
+                self.weight = next(iter(pl_module.backbone.trainable_parameters().values()))
+                self.kept = self.weight.clone()
+                self.weight.fill_(float("nan"))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step in self.steps:
+            with torch.no_grad():
+                self.weight.copy_(self.kept)
+
+
+def test_the_guard_lets_a_skipped_step_be(tmp_path):
+    """Its errors are not finite either, and are no sign of a run that has gone too far."""
+    module, guard = make_module(lora=LoRA(rank=2), non_finite="skip"), DivergenceGuard(max_rise=100.0, window=1)
+    with pytest.warns(UserWarning, match="step 3: the gradient norm is nan"):
+        trainer = fit(module, make_data(), tmp_path, 5, callbacks=[PoisonErrors(2), guard])
+    assert trainer.global_step == 5
+    assert guard.seen is None
+    assert math.isfinite(sum(total for total, _ in guard.recent))
+
+
+def test_a_run_that_was_stopped_does_not_go_on_past_the_step(tmp_path):
+    """Its checkpoint of that step says so; `skip` goes on from there."""
+    module = make_module(lora=LoRA(rank=2))
+    with pytest.raises(FloatingPointError):
+        fit(module, make_data(), tmp_path, 5, callbacks=[Poison(2), keep_all(tmp_path, every_n_train_steps=1)])
+    path = tmp_path / "step=3.ckpt"
+    with pytest.raises(ValueError, match=r"ended at this checkpoint's step: the gradient norm is nan.*non_finite skip"):
+        fit(make_module(lora=LoRA(rank=2)), make_data(), tmp_path, 5, ckpt_path=path)
+    skipping = make_module(lora=LoRA(rank=2), non_finite="skip")
+    fit(skipping, make_data(), tmp_path, 5, ckpt_path=path)
+    assert skipping.skipping.count == 1
+
+
+class Scaled(L.Callback):
+    """Gives the Trainer a gradient scaler, as it has in 16-mixed on a GPU."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=self.scale)
+        trainer.precision_plugin.scaler.scale(torch.ones(1))  # which makes the scale a tensor
+
+
+@pytest.mark.parametrize(("scale", "left_out"), [(0.5, 1), (2.0, 0)])
+def test_with_a_scaler_steps_count_once_half_precision_is_not_to_blame(tmp_path, scale, left_out):
+    module = make_module(lora=LoRA(rank=2), non_finite="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, make_data(), tmp_path, 2, callbacks=[Poison(1), Scaled(scale)])
+    assert module.skipping.count == left_out
 
 
 def test_all_ranks_skip_what_one_could_not_compute(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from lit_align.callbacks import ChosenErrorRise, Preemption, ReferenceUpdate
+from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, ReferenceUpdate
 from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO
 from tests.conftest import PAIRS, ROOT, fork, fork_ranks, small_sdxl
@@ -67,6 +67,11 @@ def step_of(path):
     return torch.load(path, weights_only=True)["global_step"]
 
 
+def of_a_run():
+    """Callbacks of a run with a moving reference and its validations."""
+    return [ReferenceUpdate(every_n_steps=3), ChosenErrorRise(), DueValidation()]
+
+
 @pytest.fixture(autouse=True)
 def _signals():
     """A run that was ended ignores them from then on, as a process should that exits; this one and its children not."""
@@ -81,10 +86,12 @@ def whole(tmp_path_factory):
     """Weights and pairs of the unbroken run, 6 steps of 2 micro-batches, with the logged rows of its validations."""
     torch.set_num_threads(1)
     module, recorder, logger = moved(), Recorder(), KeepLogs()
-    callbacks = [recorder, ReferenceUpdate(every_n_steps=3), ChosenErrorRise()]
-    options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 6, "logger": logger}
-    fit(module, make_data(batch_size=4), tmp_path_factory.mktemp("whole"), 6, callbacks=callbacks, **options)
-    return weights(module), recorder.pairs, validations(logger)
+    options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 4, "logger": logger}
+    folder = tmp_path_factory.mktemp("whole")
+    fit(module, make_data(batch_size=4), folder, 6, callbacks=[recorder, *of_a_run()], **options)
+    rows = validations(logger)
+    assert [step for step, _ in rows] == [0, 1, 3, 5]  # the sanity check, and every second step: counted from 0
+    return weights(module), recorder.pairs, rows
 
 
 @pytest.mark.parametrize(
@@ -116,19 +123,42 @@ def test_the_resumed_run_ends_with_the_weights_of_the_unbroken_one(
 
 def test_a_validation_that_was_due_is_made_up_for(tmp_path, whole):
     """The ended run does not take the time for it; the resumed one logs it at the same step, with the same numbers."""
-    options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 6}
+    options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 4}
     logger, preemption = KeepLogs(), Preemption()
-    callbacks = [Send(USR1, "on_train_batch_start", 6), ReferenceUpdate(3), ChosenErrorRise(), preemption]
+    callbacks = [Send(USR1, "on_train_batch_start", 8), *of_a_run(), preemption]
     fit(moved(), make_data(batch_size=4), tmp_path, 6, callbacks=callbacks, logger=logger, **options)
     assert preemption.exit_code == 75
-    assert validations(logger)[1:] == []  # the first is the sanity check
+    assert [step for step, _ in validations(logger)] == [0, 1]  # the sanity check, and after 2 steps: counted from 0
 
-    module, preemption = moved(), Preemption()
-    callbacks = [ReferenceUpdate(3), ChosenErrorRise(), preemption]
+    module = moved()
     path = tmp_path / "checkpoints/preempted.ckpt"
-    fit(module, make_data(batch_size=4), tmp_path, 6, path, callbacks, logger=logger, **options)
+    fit(module, make_data(batch_size=4), tmp_path, 6, path, [*of_a_run(), Preemption()], logger=logger, **options)
     assert validations(logger) == whole[2]
-    assert [step for step, _ in whole[2]] == [0, 2, 5]  # the sanity check, and after 3 and 6 steps: counted from 0
+    assert equal(weights(module), whole[0])
+
+
+class FailsAfter(L.Callback):
+    """Fails at a step's end, when its checkpoint is written and its validation is due."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.global_step == self.step:
+            raise RuntimeError("as a machine may")
+
+
+def test_a_validation_that_a_crash_came_before_is_made_up_for(tmp_path, whole):
+    """The checkpoint of its step is written before it."""
+    options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 4}
+    logger, kept = KeepLogs(), keep_all(tmp_path, every_n_train_steps=2)
+    callbacks = [FailsAfter(4), *of_a_run(), kept]
+    with pytest.raises(RuntimeError, match="as a machine may"):
+        fit(moved(), make_data(batch_size=4), tmp_path, 6, callbacks=callbacks, logger=logger, **options)
+    assert [step for step, _ in validations(logger)] == [0, 1]
+    module = moved()
+    fit(module, make_data(batch_size=4), tmp_path, 6, tmp_path / "step=4.ckpt", of_a_run(), logger=logger, **options)
+    assert validations(logger) == whole[2]
     assert equal(weights(module), whole[0])
 
 

@@ -174,6 +174,7 @@ class Backbone(Encoders):
         return {
             "repo": self.repo,
             "pipeline": self.pipeline_class.__name__,
+            "prediction_type": self.schedule.prediction_type,
             "denoiser_config": {key: value for key, value in self.denoiser.config.items() if not key.startswith("_")},
             "lora": None if self.lora is None else asdict(self.lora),
         }

@@ -5,7 +5,10 @@ and so runs what a foreign folder tells it to.
 """
 
 import io
+import os
 import pickle
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,40 @@ class _Planner(DefaultLoadPlanner):
 def is_sharded(path: Path) -> bool:
     """Whether this is such a folder."""
     return path.is_dir() and (path / META).is_file()
+
+
+def is_resumable(meta: Mapping[str, Any]) -> bool:
+    """Whether the folder of these contents of `meta.pt` has optimizer states: Lightning writes both or none."""
+    return "lr_schedulers" in meta
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a folder that lacks a part which its index names.
+
+    Raises:
+        ValueError: that says which.
+    """
+    ends: dict[str, int] = {}
+    for info in read_index(path).storage_data.values():
+        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+    for name, end in ends.items():
+        part = path / name
+        if not part.is_file() or part.stat().st_size < end:
+            raise ValueError(f"its part {name} is {'cut' if part.is_file() else 'missing'}")
+
+
+def replace_folder(path: Path, new: Path) -> None:
+    """Put a whole folder in the place of another one, which stays whole beside it (`.NAME.old`) until it is there."""
+    with (new / META).open("rb") as file:
+        os.fsync(file.fileno())
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_index(path: Path) -> Metadata:

@@ -2,6 +2,7 @@
 
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
 from lit_align.callbacks.divergence_guard import DivergenceGuard
+from lit_align.callbacks.due_validation import DueValidation
 from lit_align.callbacks.preemption import Preemption
 from lit_align.callbacks.reference_update import ReferenceUpdate
 from lit_align.callbacks.sample_grid import SampleGrid
@@ -13,6 +14,7 @@ from lit_align.callbacks.win_rate import WinRate
 __all__ = [
     "ChosenErrorRise",
     "DivergenceGuard",
+    "DueValidation",
     "Preemption",
     "ReferenceUpdate",
     "SampleGrid",

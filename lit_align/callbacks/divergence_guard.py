@@ -29,9 +29,9 @@ class DivergenceGuard(L.Callback):
 
     Two errors are watched, each against its own start: at each validation that of the held-out chosen images
     (`val/chosen_error_rise`, see `ChosenErrorRise`), and after each step that of the training's, as the mean over the
-    last `window` steps against the first batch before any step. Healthy runs raise chosen errors too, while they raise
-    rejected ones more: the quickstart by a quarter; at 10 times its learning rate it is tenfold within 5 steps. It
-    also acts where `AlignmentModule` is about to end the run because gradients are not finite.
+    last `window` steps against the first step's pairs before it is taken. Healthy runs raise chosen errors too, while
+    they raise rejected ones more: the quickstart by a quarter; at 10 times its learning rate it is tenfold within 5
+    steps. It also acts where `AlignmentModule` is about to end the run because gradients are not finite.
 
     `restore` also puts back the best weights, those of the validation with the lowest `val/loss`, the one before the
     first step among them. They are kept in a safetensors file in the log folder, which is written again at each
@@ -57,6 +57,8 @@ class DivergenceGuard(L.Callback):
         self.best: dict[str, Any] | None = None  # file, step and loss
         self.seen: str | None = None  # what was wrong
         self._sums: Tensor | None = None  # of the step that is under way here: errors, pairs
+        self._first: Tensor | None = None  # the same of the first step, before it is taken
+        self._left_out = 0  # steps that the module has left out
 
     # -- what it watches
 
@@ -65,8 +67,8 @@ class DivergenceGuard(L.Callback):
     ) -> None:
         assert isinstance(pl_module, AlignmentModule)
         if self.start is None and trainer.global_step == 0:
-            total, pairs = self._reduced(trainer, chosen_sums(batch, self._start_errors(trainer, pl_module, batch)))
-            self.start = total / pairs if pairs else None
+            sums = chosen_sums(batch, self._start_errors(trainer, pl_module, batch))
+            self._first = sums if self._first is None else self._first + sums
 
     @torch.no_grad()
     def _start_errors(self, trainer: L.Trainer, module: AlignmentModule, batch: PreferenceBatch) -> Tensor:
@@ -83,10 +85,16 @@ class DivergenceGuard(L.Callback):
     ) -> None:
         sums = chosen_sums(batch, outputs["chosen_error"])
         self._sums = sums if self._sums is None else self._sums + sums
-        if at_step(trainer):
+        if not at_step(trainer):
+            return
+        assert isinstance(pl_module, AlignmentModule)
+        if self._first is not None:
+            total, pairs = self._reduced(trainer, self._first)
+            self.start, self._first = total / pairs if pairs else None, None
+        if pl_module.skipping.count == self._left_out:  # the errors of a step that was left out say nothing
             self.recent.append(self._reduced(trainer, self._sums))
-            self._sums = None
-            self._act(trainer, pl_module, self._fault(trainer, pl_module))
+        self._left_out, self._sums = pl_module.skipping.count, None
+        self._act(trainer, pl_module, self._fault(trainer, pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -95,7 +103,7 @@ class DivergenceGuard(L.Callback):
         if not rise <= self.max_rise:  # nor NaN
             what = f"the chosen error of held-out pairs is {rise:.1%} over its start"
             self._act(trainer, pl_module, f"{what}; max_rise is {self.max_rise:.0%}")
-        loss = trainer.callback_metrics["val/loss"].item()
+        loss = trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))).item()  # NaN: no pair counts
         if self.seen is None and self.action == "restore" and (self.best is None or loss < self.best["loss"]):
             self._keep(trainer, pl_module, loss)
 
@@ -108,7 +116,7 @@ class DivergenceGuard(L.Callback):
         finite = torch.stack([local(weight.detach()).isfinite().all() for weight in weights]).all()
         if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             return "there are weights that are not finite"
-        sums, pairs = (sum(values) for values in zip(*self.recent, strict=True))
+        sums, pairs = (sum(step[i] for step in self.recent) for i in (0, 1))
         if self.start is None or pairs == 0 or len(self.recent) < self.window:
             return None
         mean = sums / pairs
@@ -130,7 +138,8 @@ class DivergenceGuard(L.Callback):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.seen = None
+        assert isinstance(pl_module, AlignmentModule)
+        self.seen, self._left_out = None, pl_module.skipping.count
         if self.action == "restore" and not trainer.enable_validation:
             raise ValueError(
                 "DivergenceGuard.action is restore, but there are no held-out pairs to tell which weights were best. "

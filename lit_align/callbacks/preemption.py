@@ -62,12 +62,11 @@ class Preemption(L.Callback):
     validation, a sample grid or the preparation waits for the next step; one after the last step changes nothing.
 
     `exit_code` is 75 after SIGUSR1, 143 after SIGTERM, else 0. The process is to exit with it; until then it ignores
-    both signals. A validation that was due at that step is made up for when the run goes on.
+    both signals. For a validation that was due at that step see `DueValidation`.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
-        self.validation_due = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -87,10 +86,7 @@ class Preemption(L.Callback):
         code = agreed(trainer, self._signals.exit_code)
         if not code:
             return
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
         last = trainer.should_stop or trainer.global_step == total_steps(trainer)
-        self.validation_due = not last and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         path = checkpoint_folders(trainer)[0] / NAME
         trainer.save_checkpoint(path, weights_only=False)
         self.exit_code = 0 if last else code
@@ -118,21 +114,6 @@ class Preemption(L.Callback):
         if self.exit_code:
             self._signals.ended = True
             raise _TunerExitException
-
-    # -- what the resumed run makes up for
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.validation_due:
-            self.validation_due = False
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"validation_due": self.validation_due}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.validation_due = state_dict["validation_due"]
 
 
 def agreed(trainer: L.Trainer, exit_code: int) -> int:
