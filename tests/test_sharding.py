@@ -266,24 +266,35 @@ class Foreign(torch.optim.SGD):
 
 
 def test_bfloat16_gathers_half_and_rounds_policy_and_reference_alike(tmp_path):
-    """Right after a copy the loss is ln 2, and weights are float32; with gradient checkpointing the same."""
+    """Right after a copy the loss is ln 2; weights are bfloat16 as they are gathered, and float32 between steps.
+
+    With gradient checkpointing the same, and where ZeRO2 keeps what it has gathered.
+    """
 
     def run():
         ends = []
-        for checkpointing in (False, True):
+        for checkpointing, strategy in ((False, FSDP2()), (True, FSDP2()), (True, ZeRO2())):
             module, watch = make(), Losses()
             if checkpointing:
                 module.backbone.denoiser.enable_gradient_checkpointing()
+            seen = set()
+            module.backbone.denoiser.conv_in.register_forward_hook(
+                lambda conv, *_, seen=seen: seen.add(conv.weight.dtype)
+            )
             callbacks = [ReferenceUpdate(2), Sharded(), watch]
-            trainer = fit(module, make_data(), tmp_path, 3, callbacks=callbacks, **two(FSDP2(), precision="bf16-mixed"))
-            ends.append({"losses": watch.losses, "weights": whole_weights(module)})
+            trainer = fit(
+                module, make_data(), tmp_path, 3, callbacks=callbacks, **two(strategy, precision="bf16-mixed")
+            )
+            ends.append({"losses": watch.losses, "weights": whole_weights(module), "gathered": seen})
         torch.save(ends, tmp_path / f"rank{trainer.global_rank}.pt")
 
     fork_ranks(run)
-    plain, recomputed = read(tmp_path)
+    plain, recomputed, kept = read(tmp_path)
     assert [abs(loss - math.log(2)) < 1e-6 for loss in plain["losses"]] == [True, False, True]
-    assert {weight.dtype for weight in plain["weights"].values()} == {torch.float32}
-    assert equal(plain["weights"], recomputed["weights"])
+    for end in (plain, recomputed, kept):
+        assert end["gathered"] == {torch.bfloat16}
+        assert {weight.dtype for weight in end["weights"].values()} == {torch.float32}
+        assert equal(plain["weights"], end["weights"])
 
 
 class Losses(L.Callback):
