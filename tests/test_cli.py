@@ -202,6 +202,10 @@ def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, c
     config, checkpoint = next(tmp_path.rglob("config.yaml")), tmp_path / "checkpoints/last.ckpt"
     main(["fit", f"--config={config}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=3"])
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
+    before = config.read_text()
+    with pytest.raises(ValueError, match="began with seed_everything"):
+        main(["fit", f"--config={config}", f"--ckpt_path={checkpoint}", "--seed_everything=99"])
+    assert config.read_text() == before  # a run that is refused leaves the other one's
     capsys.readouterr()
     main(["validate", f"--config={config}", f"--ckpt_path={checkpoint}"])
     table = capsys.readouterr().out

@@ -4,20 +4,24 @@ import logging
 import math
 import os
 import pickle
+import re
 import resource
 import shutil
 import tarfile
 import warnings
 from io import BytesIO
+from pathlib import Path
 
 import bitsandbytes
 import lightning as L
 import pytest
 import torch
 from jsonargparse import Namespace
+from torch.distributed.checkpoint import save as save_in_parts
 
 from lit_align import cli
 from lit_align.backbones import LoRA, StableDiffusion
+from lit_align.backbones.sharded_checkpoint import replace_folder
 from lit_align.callbacks import DivergenceGuard
 from lit_align.checkpoints import WholeCheckpointIO, check_writable, last_checkpoint, last_version
 from lit_align.commands.export import export
@@ -105,6 +109,49 @@ def test_last_goes_on_in_the_logger_s_last_folder(tmp_path, run):
         cli.choose_version(logger)
         assert logger.init_args.version == version
     cli.choose_version(None)  # Lightning's own
+
+
+def write_in_parts(folder, step, **meta):
+    """A checkpoint as sharded runs write it."""
+    save_in_parts({"state_dict": {"backbone.x": torch.arange(6.0)}}, checkpoint_id=folder, no_dist=True)
+    torch.save({"global_step": step, **meta}, folder / "meta.pt")
+    return folder
+
+
+def test_a_checkpoint_in_parts_counts_if_it_is_whole_and_has_the_optimizer(tmp_path, caplog):
+    whole = write_in_parts(tmp_path / "a.ckpt", 1, lr_schedulers=[])
+    write_in_parts(tmp_path / "restored.ckpt", 9)  # weights alone
+    cut, short = (write_in_parts(tmp_path / f"{name}.ckpt", 8, lr_schedulers=[]) for name in ("cut", "short"))
+    (part,) = cut.glob("*.distcp")
+    part.unlink()
+    (part,) = short.glob("*.distcp")
+    part.write_bytes(part.read_bytes()[:-40])
+    assert last_checkpoint([tmp_path]).path == whole
+    assert re.search(r"cut\.ckpt is damaged \(its part \S+ is missing\)", caplog.text)
+    assert re.search(r"short\.ckpt is damaged \(its part \S+ is cut\)", caplog.text)
+    with pytest.raises(ValueError, match=r"each device of a sharded run.*lit_align\.fsdp2\.FSDP2 or ZeRO2"):
+        WholeCheckpointIO().load_checkpoint(whole)
+
+
+def test_a_folder_takes_the_place_of_another_that_stays_whole(tmp_path, monkeypatch):
+    """A kill between the two renames leaves the old one under a name that is found."""
+    old = write_in_parts(tmp_path / "preempted.ckpt", 1, lr_schedulers=[])
+    new = write_in_parts(tmp_path / ".preempted.ckpt.part", 2, lr_schedulers=[])
+    rename = Path.rename
+
+    def killed(self, target):
+        if self == new:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(old, new)
+    assert last_checkpoint([tmp_path]).step == 1
+    monkeypatch.undo()
+    replace_folder(old, new)
+    assert last_checkpoint([tmp_path]) == (old, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["preempted.ckpt"]
 
 
 # -- resuming from the wrong file

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -12,7 +13,6 @@ import torch
 import yaml
 
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, ReferenceUpdate
-from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO
 from tests.conftest import PAIRS, ROOT, fork, fork_ranks, small_sdxl
 from tests.test_module import KeepLogs, Recorder, equal, fit, make_data, make_module, weights
@@ -225,8 +225,9 @@ def test_one_rank_tells_all(tmp_path):
         assert equal(resumed[rank]["weights"], whole_run[rank]["weights"])
 
 
-def test_the_command_exits_with_the_code(tmp_path, monkeypatch):
-    """And leaves its checkpoint where the config's ModelCheckpoint writes."""
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_command_exits_with_the_code(tmp_path, monkeypatch, devices):
+    """And leaves its checkpoint where the config's ModelCheckpoint writes, also where Lightning starts processes."""
     monkeypatch.chdir(ROOT)
     kept = {"dirpath": str(tmp_path / "kept"), "every_n_train_steps": 1}
     listed = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": kept}]
@@ -243,11 +244,11 @@ def test_the_command_exits_with_the_code(tmp_path, monkeypatch):
         "--data.batch_size=4",
         f"--data.train_shards={PAIRS}/train/00000.tar",
     ]
-    process = fork(lambda: main(words))
+    words += [f"--trainer.devices={devices}", f"--trainer.strategy={'auto' if devices == 1 else 'ddp'}"]
+    process = subprocess.Popen([sys.executable, "-m", "lit_align", *words])
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("kept/epoch*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, USR1)
-    process.join(60)
-    assert process.exitcode == 75
+    assert process.wait(60) == 75
     assert step_of(tmp_path / "kept/preempted.ckpt") >= 1
