@@ -108,9 +108,7 @@ def test_gradient_checkpointing_in_two_processes_changes_nothing(tmp_path):
             if checkpointing:
                 module.backbone.denoiser.enable_gradient_checkpointing()
             forwards = []
-            module.backbone.denoiser.down_blocks[-1].resnets[0].register_forward_hook(
-                lambda *_, f=forwards: f.append(1)
-            )
+            module.backbone.denoiser.up_blocks[0].resnets[0].register_forward_hook(lambda *_, f=forwards: f.append(1))
             trainer = fit(module, make_data(), tmp_path, 3, callbacks=[ReferenceUpdate(2)], **TWO)
             assert len(forwards) == (9 if checkpointing else 6)  # policy, reference, and the policy again, in 3 steps
             ends.append(weights(module))
