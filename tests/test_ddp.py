@@ -107,8 +107,8 @@ def test_gradient_checkpointing_in_two_processes_changes_nothing(tmp_path):
             module = make(lora=LoRA(rank=2, dropout=0.3), objective=DiffusionDPO())
             if checkpointing:
                 module.backbone.denoiser.enable_gradient_checkpointing()
-            forwards = []
-            module.backbone.denoiser.up_blocks[0].resnets[0].register_forward_hook(lambda *_, f=forwards: f.append(1))
+            forwards, resnet = [], module.backbone.denoiser.up_blocks[0].resnets[0]
+            resnet.register_forward_pre_hook(lambda *_, forwards=forwards: forwards.append(1))
             trainer = fit(module, make_data(), tmp_path, 3, callbacks=[ReferenceUpdate(2)], **TWO)
             assert len(forwards) == (9 if checkpointing else 6)  # policy, reference, and the policy again, in 3 steps
             ends.append(weights(module))
