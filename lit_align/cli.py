@@ -60,7 +60,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         for package, extra in EXTRAS.items():
             if f"No module named '{package}'" in message:
-                message += f"\n  Install it with: pip install 'lit-align[{extra}]'"
+                message += f"\n  Install {package}, lit-align's extra {extra}: pip install -e '.[{extra}]' in its checkout"
         super().error(message, ex)
 
 

@@ -274,7 +274,7 @@ def test_bad_input_is_named(override, message, capsys, tmp_path):
 def test_missing_extra_is_named(capsys):
     with pytest.raises(SystemExit):
         Parser().error("No module named 'bitsandbytes'")
-    assert capsys.readouterr().err.rstrip().endswith("pip install 'lit-align[8bit]'")
+    assert capsys.readouterr().err.rstrip().endswith("lit-align's extra 8bit: pip install -e '.[8bit]' in its checkout")
 
 
 def run(*words):

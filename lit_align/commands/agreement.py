@@ -144,7 +144,7 @@ def _percent(share: float | None) -> str:
 def require_matplotlib() -> None:
     """Raise a ModuleNotFoundError that names the remedy, before hours of scoring."""
     if find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("--report needs matplotlib: pip install 'lit-align[report]'")
+        raise ModuleNotFoundError("--report needs matplotlib, lit-align's extra report: pip install matplotlib")
 
 
 def draw_heat_map(found: dict[str, Any], path: Path) -> None:

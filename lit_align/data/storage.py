@@ -103,7 +103,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         filesystem, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = next((name for name in EXTRAS if name in str(error)), None)
-        remedy = f" Install it with: pip install 'lit-align[{EXTRAS[package]}]'" if package else ""
+        remedy = f" Install {package}, lit-align's extra {EXTRAS[package]}." if package else ""
         raise ModuleNotFoundError(f"{url!r} cannot be read: {error}.{remedy}") from error
     return filesystem, path
 
