@@ -60,7 +60,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         for package, extra in EXTRAS.items():
             if f"No module named '{package}'" in message:
-                message += f"\n  Install {package}, lit-align's extra {extra}: pip install -e '.[{extra}]' in its checkout"
+                how = f"pip install -e '.[{extra}]' in its checkout"
+                message += f"\n  Install {package}, lit-align's extra {extra}: {how}"
         super().error(message, ex)
 
 
