@@ -26,6 +26,21 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_first(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there, unless there is one: of several writers the first one wins."""
+    own = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.whole")
+    with whole_or_nothing(own) as part:
+        part.write_bytes(data)
+    try:
+        path.hardlink_to(own)
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without hard links
+        own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is either whole or not there."""
     with whole_or_nothing(path) as part:

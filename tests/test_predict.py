@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from threading import RLock
 
@@ -15,10 +17,11 @@ from tqdm import tqdm
 from lit_align.backbones import StableDiffusion, StableDiffusionXL, sampling
 from lit_align.backbones.exported import load_denoiser
 from lit_align.cli import main
+from lit_align.commands import place
 from lit_align.commands.predict import predict
 from lit_align.data.images import decode_pixels
 from lit_align.evaluation.noise import prompt_seed
-from tests.conftest import PIPELINE
+from tests.conftest import PIPELINE, ROOT
 from tests.test_generate import adapter, darker
 
 NAMES = ["anchor", "bacon", "fox"]
@@ -68,6 +71,7 @@ def test_batch_size_does_not_matter(whole, tmp_path, batch_size):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first ends last", "second ends last"])
 def test_two_processes_draw_what_one_does(whole, tmp_path, monkeypatch, order, capsys):
+    monkeypatch.setattr(place, "LOOKS", 0)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -75,7 +79,22 @@ def test_two_processes_draw_what_one_does(whole, tmp_path, monkeypatch, order, c
         assert not (tmp_path / "out/images.jsonl").exists()
         monkeypatch.setenv("RANK", str(rank))
         draw(tmp_path, images_per_prompt=2)
-    assert "3 images of other processes are still to come" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 images of other processes are still to come" in said
+    assert "If none is running, run the same command again." in said
+    assert files(tmp_path / "out") == files(whole)
+
+
+def test_devices_draw_what_one_process_does(whole, tmp_path):
+    """Processes that the command starts itself; it ends when all have."""
+    (tmp_path / "prompts.txt").write_text("\n".join(NAMES) + "\n")
+    words = ["--prompts=prompts.txt", f"--model={PIPELINE}", "--steps=2", "--images_per_prompt=2", "--output=out"]
+    command = [sys.executable, "-m", "lit_align", "predict", "--accelerator=cpu", "--devices=2", *words]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ended = subprocess.run(
+        command, env=environment | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, timeout=400
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
     assert files(tmp_path / "out") == files(whole)
 
 

@@ -69,7 +69,7 @@ def make_results(folder, models):
         comparisons.append({"model": model, "against": against, **asdict(compare(ours, theirs, tolerances))})
     prompts[3] = HOSTILE
     results = {
-        "format": 1,
+        "format": 2,
         "made_with": {"lit_align": "0.1.0", "torch": torch.__version__, "options": {"limit": 12, "batch_size": 8}},
         "sampling": {"sampler": "euler", "steps": 50, "guidance_scale": 7.5, "height": 32, "width": 32, "seed": 0},
         "prompts": [{"prompt": prompt, "seed": number} for number, prompt in enumerate(prompts)],
@@ -352,8 +352,8 @@ def test_missing_parts_are_named(two, tmp_path):
     (copy / "images/base/00007.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"base/00007\.png is missing"):
         write_report(copy)
-    (copy / "results.json").write_text('{"format": 2}')
-    with pytest.raises(ValueError, match="format is 2, not 1"):
+    (copy / "results.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="format is 1, not 2"):
         write_report(copy)
 
 

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from functools import partial
@@ -23,18 +25,23 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from tqdm import tqdm
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL, sampling
 from lit_align.backbones.exported import load_denoiser
 from lit_align.backbones.reference import FrozenAdapter
 from lit_align.cli import main
-from lit_align.commands import contest
+from lit_align.commands import contest, drawing
+from lit_align.commands import place as place_module
 from lit_align.commands.export import export
 from lit_align.commands.models import find_base, is_pipeline
+from lit_align.commands.place import Place
 from lit_align.commands.test import test as run_test
 from lit_align.data.images import decode_pixels
 from lit_align.data.prompts import read_prompts
+from lit_align.evaluation import gallery as gallery_module
+from lit_align.evaluation.gallery import Gallery
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import load_scorers
@@ -157,6 +164,69 @@ def test_batch_size_does_not_matter(whole, tmp_path, dark):
     assert images(tmp_path / "out") == images(whole / "out")
 
 
+def test_larger_batches_find_nearly_the_same(whole, tmp_path, dark, monkeypatch):
+    """As on a GPU, where images and scores are computed in batches: here by 3, of 8."""
+    for module in (contest, drawing):
+        monkeypatch.setattr(module, "at_a_time", lambda *_: 3)
+    again, single = run(tmp_path, dark, steps=6, tolerances=TOLERANCES), read(whole / "out")
+    drawn, alone = images(tmp_path / "out"), images(whole / "out")
+    assert drawn.keys() == alone.keys()
+    for name, data in drawn.items():
+        difference = decode_pixels(data).astype(int) - decode_pixels(alone[name])
+        assert abs(difference).max() <= 1
+    for name in SCORERS:
+        for model, values in again["scores"][name].items():
+            for number, (value, wanted) in enumerate(zip(values, single["scores"][name][model], strict=True)):
+                key = f"images/{model}/{number:05d}.png"
+                near = 1e-4 if drawn[key] == alone[key] else 1e-3  # one step of a pixel moves a score further
+                assert value == pytest.approx(wanted, rel=near, abs=near)
+
+
+def command(folder, model, **options):
+    """Ended process of the command line, in the environment of a user who says nothing of threads."""
+    words = [f"--{name}={value}" for name, value in options.items()]
+    words += [f"--models={{dark: {model}}}", f"--base={PIPELINE}", f"--prompts={write_prompts(folder)}"]
+    words += [f"--scorers={','.join(SCORERS)}", f"--presets={ROOT}/assets/emoji/scorers/scorers.yaml", "--steps=6"]
+    words += [f"--tolerances={json.dumps(TOLERANCES)}", f"--output={folder}/out", f"--cache={folder}/cache"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "lit_align", "test", "--accelerator=cpu", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_devices_find_the_same_to_the_last_bit(whole, tmp_path, dark, devices):
+    """Processes that the command starts itself; it ends when all have, with the results there."""
+    ended = command(tmp_path, dark, devices=devices)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.count("dark against base, 8 prompts") == 1
+    assert without_options(read(tmp_path / "out")) == without_options(read(whole / "out"))
+    assert images(tmp_path / "out") == images(whole / "out")
+    assert read(tmp_path / "out")["made_with"]["device"] == "CPU, threads: 1"
+
+
+def test_a_failed_process_is_an_error():
+    def place(*words):
+        return Place(0, 1 + len(words), torch.device("cpu"), tuple(subprocess.Popen(word.split()) for word in words))
+
+    place().wait()
+    place("true", "sleep 0.2").wait()
+    with pytest.raises(ChildProcessError, match=r"devices: process 3 of 3 ended with exit code 1, .*--devices 1"):
+        place("true", "false").wait()
+
+
+def test_what_others_wrote_may_come_late(monkeypatch):
+    slept = []
+    monkeypatch.setattr(place_module.time, "sleep", slept.append)
+    alone, one_of_two = (Place(0, count, torch.device("cpu")) for count in (1, 2))
+    found = iter([None, None, 7])
+    assert one_of_two.patiently(lambda: next(found)) == 7
+    assert slept == [2, 2]
+    assert one_of_two.patiently(lambda: None) is None
+    assert sum(slept[2:]) == 30
+    assert alone.patiently(lambda: None) is None
+    assert len(slept) == 17
+
+
 def share_of(rank, *arguments, **options):
     """What one of two processes does that torchrun has started."""
     os.environ |= {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "RANK": str(rank)}
@@ -183,6 +253,7 @@ def test_two_processes_find_what_one_does(whole, tmp_path, dark, capfd):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first ends last", "second ends last"])
 def test_the_last_process_writes(tmp_path, dark, monkeypatch, order, capsys):
     """One after the other; nobody waits."""
+    monkeypatch.setattr(place_module, "LOOKS", 0)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -192,6 +263,7 @@ def test_the_last_process_writes(tmp_path, dark, monkeypatch, order, capsys):
         run(tmp_path, dark, **share)
     said = capsys.readouterr().out
     assert "other processes are still at work; the last one writes" in said
+    assert "If none is running, run the same command again." in said
     assert "against" not in said
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("RANK", str(order[0]))
@@ -240,6 +312,81 @@ def test_the_base_is_drawn_and_scored_once(tmp_path, dark, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("scores/*/*.json")} == scored
     run(tmp_path, dark, scorers="colour", output="third", **share)  # another list of scorers draws nothing
     assert counts[6:] == [0, 0]
+
+
+def other_picture(path):
+    Image.new("RGB", (32, 32), "red").save(path)
+    return path.read_bytes()
+
+
+def test_the_first_of_two_runs_with_a_cache_wins(tmp_path, dark, monkeypatch):
+    """The other one has drawn an image meanwhile, and may have scored it: it stays, and counts for both."""
+    draw, written = contest.draw_images, {}
+
+    def overtaken(model, wanted, *rest):
+        wanted[0].path.parent.mkdir(parents=True)
+        written[wanted[0].path] = other_picture(wanted[0].path)
+        return draw(model, wanted, *rest)
+
+    monkeypatch.setattr(contest, "draw_images", overtaken)
+    found = run(tmp_path, dark, NAMES[:2], scorers="colour", steps=1)
+    assert {path: path.read_bytes() for path in written} == written
+    assert len(written) == 2
+    assert found["scores"]["colour"]["base"][0] == found["scores"]["colour"]["dark"][0]
+    assert images(tmp_path / "out")["images/base/00000.png"] in written.values()
+    assert not list((tmp_path / "cache").rglob(".*"))
+
+
+def test_an_image_that_is_changed_after_it_was_scored_is_an_error(tmp_path, dark, monkeypatch):
+    """Not a process that ends well without results."""
+    score = Gallery.score
+
+    def then_changed(gallery, *rest):
+        score(gallery, *rest)
+        other_picture(gallery.paths[1])
+
+    monkeypatch.setattr(Gallery, "score", then_changed)
+    with pytest.raises(RuntimeError, match=r"cache: 1 images of base in .* have no score by colour.* again"):
+        run(tmp_path, dark, NAMES[:2], scorers="colour", steps=1)
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    run(tmp_path, dark, NAMES[:2], scorers="colour", steps=1)
+
+
+def test_a_score_is_of_the_bytes_that_were_read(tmp_path):
+    """Whatever happens to the file while a scorer looks at them."""
+    gallery = Gallery(tmp_path, ["fox"], 0)
+    first = other_picture(gallery.paths[0])
+    (key,) = gallery.keys([0])
+
+    class Slow:
+        def score(self, images, prompts):
+            Image.new("RGB", (32, 32), "blue").save(gallery.paths[0])
+            return torch.tensor([float(images[0][0].sum())])
+
+    gallery.score(Slow(), "slow", [0], 1, lambda count: None)
+    assert gallery.scores("slow") == {key: 255.0 * 32 * 32}
+    assert gallery.keys([0]) != [key]
+    gallery.paths[0].write_bytes(first)
+    assert gallery.keys([0]) == [key]
+
+
+def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_module, "KEPT_AT_A_TIME", 2)
+    gallery, seen = Gallery(tmp_path, NAMES, 0), []
+    for path in gallery.paths:
+        other_picture(path)
+
+    class Dies:
+        def score(self, images, prompts):
+            if len(seen) == 5:
+                raise KeyboardInterrupt
+            seen.extend(prompts)
+            return torch.tensor([float(len(seen))])
+
+    with pytest.raises(KeyboardInterrupt):
+        gallery.score(Dies(), "dies", range(8), 1, lambda count: None)
+    assert gallery.scores("dies") == dict(zip(gallery.keys(range(4)), [1.0, 2.0, 3.0, 4.0], strict=True))
 
 
 def test_a_pipeline_that_differs_in_a_number_alone_draws_anew(tmp_path, dark, monkeypatch):
@@ -469,6 +616,23 @@ def test_results_of_other_options_are_refused(whole, tmp_path, dark):
         run(whole, dark, NAMES[:2], tolerances=TOLERANCES, steps=6)
     write_prompts(whole)
     assert (whole / "out/results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"accuracy": 1}', "its format is None, not 2"),
+        ("[1]", "its format is None, not 2"),
+        ('{"format": 1, "made_with": {"options": {}}, "prompts": []}', "its format is 1, not 2"),
+        ("fox", "cannot be read"),
+    ],
+)
+def test_results_of_something_else_are_refused(tmp_path, dark, text, message):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"results\.json .*{message}.*Choose another folder"):
+        run(tmp_path, dark)
+    assert (tmp_path / "out/results.json").read_text() == text
 
 
 # -- the configs

@@ -74,7 +74,8 @@ class Contest(NamedTuple):
 
     def _folder(self, model: Model) -> str:
         """What decides an image beside prompt and seed, as 16 hexadecimal digits."""
-        how = [model.fingerprint, self.sampling._asdict(), self.guidance_scale, self.place.device.type]
+        threads = torch.get_num_threads() if self.place.device.type == "cpu" else None  # rounding depends on them
+        how = [model.fingerprint, self.sampling._asdict(), self.guidance_scale, self.place.device.type, threads]
         versions = [DRAWING_VERSION, str(torch.__version__), diffusers.__version__, transformers.__version__]
         digest = hashlib.blake2b(json.dumps([*how, *versions]).encode())
         return digest.hexdigest()[:16]
@@ -99,7 +100,11 @@ class Contest(NamedTuple):
     def collect(
         self, judges: Mapping[str, Judge], galleries: Mapping[str, Gallery]
     ) -> dict[str, dict[str, list[float]]] | None:
-        """All processes' scores by scorer and model, one a prompt; None while some are missing."""
+        """All processes' scores by scorer and model, one a prompt; None while some are missing.
+
+        Raises:
+            RuntimeError: if some are missing and there are no other processes.
+        """
         keys = {name: gallery.keys(range(len(self.prompts))) for name, gallery in galleries.items()}
         scores: dict[str, dict[str, list[float]]] = {}
         for judge_name, judge in judges.items():
@@ -108,6 +113,12 @@ class Contest(NamedTuple):
                 known = gallery.scores(judge.fingerprint)
                 found = [known[key] for key in keys[name] if key in known]
                 if len(found) < len(self.prompts):
+                    if self.place.world_size == 1:
+                        raise RuntimeError(
+                            f"cache: {len(self.prompts) - len(found)} images of {name} in {gallery.folder} have no "
+                            f"score by {judge_name}, for something else has changed them since. Run the same command "
+                            "again, or with a --cache of its own."
+                        )
                     return None
                 scores[judge_name][name] = found
         return scores

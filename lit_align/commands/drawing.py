@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_align.commands.models import Model, Sampling, at_a_time
 from lit_align.commands.place import Place
-from lit_align.files import whole_or_nothing
+from lit_align.files import write_first
 
 
 class Wanted(NamedTuple):
@@ -75,7 +75,10 @@ def note_plain(place: Place, name: str, plain: int) -> None:
 
 
 def _write(path: Path, image: Tensor) -> None:
+    """Write an image unless another run was first: it may have scored its own already."""
+    if is_whole(path):
+        return
+    path.unlink(missing_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    with whole_or_nothing(path) as part:
-        part.write_bytes(buffer.getvalue())
+    write_first(path, buffer.getvalue())

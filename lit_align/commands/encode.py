@@ -95,6 +95,7 @@ def encode(
     skipped = _work(output, todo, work, place)
     before = len(plan.shards[place.rank :: place.world_size]) - len(todo.shards)
     print(f"{place}: encoded {len(todo.shards)} shards, {before} were done before, skipped {skipped} samples")
+    place.wait()
 
 
 def _shards(data: Namespace, split: str, batch_size: int) -> str | list[str]:

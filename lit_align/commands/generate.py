@@ -146,6 +146,7 @@ def generate(
     items = [Item(row, prompt, pair) for row, prompt in enumerate(found.unique) for pair in range(pairs_per_prompt)]
     batches = [items[start : start + pairs_per_shard] for start in range(0, len(items), pairs_per_shard)]
     _write_shards(output, batches, maker, batch_size, place)
+    place.wait()
 
 
 def _guidance_scales(repos: Sequence[str], both: float | None, own: Sequence[float | None]) -> Iterator[float]:

@@ -1,10 +1,18 @@
 """Which process this is among those that share a piece of work, and where it computes."""
 
-from typing import Any, NamedTuple
+import os
+import time
+from collections.abc import Callable
+from subprocess import Popen
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+LOOKS, PAUSE = 15, 2.0  # seconds: half a minute, by which network disks show what others have written
+ALONE = "If none is running, run the same command again."  # where others are waited for
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -13,16 +21,53 @@ class Place(NamedTuple):
     rank: int
     world_size: int
     device: torch.device
+    children: tuple[Popen[bytes], ...] = ()  # the other processes, if this one has started them
 
     def __str__(self) -> str:
         return f"process {self.rank + 1} of {self.world_size}, {self.device}"
 
+    def wait(self) -> None:
+        """Wait for the processes that this one has started: what comes after the command needs the work of all.
 
-def take_place(accelerator: str, devices: int | str) -> Place:
+        Raises:
+            ChildProcessError: if one of them failed.
+        """
+        codes = [child.wait() for child in self.children]
+        failed = [number for number, code in enumerate(codes, 2) if code]
+        if failed:
+            raise ChildProcessError(
+                f"devices: process {failed[0]} of {self.world_size} ended with exit code {codes[failed[0] - 2]}, see "
+                "above what it said. Run the same command again to go on; with --devices 1 there is this process alone."
+            )
+
+    def patiently(self, look: Callable[[], T | None]) -> T | None:
+        """What `look` finds; where several processes share the work, it may look several times."""
+        for _ in range(LOOKS if self.world_size > 1 else 0):
+            if (found := look()) is not None:
+                return found
+            time.sleep(PAUSE)
+        return look()
+
+
+def take_place(accelerator: str, devices: int | str, pin_threads: bool = False) -> Place:
     """This process's place among those that torchrun or SLURM has started, or that Fabric starts here.
 
-    The processes need no process group: they only share out the shards.
+    The processes need no process group: they only share out the work.
+
+    Args:
+        accelerator: `auto`, `cpu` or `gpu`.
+        devices: of this machine, a number, or `auto` for all.
+        pin_threads: compute on the CPU with as many threads as OMP_NUM_THREADS says, or else with one. Torch's own
+            choice depends on the number of processes, and how it rounds on the number of threads.
     """
+    threads = os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]  # before Fabric sets it
+    place = _take_place(accelerator, devices)
+    if pin_threads and place.device.type == "cpu":
+        torch.set_num_threads(int(threads))
+    return place
+
+
+def _take_place(accelerator: str, devices: int | str) -> Place:
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
             found = environment()
@@ -33,4 +78,5 @@ def take_place(accelerator: str, devices: int | str) -> Place:
             return Place(found.global_rank(), found.world_size(), fabric.device)
     fabric = Fabric(accelerator=accelerator, devices=devices)
     fabric.launch()
-    return Place(fabric.global_rank, fabric.world_size, fabric.device)
+    children = getattr(fabric.strategy.launcher, "procs", [])  # that of one device is None
+    return Place(fabric.global_rank, fabric.world_size, fabric.device, tuple(children))

@@ -22,7 +22,7 @@ from lit_align.commands.models import (
     place_models,
     source_of,
 )
-from lit_align.commands.place import Place, take_place
+from lit_align.commands.place import ALONE, Place, take_place
 from lit_align.commands.plan import settle_plan
 from lit_align.data.prompts import read_prompts
 from lit_align.evaluation.noise import prompt_seed
@@ -77,7 +77,8 @@ def predict(
         prompt_column: where prompts are in a table or in objects; none: `prompt`, or as benchmarks call it.
         vae_repo: hub id or local folder of another VAE.
         variant: weight files' variant in the pipeline, such as `fp16`.
-        accelerator: `auto`, `cpu` or `gpu`.
+        accelerator: `auto`, `cpu` or `gpu`. The CPU takes one thread, or as many as OMP_NUM_THREADS says: results
+            depend on their number in the last digits.
         devices: of one machine, a number, or `auto` for all; torchrun and SLURM say it themselves.
 
     Raises:
@@ -87,7 +88,7 @@ def predict(
     check_numbers(counts, {"height": height, "width": width})
     found = read_prompts(prompts, prompt_column)
     source = source_of(model, model if is_pipeline(model) else find_base([model], base))
-    place = take_place(accelerator, devices)
+    place = take_place(accelerator, devices, pin_threads=True)
     precision = precision or default_precision(place.device)
     models = load_models([source], vae_repo, variant)
     if height is None or width is None:
@@ -115,6 +116,7 @@ def predict(
         plain = draw_images(models[0], todo, scale, how, batch_size, bar.update)
     note_plain(place, "the model", plain)
     print(f"{place}: drew {len(todo)} images, {len(mine) - len(todo)} were done before")
+    place.wait()
     _write_table(output, rows, place)
 
 
@@ -128,9 +130,13 @@ def _rows(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[dic
 
 def _write_table(output: Path, rows: Sequence[dict[str, Any]], place: Place) -> None:
     """Whoever sees all images writes it, several processes if they end together: all would write the same."""
-    missing = sum(not (output / row["file"]).is_file() for row in rows)
-    if missing:
-        print(f"{place}: {missing} images of other processes are still to come; the last one writes {TABLE}")
+
+    def missing() -> int:
+        return sum(not (output / row["file"]).is_file() for row in rows)
+
+    if place.patiently(lambda: None if missing() else True) is None:
+        left = missing()
+        print(f"{place}: {left} images of other processes are still to come; the last one writes {TABLE}. {ALONE}")
         return
     write_text(output / TABLE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(f"{output}: {len(rows)} images, which {TABLE} describes")

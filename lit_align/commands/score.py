@@ -83,6 +83,7 @@ def score(
         for task in todo:  # the bar shows the first process's share
             skipped += _score_shard(task, prepared, output, batch_size, on_error, bar)
     print(f"{place}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
+    place.wait()
     if report and place.rank == 0:
         if place.world_size > 1:
             _wait_for_others(paths, output, names)

@@ -24,16 +24,17 @@ from lit_align.commands.models import (
     native_size,
     source_of,
 )
-from lit_align.commands.place import take_place
+from lit_align.commands.place import ALONE, take_place
 from lit_align.commands.plan import compare_plans, read_plan
 from lit_align.commands.publish import BASE, alone_in, publish, stamp
 from lit_align.data.prompts import Prompts, read_prompts
 from lit_align.evaluation.noise import prompt_seed
+from lit_align.evaluation.report import FORMAT
 from lit_align.evaluation.results import compare_all
 from lit_align.evaluation.win_rates import check_tolerance
 from lit_align.scoring.presets import load_scorers, scorer_names
 
-RESULTS, FORMAT = "results.json", 1
+RESULTS = "results.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a model: it becomes a folder's
 INCIDENTAL = ("output", "cache", "batch_size", "accelerator", "devices")  # options that change no result
 
@@ -95,7 +96,8 @@ def test(
         vae_repo: hub id or local folder of another VAE.
         variant: weight files' variant in the pipelines, such as `fp16`.
         cache: folder of images and scores by what drew them and how; it may be deleted at any time.
-        accelerator: `auto`, `cpu` or `gpu`.
+        accelerator: `auto`, `cpu` or `gpu`. The CPU takes one thread, or as many as OMP_NUM_THREADS says: results
+            depend on their number in the last digits.
         devices: of one machine, a number, or `auto` for all; torchrun and SLURM say it themselves.
 
     Raises:
@@ -116,7 +118,7 @@ def test(
     if height is None or width is None:
         own = native_size([source.repo for source in sources.values()], vae_repo)
         height, width = height or own, width or own
-    place = take_place(accelerator, devices)
+    place = take_place(accelerator, devices, pin_threads=True)
     sampling = Sampling(height, width, steps, precision or default_precision(place.device), sampler)
     scale = default_guidance_scale(base) if guidance_scale is None else guidance_scale
     judges = {name: Judge(scorer, scorer.fingerprint()) for name, scorer in load_scorers(names, presets).items()}
@@ -127,15 +129,16 @@ def test(
     for name, source in sources.items():
         galleries[name], drawn_by[name] = contest.draw(name, source, vae_repo, variant)
     contest.score(judges, galleries)
-    scores = contest.collect(judges, galleries)
+    place.wait()
+    scores = place.patiently(lambda: {} if stamp(path) != began_with else contest.collect(judges, galleries))
     if scores is None:
-        print(f"{place}: other processes are still at work; the last one writes {path}")
+        print(f"{place}: other processes are still at work; the last one writes {path}. {ALONE}")
         return
     about = _describe(contest, sources, drawn_by, judges, tolerances)
-    made_with = {"made_with": _versions() | {"options": _plain(options)}}
-    outcome = {"scores": scores, "comparisons": compare_all(scores, tolerances)}
+    made_with = {"made_with": _versions() | {"device": _name(place.device), "options": _plain(options)}}
     with alone_in(output):
         if stamp(path) == began_with:
+            outcome = {"scores": scores, "comparisons": compare_all(scores, tolerances)}
             publish(path, {"format": FORMAT, **made_with, **about, **outcome}, galleries)
         else:
             print(f"{place}: another process has written {path}")
@@ -183,9 +186,18 @@ def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> 
     """Raise a ValueError if there are results of other options or prompts; those of the same are replaced."""
     if not path.is_file():
         return
-    known = read_plan(path)
-    before, now = known["made_with"]["options"], _plain(options)
-    digests = [Prompts([row["prompt"] for row in known["prompts"]], 0, 0).digest(), prompts.digest()]
+    known, now = read_plan(path), _plain(options)
+    try:
+        before, drawn = known["made_with"]["options"], [row["prompt"] for row in known["prompts"]]
+        found = known["format"]
+    except (KeyError, TypeError):
+        found = None
+    if found != FORMAT:
+        raise ValueError(
+            f"output: {path} is not of this version's lit-align test: its format is {found}, not {FORMAT}. Choose "
+            "another folder, or remove the file."
+        )
+    digests = [Prompts(drawn, 0, 0).digest(), prompts.digest()]
     plans = [
         {name: value for name, value in values.items() if name not in INCIDENTAL} | {"prompts' digest": digest}
         for values, digest in zip((before, now), digests, strict=True)
@@ -196,6 +208,11 @@ def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> 
 def _plain(options: Mapping[str, Any]) -> Any:
     """Options as JSON has them."""
     return json.loads(json.dumps(options, default=str))
+
+
+def _name(device: torch.device) -> str:
+    """What drew and scored."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lit_align.evaluation.report_summary import all_pairs, decimals, summary, verdict
 from lit_align.files import write_text
 
-FORMAT = 1  # of results.json
+FORMAT = 2  # of results.json
 LARGEST = 320  # pixels, longer side of an embedded picture
 PIXELS = 100_000_000  # of all embedded pictures together: about 20 MB of WebP
 SAMPLERS = {"euler": "Euler", "ddim": "DDIM", "dpm++": "DPM++ 2M"}
