@@ -28,7 +28,7 @@ from lit_align.memory.strategy import layers_in_use
 from lit_align.module import COMPUTE_DTYPES, AlignmentModule
 from lit_align.objectives import DiffusionDPO, MaPO
 from lit_align.scoring.base import Scorer
-from tests.conftest import PIPELINE, ROOT, small_sdxl
+from tests.conftest import PAIRS, PIPELINE, ROOT, small_sdxl
 from tests.published_unets import PUBLISHED
 from tests.test_cli import CONFIGS, small
 from tests.test_module import fit, make_data
@@ -345,11 +345,17 @@ def test_all_errors_are_told_at_once_and_the_rest_is_there(capsys, tmp_path):
             ],
         ),
         (
-            ["model.backbone.repo=./nowhere", "data.vote.voters=[hpsv2.1]", "data.train_cache={tmp}"],
+            [
+                "model.backbone.repo=./nowhere",
+                "data.vote.voters=[hpsv2.1]",
+                "data.train_cache={tmp}/train",
+                "data.val_cache={tmp}/val",
+            ],
             [
                 "'./nowhere' is no folder, and no hub id (OWNER/NAME) either. Correct the path",
                 "There are no scores by 'hpsv2.1' for",
-                "is no cache: it has no fingerprint.json. Make one with lit-align encode",
+                "/train is no cache: it has no fingerprint.json. Make one with lit-align encode",
+                "/val is no cache: it has no fingerprint.json. Make one with lit-align encode",
             ],
         ),
         (
@@ -367,7 +373,7 @@ def test_errors_name_their_remedies(capsys, tmp_path, words, messages):
     for message in messages:
         assert message in report, report
     assert code == 1
-    assert report.count("error, see below") >= len(messages)
+    assert report.count("\n  - ") >= len(messages)
 
 
 def test_missing_weights_are_told_and_the_memory_all_the_same(capsys, tmp_path):
@@ -381,6 +387,22 @@ def test_missing_weights_are_told_and_the_memory_all_the_same(capsys, tmp_path):
     assert "trainable   16,384 of 4,132,036 parameters" in report
     assert "of 24.00 GB a device: fits" in report
     assert "says force_upcast, for its activations overflow in fp16" in report
+
+
+def test_caches_are_looked_at_one_by_one(capsys, tmp_path):
+    cache, shards = tmp_path / "cache", f"{PAIRS}/train/00000.tar"
+    words = [QUICKSTART, f"--data.train_shards={shards}", f"--data.val_shards={shards}"]
+    main(["encode", *words, "--split=train", f"--output={cache}", "--accelerator=cpu"])
+    words += [f"--data.train_cache={cache}", f"--data.val_cache={cache}"]
+    code, report = visit(capsys, *words)
+    assert code == 0, report
+    for split in ("train", "val"):
+        assert f"{split}: {cache} fits resolution, shards and encoders" in report
+    assert "encoders 4.5 MB" not in report
+    report = visit(capsys, *words, "--data.val_cache=nowhere")[1]
+    assert f"train: {cache} fits resolution" in report
+    assert "caches: nowhere is no cache" in report
+    assert "or go back to the old values" in visit(capsys, *words, "--data.resolution=64")[1]
 
 
 def test_a_pipeline_that_is_not_here_is_not_estimated(capsys, monkeypatch):
@@ -437,7 +459,7 @@ def test_scorers_are_not_made(capsys, tmp_path):
     assert "208 pairs in 8 shards" in report
     assert "ordered by the human label, until a vote while training" in report
     assert ": fits, without the scorers\n" in report
-    code, report = visit(capsys, *words, "--memory=0.01", "--trainer.precision=bf16-mixed")
+    code, report = visit(capsys, *words, "--memory=0.01", "--trainer.precision=bf16-mixed", "--data.batch_size=1")
     assert code == 1
     assert "model.backbone.lora.rank 8" in report
     assert "data.train_cache" not in report  # fit would refuse it

@@ -64,16 +64,27 @@ class DataCheck:
             f"ordered by {split.labels.describe()}",
         ]
 
-    def caches(self, backbone: Backbone | None) -> list[str]:
-        """Whether the caches fit shards, resolution and, where their weights are here, the encoders."""
+    def cached(self) -> list[Split]:
+        """The splits that are read from a cache."""
+        return [split for split in (self.data.train, self.data.val) if split is not None and split.cache is not None]
+
+    def expected(self, backbone: Backbone | None) -> dict[str, Any]:
+        """What caches must have been made of: with the encoders, where their weights are here."""
         expected: dict[str, Any] = {"resolution": self.data.resolution, "aspect_buckets": self.data.aspect_buckets}
-        used = [split for split in (self.data.train, self.data.val) if split is not None and split.cache is not None]
-        if used and backbone is not None and weights_are_here(backbone):
+        if backbone is not None and weights_are_here(backbone):
             expected["encoders"] = backbone.encoders_identity()
-        for split in used:
-            split.source(expected)
-        checked = "resolution, shards and encoders" if "encoders" in expected else "resolution and shards"
-        return [f"{split.name}: {split.cache} fits {checked}" for split in used] or ["none: images are encoded anew"]
+        return expected
+
+
+def cache_line(split: Split, expected: dict[str, Any]) -> str:
+    """Whether a cache fits shards, resolution and encoders.
+
+    Raises:
+        ValueError, FileNotFoundError: where a run would.
+    """
+    split.source(expected)
+    checked = "resolution, shards and encoders" if "encoders" in expected else "resolution and shards"
+    return f"{split.name}: {split.cache} fits {checked}"
 
 
 def _ties(shard: Any) -> int:

@@ -13,7 +13,7 @@ from lit_align.backbones import Backbone
 from lit_align.callbacks import ReferenceUpdate
 from lit_align.callbacks.start_banner import batch_line, model_lines
 from lit_align.commands.advice import advice_on_data, advice_on_precision, advice_on_trainer
-from lit_align.commands.data_check import DataCheck
+from lit_align.commands.data_check import DataCheck, cache_line
 from lit_align.commands.diagnosis import Diagnosis, gigabytes
 from lit_align.commands.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.memory_report import MemoryReport
@@ -148,8 +148,16 @@ class Doctor:
             return
         with self.found.section("held-out pairs") as lines:
             lines += self.data.val()
+        self._caches(self.data)
+
+    def _caches(self, data: DataCheck) -> None:
+        cached, expected = data.cached(), None
         with self.found.section("caches") as lines:
-            lines += self.data.caches(self.backbone)
+            lines += [] if cached else ["none: images are encoded anew"]
+            expected = data.expected(self.backbone if cached else None)  # reads weights, once
+        for split in cached if expected is not None else []:
+            with self.found.section("caches") as lines:
+                lines.append(cache_line(split, expected))
 
     def _run(self) -> None:
         with self.found.section("run") as lines:
