@@ -12,6 +12,7 @@ from playwright.sync_api import sync_playwright
 
 from lit_align.data.images import decode, decode_pixels, to_planes
 from lit_align.data.samples import parse_sample, read_samples
+from lit_align.evaluation import report
 from lit_align.evaluation.report import write_report
 from lit_align.evaluation.report_summary import MINUS, decimals, verdict
 from lit_align.evaluation.win_rates import compare
@@ -344,6 +345,25 @@ def test_many_prompts_come_in_parts(two, open_page, tmp_path):
     assert not page.locator("#more").is_visible()
 
 
+@in_browser
+def test_only_small_drawings_are_enlarged_in_squares(two, open_page, tmp_path, monkeypatch):
+    """By the size that was drawn: many large ones are embedded small, and are photographs all the same."""
+    folder, results, path = two
+    rendering = "all => [...new Set(all.map(i => getComputedStyle(i).imageRendering))]"
+    assert open_page(path).eval_on_selector_all("img", rendering) == ["pixelated"]
+    for file in folder.glob("images/*/*.png"):
+        large = tmp_path / file.relative_to(folder)
+        large.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((256, 256), Image.Resampling.BICUBIC).save(large)
+    large = results | {"sampling": results["sampling"] | {"width": 256, "height": 256}}
+    (tmp_path / "results.json").write_text(json.dumps(large))
+    monkeypatch.setattr(report, "PIXELS", 64 * 64 * 2 * COUNT)
+    page = open_page(write_report(tmp_path))
+    page.eval_on_selector_all("img", "async all => (await Promise.all(all.map(i => i.decode())), true)")
+    assert page.eval_on_selector_all("img", "all => [...new Set(all.map(i => i.naturalWidth))]") == [64]
+    assert page.eval_on_selector_all("img", rendering) == ["auto"]
+
+
 def test_missing_parts_are_named(two, tmp_path):
     folder = two[0]
     with pytest.raises(FileNotFoundError, match=r"results\.json is missing"):
@@ -352,9 +372,10 @@ def test_missing_parts_are_named(two, tmp_path):
     (copy / "images/base/00007.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"base/00007\.png is missing"):
         write_report(copy)
-    (copy / "results.json").write_text('{"format": 1}')
-    with pytest.raises(ValueError, match="format is 1, not 2"):
-        write_report(copy)
+    for text, found in (('{"format": 1}', "1"), ("[]", "None")):
+        (copy / "results.json").write_text(text)
+        with pytest.raises(ValueError, match=f"format is {found}, not 2"):
+            write_report(copy)
 
 
 def test_digits_and_verdict():

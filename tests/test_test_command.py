@@ -483,7 +483,9 @@ def test_a_model_that_is_the_base_ties_everywhere(tmp_path, dark, capsys):
     """And more than one model makes a table of all pairs, those against the base first."""
     models = {"dark": dark, "same": str(PIPELINE)}
     found = run(tmp_path, dark, NAMES[:2], models=models, steps=1)
-    assert "same is base, weight for weight: every prompt is a tie" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "same is base, weight for weight: every prompt is a tie" in said
+    assert said.count("win rates against base\n  model") == 1
     pairs = [(one["model"], one["against"]) for one in found["comparisons"]]
     assert pairs == [("dark", "base"), ("same", "base"), ("same", "dark")]
     for outcome in found["comparisons"][1]["scorers"].values():

@@ -2,7 +2,6 @@
 
 const PAGE = 48; // cards at a time: thousands take seconds
 const WORST = 4; // of each scorer, above the others
-const SMALL = 128; // pixels, under which a picture is enlarged in squares, not blurred
 const MARKS = { win: "▲", tie: "=", loss: "▼" };
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -48,7 +47,6 @@ function picture(model, number) {
     alt: `${model}: ${data.prompts[number].prompt}`,
     decoding: "async",
   });
-  image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth < SMALL));
   const file = `${String(number).padStart(5, "0")}.png`;
   const href = `images/${encodeURIComponent(model)}/${file}`;
   const link = element("a", { href, target: "_blank", rel: "noopener", title: "full size" }, image);
@@ -162,6 +160,7 @@ find("filter").addEventListener("input", (event) => choose({ words: event.target
 find("more").addEventListener("click", () => choose({ shown: state.shown + PAGE }));
 find("all").addEventListener("click", () => choose({ shown: data.prompts.length }));
 find("comparison").addEventListener("change", (event) => compare(Number(event.target.value)));
+document.body.classList.toggle("small", data.small);
 find("chooser").hidden = data.comparisons.length < 2;
 find("regressions").hidden = find("pictures").hidden = false;
 compare(0);

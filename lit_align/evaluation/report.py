@@ -23,6 +23,7 @@ FORMAT = 2  # of results.json
 LARGEST = 320  # pixels, longer side of an embedded picture
 PIXELS = 100_000_000  # of all embedded pictures together: about 20 MB of WebP
 SAMPLERS = {"euler": "Euler", "ddim": "DDIM", "dpm++": "DPM++ 2M"}
+SMALL = 128  # pixels, width of drawn images under which they are enlarged in squares, not blurred
 QUALITY = 80  # of WebP
 HERE = Path(__file__).parent
 
@@ -55,10 +56,11 @@ def write_report(folder: Path) -> Path:
 def _read_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; lit-align test writes it into its --output.")
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if results.get("format") != FORMAT:
-        raise ValueError(f"{path}: format is {results.get('format')}, not {FORMAT}; run this version's lit-align test.")
-    return results
+    results: Any = json.loads(path.read_text(encoding="utf-8"))
+    found = results.get("format") if isinstance(results, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path}: format is {found}, not {FORMAT}; run this version's lit-align test.")
+    return dict(results)
 
 
 def _embed(files: Mapping[str, list[Path]]) -> dict[str, list[str]]:
@@ -114,6 +116,7 @@ def _data(results: Mapping[str, Any], images: Mapping[str, list[str]]) -> str:
     comparisons = [{key: comparison[key] for key in ("model", "against")} for comparison in results["comparisons"]]
     data = {key: results[key] for key in ("prompts", "scores")}
     data |= {"scorers": scorers, "comparisons": comparisons, "images": images}
+    data |= {"small": results["sampling"]["width"] < SMALL}
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
