@@ -113,7 +113,9 @@ class FSDP2(ModelParallelStrategy):
         if not is_sharded(self._path):
             return self.checkpoint_io.load_checkpoint(self._path, weights_only=True)
         checkpoint = torch.load(self._path / META, map_location="cpu", weights_only=True)
-        states = {"optimizer_states": []} if is_resumable(checkpoint) else {}  # their values are read later
+        states: dict[str, Any] = (
+            {"optimizer_states": []} if is_resumable(checkpoint) else {}
+        )  # their values are read later
         return checkpoint | {"state_dict": outlines(self._path)} | states
 
     @property
