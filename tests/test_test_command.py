@@ -25,7 +25,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from PIL import Image
 from tqdm import tqdm
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL, sampling
@@ -36,16 +35,15 @@ from lit_align.commands import contest, drawing
 from lit_align.commands import place as place_module
 from lit_align.commands.export import export
 from lit_align.commands.models import find_base, is_pipeline
-from lit_align.commands.place import Place
 from lit_align.commands.test import test as run_test
 from lit_align.data.images import decode_pixels
 from lit_align.data.prompts import read_prompts
-from lit_align.evaluation import gallery as gallery_module
 from lit_align.evaluation.gallery import Gallery
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import load_scorers
 from tests.conftest import PIPELINE, ROOT
+from tests.test_gallery import other_picture
 from tests.test_generate import darker
 from tests.test_module import fit, make_data, make_module
 
@@ -204,29 +202,6 @@ def test_devices_find_the_same_to_the_last_bit(whole, tmp_path, dark, devices):
     assert read(tmp_path / "out")["made_with"]["device"] == "CPU, threads: 1"
 
 
-def test_a_failed_process_is_an_error():
-    def place(*words):
-        return Place(0, 1 + len(words), torch.device("cpu"), tuple(subprocess.Popen(word.split()) for word in words))
-
-    place().wait()
-    place("true", "sleep 0.2").wait()
-    with pytest.raises(ChildProcessError, match=r"devices: process 3 of 3 ended with exit code 1, .*--devices 1"):
-        place("true", "false").wait()
-
-
-def test_what_others_wrote_may_come_late(monkeypatch):
-    slept = []
-    monkeypatch.setattr(place_module.time, "sleep", slept.append)
-    alone, one_of_two = (Place(0, count, torch.device("cpu")) for count in (1, 2))
-    found = iter([None, None, 7])
-    assert one_of_two.patiently(lambda: next(found)) == 7
-    assert slept == [2, 2]
-    assert one_of_two.patiently(lambda: None) is None
-    assert sum(slept[2:]) == 30
-    assert alone.patiently(lambda: None) is None
-    assert len(slept) == 17
-
-
 def share_of(rank, *arguments, **options):
     """What one of two processes does that torchrun has started."""
     os.environ |= {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "RANK": str(rank)}
@@ -314,11 +289,6 @@ def test_the_base_is_drawn_and_scored_once(tmp_path, dark, monkeypatch, capsys):
     assert counts[6:] == [0, 0]
 
 
-def other_picture(path):
-    Image.new("RGB", (32, 32), "red").save(path)
-    return path.read_bytes()
-
-
 def test_the_first_of_two_runs_with_a_cache_wins(tmp_path, dark, monkeypatch):
     """The other one has drawn an image meanwhile, and may have scored it: it stays, and counts for both."""
     draw, written = contest.draw_images, {}
@@ -351,42 +321,6 @@ def test_an_image_that_is_changed_after_it_was_scored_is_an_error(tmp_path, dark
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
     run(tmp_path, dark, NAMES[:2], scorers="colour", steps=1)
-
-
-def test_a_score_is_of_the_bytes_that_were_read(tmp_path):
-    """Whatever happens to the file while a scorer looks at them."""
-    gallery = Gallery(tmp_path, ["fox"], 0)
-    first = other_picture(gallery.paths[0])
-    (key,) = gallery.keys([0])
-
-    class Slow:
-        def score(self, images, prompts):
-            Image.new("RGB", (32, 32), "blue").save(gallery.paths[0])
-            return torch.tensor([float(images[0][0].sum())])
-
-    gallery.score(Slow(), "slow", [0], 1, lambda count: None)
-    assert gallery.scores("slow") == {key: 255.0 * 32 * 32}
-    assert gallery.keys([0]) != [key]
-    gallery.paths[0].write_bytes(first)
-    assert gallery.keys([0]) == [key]
-
-
-def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery_module, "KEPT_AT_A_TIME", 2)
-    gallery, seen = Gallery(tmp_path, NAMES, 0), []
-    for path in gallery.paths:
-        other_picture(path)
-
-    class Dies:
-        def score(self, images, prompts):
-            if len(seen) == 5:
-                raise KeyboardInterrupt
-            seen.extend(prompts)
-            return torch.tensor([float(len(seen))])
-
-    with pytest.raises(KeyboardInterrupt):
-        gallery.score(Dies(), "dies", range(8), 1, lambda count: None)
-    assert gallery.scores("dies") == dict(zip(gallery.keys(range(4)), [1.0, 2.0, 3.0, 4.0], strict=True))
 
 
 def test_a_pipeline_that_differs_in_a_number_alone_draws_anew(tmp_path, dark, monkeypatch):

@@ -60,7 +60,7 @@ def take_place(accelerator: str, devices: int | str, pin_threads: bool = False) 
         pin_threads: compute on the CPU with as many threads as OMP_NUM_THREADS says, or else with one. Torch's own
             choice depends on the number of processes, and how it rounds on the number of threads.
     """
-    threads = os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]  # before Fabric sets it
+    threads = (os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]  # before Fabric sets it
     place = _take_place(accelerator, devices)
     if pin_threads and place.device.type == "cpu":
         torch.set_num_threads(int(threads))
