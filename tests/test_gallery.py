@@ -6,6 +6,7 @@ from PIL import Image
 
 from lit_align.evaluation import gallery as gallery_module
 from lit_align.evaluation.gallery import Gallery
+from lit_align.files import write_first
 
 NAMES = ["anchor", "bacon", "fox", "tulip", "bell", "red apple", "axe", "cactus"]
 
@@ -49,3 +50,19 @@ def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         gallery.score(Dies(), "dies", range(8), 1, lambda count: None)
     assert gallery.scores("dies") == dict(zip(gallery.keys(range(4)), [1.0, 2.0, 3.0, 4.0], strict=True))
+
+
+def test_the_first_of_two_writers_wins(tmp_path, monkeypatch):
+    """Also where the second one looked before the first had written; a disk without hard links keeps the last."""
+    path = tmp_path / "new" / "a.png"
+    write_first(path, b"first")
+    write_first(path, b"second")
+    assert path.read_bytes() == b"first"
+
+    def no_links(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(type(path), "hardlink_to", no_links)
+    write_first(path, b"third")
+    assert path.read_bytes() == b"third"
+    assert list(path.parent.iterdir()) == [path]
