@@ -3,11 +3,9 @@
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import lightning as L
-import yaml
 from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,7 +21,6 @@ from lit_align.checkpoints import (
     check_writable,
     checkpoint_folders,
     last_checkpoint,
-    last_version,
 )
 from lit_align.commands.doctor import doctor
 from lit_align.commands.encode import encode
@@ -36,6 +33,7 @@ from lit_align.commands.run_parts import RunParts
 from lit_align.commands.score import score
 from lit_align.commands.test import test
 from lit_align.commands.training_config import run_with_config
+from lit_align.config_rules import choose_version, integer_seed, kept_numbers
 from lit_align.data import PreferenceDataModule
 from lit_align.fsdp2 import check_strategy, name_of
 from lit_align.module import AlignmentModule
@@ -176,36 +174,6 @@ class DoctorCLI(AlignmentCLI):
 
 
 CLI = TypeVar("CLI", bound=AlignmentCLI)
-
-
-def kept_numbers(config: Any) -> list[str]:
-    """What an objective has kept of another one of its family, which the config files name: parsing does not say so."""
-    files = [yaml.safe_load(path.get_content()) or {} for path in config.config or []]
-    named = [file["model"]["objective"] for file in files if "objective" in (file.get("model") or {})]
-    if not named or not isinstance(named[-1], dict):
-        return []
-    old, new = (str(objective["class_path"]).split(".")[-1] for objective in (named[-1], config.model.objective))
-    before, now = named[-1].get("init_args") or {}, config.model.objective.get("init_args") or {}
-    kept = [f"{name} {now[name]}" for name, value in before.items() if old != new and now.get(name) == value]
-    return [f"model.objective: {new} keeps {', '.join(kept)} of {old}, which the config file names."] if kept else []
-
-
-def choose_version(logger: Any) -> None:
-    """Where a logger would number this run anew, let it go on with the last one that has a checkpoint."""
-    init_args = getattr(logger, "init_args", None)
-    if init_args and all(name in init_args for name in ("save_dir", "name", "version")) and init_args.version is None:
-        init_args.version = last_version(Path(init_args.save_dir, init_args.name or ""))
-
-
-def integer_seed(seed: bool | int) -> int:
-    """The seed as it is.
-
-    Raises:
-        ValueError: for true and false, which would make a run that cannot be repeated.
-    """
-    if isinstance(seed, bool):
-        raise ValueError(f"seed_everything is {seed}; it must be an integer. 0 is a seed like any other.")
-    return seed
 
 
 def spell_flags(command: Callable[..., None], words: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ from lit_align.backbones.sharded_checkpoint import replace_folder
 from lit_align.callbacks import DivergenceGuard
 from lit_align.checkpoints import WholeCheckpointIO, check_writable, last_checkpoint, last_version
 from lit_align.commands.export import export
+from lit_align.config_rules import choose_version
 from lit_align.objectives import SFT, DiffusionDPO
 from tests.conftest import PAIRS, fork_ranks
 from tests.test_module import equal, fit, make_data, make_module, weights
@@ -106,9 +107,9 @@ def test_last_goes_on_in_the_logger_s_last_folder(tmp_path, run):
         (numbered | {"name": "x"}, None),
     ):
         logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace(init_args))
-        cli.choose_version(logger)
+        choose_version(logger)
         assert logger.init_args.version == version
-    cli.choose_version(None)  # Lightning's own
+    choose_version(None)  # Lightning's own
 
 
 def write_in_parts(folder, step, **meta):
