@@ -1,8 +1,10 @@
 """Ends a run before its pictures are lost."""
 
 from collections import deque
+from collections.abc import Iterable, Sequence
+from math import hypot, sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -21,7 +23,15 @@ from lit_align.types import PreferenceBatch
 
 Action = Literal["stop", "restore"]
 START_DRAWS = 8  # noises and timesteps of each pair of the first batch
+SURE = 3.0  # standard errors
 WEIGHTS, RESTORED = "best-weights.safetensors", "restored.ckpt"
+
+
+class Mean(NamedTuple):
+    """A mean and how unsure it is."""
+
+    mean: float
+    error: float  # standard error
 
 
 class DivergenceGuard(L.Callback):
@@ -29,9 +39,10 @@ class DivergenceGuard(L.Callback):
 
     Two errors are watched, each against its own start: at each validation that of the held-out chosen images
     (`val/chosen_error_rise`, see `ChosenErrorRise`), and after each step that of the training's, as the mean over the
-    last `window` steps against the first step's pairs before it is taken. Healthy runs raise chosen errors too, while
-    they raise rejected ones more: the quickstart by a quarter; at 10 times its learning rate it is tenfold within 5
-    steps. It also acts where `AlignmentModule` is about to end the run because gradients are not finite.
+    last `window` steps against the first step's pairs before it is taken. These are other pairs at other timesteps, so
+    their rise has to exceed `max_rise` by three standard errors. Healthy runs raise chosen errors too, while they raise
+    rejected ones more: the quickstart by a quarter; at 10 times its learning rate it is tenfold within 5 steps. It also
+    acts where `AlignmentModule` is about to end the run because gradients are not finite.
 
     `restore` also puts back the best weights, those of the validation with the lowest `val/loss`, the one before the
     first step among them. They are kept in a safetensors file in the log folder, which is written again at each
@@ -52,11 +63,11 @@ class DivergenceGuard(L.Callback):
         if window < 1:
             raise ValueError(f"DivergenceGuard.window is {window}; it must be at least 1.")
         self.max_rise, self.action, self.window = max_rise, action, window
-        self.start: float | None = None  # chosen error of training pairs
-        self.recent: deque[tuple[float, float]] = deque(maxlen=window)  # sum of errors and pairs, of each last step
+        self.start: Mean | None = None  # chosen error of training pairs
+        self.recent: deque[list[float]] = deque(maxlen=window)  # `chosen_sums` of each last step
         self.best: dict[str, Any] | None = None  # file, step and loss
         self.seen: str | None = None  # what was wrong
-        self._sums: Tensor | None = None  # of the step that is under way here: errors, pairs
+        self._sums: Tensor | None = None  # `chosen_sums` of the step that is under way here
         self._first: Tensor | None = None  # the same of the first step, before it is taken
         self._left_out = 0  # steps that the module has left out
 
@@ -89,8 +100,7 @@ class DivergenceGuard(L.Callback):
             return
         assert isinstance(pl_module, AlignmentModule)
         if self._first is not None:
-            total, pairs = self._reduced(trainer, self._first)
-            self.start, self._first = total / pairs if pairs else None, None
+            self.start, self._first = mean_of([self._reduced(trainer, self._first)]), None
         if pl_module.skipping.count == self._left_out:  # the errors of a step that was left out say nothing
             self.recent.append(self._reduced(trainer, self._sums))
         self._left_out, self._sums = pl_module.skipping.count, None
@@ -116,15 +126,15 @@ class DivergenceGuard(L.Callback):
         finite = torch.stack([local(weight.detach()).isfinite().all() for weight in weights]).all()
         if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             return "there are weights that are not finite"
-        sums, pairs = (sum(step[i] for step in self.recent) for i in (0, 1))
-        if self.start is None or pairs == 0 or len(self.recent) < self.window:
+        now, start, limit = mean_of(self.recent), self.start, 1 + self.max_rise
+        if start is None or now is None or len(self.recent) < self.window:
             return None
-        mean = sums / pairs
-        if mean <= self.start * (1 + self.max_rise):
+        chance = SURE * hypot(now.error, limit * start.error)
+        if now.mean <= start.mean * limit + chance:
             return None
         return (
-            f"the chosen error of training pairs is {mean:.4g}, the mean of {self.window} steps, "
-            f"{mean / self.start - 1:.1%} over its start {self.start:.4g}; max_rise is {self.max_rise:.0%}"
+            f"the chosen error of training pairs is {now.mean:.4g}, the mean of {self.window} steps, "
+            f"{now.mean / start.mean - 1:.1%} over its start {start.mean:.4g}; max_rise is {self.max_rise:.0%}"
         )
 
     # -- what it does
@@ -216,18 +226,28 @@ class DivergenceGuard(L.Callback):
 
     # -- shared by ranks and runs
 
-    def _reduced(self, trainer: L.Trainer, sums: Tensor) -> tuple[float, float]:
-        total, pairs = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        return total, pairs
+    def _reduced(self, trainer: L.Trainer, sums: Tensor) -> list[float]:
+        summed: list[float] = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return summed
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start, "recent": list(self.recent), "best": self.best}
+        return {"start": self.start and list(self.start), "recent": list(self.recent), "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.start, self.best = state_dict["start"], state_dict["best"]
+        self.start, self.best = state_dict["start"] and Mean(*state_dict["start"]), state_dict["best"]
         self.recent = deque(state_dict["recent"], maxlen=self.window)
 
 
 def chosen_sums(batch: PreferenceBatch, errors: Tensor) -> Tensor:
-    """Sum of the chosen errors (batch,) of the pairs that count, and how many these are."""
-    return torch.stack([torch.where(batch.weight > 0, errors, 0.0).sum(), (batch.weight > 0).sum()])
+    """Of the chosen errors (batch,) of the pairs that count: their sum, that of their squares, how many these are."""
+    counted = torch.where(batch.weight > 0, errors, 0.0)
+    return torch.stack([counted.sum(), counted.square().sum(), (batch.weight > 0).sum()])
+
+
+def mean_of(steps: Iterable[Sequence[float]]) -> Mean | None:
+    """The mean over all pairs of some steps, each as its `chosen_sums`; None if there are no pairs."""
+    total, squares, pairs = (sum(column) for column in zip((0.0, 0.0, 0.0), *steps, strict=True))
+    if not pairs:
+        return None
+    mean = total / pairs
+    return Mean(mean, sqrt(max(0.0, squares / pairs - mean * mean) / max(1, pairs - 1)))
