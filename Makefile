@@ -31,7 +31,7 @@ quickstart_balanced_dpo: $(INSTALLED)
 balanced_dpo_table: $(INSTALLED)
 	$(BIN)/python examples/emoji/balanced_dpo.py --jobs 2 --record examples/emoji/balanced_dpo.json
 
-# The comparison of objectives: hours on two cores; a killed run goes on where it stopped.
+# The comparison of objectives: about 80 minutes on two cores; a killed run goes on where it stopped.
 objectives_table: $(INSTALLED)
 	$(BIN)/python benchmarks/objectives.py --jobs 2 --record benchmarks/objectives.json
 
