@@ -41,22 +41,22 @@ test: $(INSTALLED)
 
 # Damaged shards: 2,000 mutations instead of 120, about 8 minutes.
 test_mutations: $(INSTALLED)
-	LIT_ALIGN_MUTATIONS=2000 $(BIN)/pytest --timeout=3600 tests/test_mutations.py
+	LIT_ALIGN_MUTATIONS=2000 $(BIN)/pytest --timeout=3600 tests/data/test_mutations.py
 
 # Runs that are killed and resumed: 30 in place of 5, about 10 minutes; writes tests/records/kills.md.
 test_kills: $(INSTALLED)
-	LIT_ALIGN_KILLS=30 $(BIN)/pytest --timeout=3600 tests/test_kills.py
+	LIT_ALIGN_KILLS=30 $(BIN)/pytest --timeout=3600 tests/training/test_kills.py
 
 # A job that SLURM warns before its time limit, about 5 minutes; writes tests/records/slurm_limit.txt.
 test_slurm_limit: $(INSTALLED)
-	LIT_ALIGN_SLURM_LIMIT=1 $(BIN)/pytest --timeout=1200 tests/test_slurm.py -k time_limit
+	LIT_ALIGN_SLURM_LIMIT=1 $(BIN)/pytest --timeout=1200 tests/training/test_slurm.py -k time_limit
 
 # Run the notebooks in full, about 5 minutes on two cores, and store them with what they print and draw.
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py
 
 test_notebooks: notebooks
-	$(BIN)/pytest tests/test_notebooks.py
+	$(BIN)/pytest tests/repository/test_notebooks.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

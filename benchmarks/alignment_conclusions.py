@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks import alignment_tables as tables
 from benchmarks.alignment_studies import TOLERANCES, Study
-from lit_align.files import write_text
+from lit_align.common.files import write_text
 
 Measurements = Mapping[str, Any]
 HEAD = """\

@@ -23,15 +23,15 @@ from transformers.utils import logging as transformers_logging
 from lit_align.backbones import StableDiffusionXL
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks import ReferenceUpdate
+from lit_align.common.files import write_text
 from lit_align.data import PreferenceDataModule
 from lit_align.evaluation.noise import prompt_seed
-from lit_align.files import write_text
-from lit_align.module import AlignmentModule
 from lit_align.objectives import SFT, Objective
 from lit_align.scoring import Scorer, load_scorers
-from lit_align.scoring.analytic import colourfulness
-from lit_align.scoring.images import centre_crops
+from lit_align.scoring.scorers.analytic import colourfulness
+from lit_align.scoring.scorers.preprocessing import centre_crops
 from lit_align.scoring.vote import Vote
+from lit_align.training.module import AlignmentModule
 from lit_align.types import PreferenceBatch
 
 PIPELINE = "assets/emoji/pipeline"

@@ -17,8 +17,8 @@ import torch
 from lit_align.backbones import StableDiffusionXL
 from lit_align.cli import main as lit_align
 from lit_align.data import PreferenceDataModule
-from lit_align.module import AlignmentModule
 from lit_align.objectives import MaPO
+from lit_align.training.module import AlignmentModule
 
 CONFIG = "configs/quickstart.yaml"
 SHARDS = "assets/emoji/pairs/high_contrast-over-color/train/*.tar"

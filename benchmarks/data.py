@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from lit_align.data import images
 from lit_align.data.images import PairTransform, decode
-from lit_align.data.samples import parse_sample, read_samples
+from lit_align.data.shards.layout import parse_sample, read_samples
 
 EMOJI = Path(__file__).parent.parent / "assets/emoji/pairs/high_contrast-over-color/train/00000.tar"
 SOURCES = ((1024, 1024), (1280, 960), (1536, 1536))  # width, height

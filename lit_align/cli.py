@@ -16,27 +16,27 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
-from lit_align.checkpoints import (
+from lit_align.commands.doctor.command import doctor
+from lit_align.commands.doctor.run_parts import RunParts
+from lit_align.commands.encode.command import encode
+from lit_align.commands.evaluate.predict import predict
+from lit_align.commands.evaluate.test import test
+from lit_align.commands.export import export
+from lit_align.commands.generate.command import generate
+from lit_align.commands.importing.command import IMPORTERS
+from lit_align.commands.inspect.command import inspect
+from lit_align.commands.score.command import score
+from lit_align.commands.shared.training_config import run_with_config
+from lit_align.data import PreferenceDataModule
+from lit_align.training.checkpoints.atomic_io import (
     WholeCheckpointIO,
     check_writable,
     checkpoint_folders,
     last_checkpoint,
 )
-from lit_align.commands.doctor import doctor
-from lit_align.commands.encode import encode
-from lit_align.commands.export import export
-from lit_align.commands.generate import generate
-from lit_align.commands.import_pairs import IMPORTERS
-from lit_align.commands.inspect import inspect
-from lit_align.commands.predict import predict
-from lit_align.commands.run_parts import RunParts
-from lit_align.commands.score import score
-from lit_align.commands.test import test
-from lit_align.commands.training_config import run_with_config
-from lit_align.config_rules import choose_version, integer_seed, kept_numbers
-from lit_align.data import PreferenceDataModule
-from lit_align.fsdp2 import check_strategy, name_of
-from lit_align.module import AlignmentModule
+from lit_align.training.config_checks import choose_version, integer_seed, kept_numbers
+from lit_align.training.module import AlignmentModule
+from lit_align.training.strategies import check_strategy, name_of
 
 Command = Callable[..., None] | dict[str, Any]  # one function, or functions by the name of the subcommand
 COMMANDS: dict[str, Command] = {

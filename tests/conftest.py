@@ -20,7 +20,7 @@ import webdataset as wds
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lit_align.data.samples import read_samples
+from lit_align.data.shards.layout import read_samples
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = ROOT / "assets/emoji/pipeline"

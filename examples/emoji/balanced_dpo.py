@@ -26,7 +26,7 @@ from measure import held_out_pairs
 from PIL import Image, ImageDraw
 from win_rates import PROMPTS, SCORERS, compare, summarize
 
-from lit_align.files import write_png
+from lit_align.common.files import write_png
 
 CONFIG = Path("configs/quickstart_balanced_dpo.yaml")
 TRAINING_PROMPTS = PROMPTS.replace("held_out", "train")

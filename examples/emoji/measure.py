@@ -28,11 +28,11 @@ from transformers.utils import logging as transformers_logging
 from lit_align.backbones import StableDiffusionXL
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks.sample_grid import draw_grid
+from lit_align.common.files import write_png
 from lit_align.data import PreferenceDataModule
-from lit_align.files import write_png
-from lit_align.module import AlignmentModule
 from lit_align.objectives import MaPO
-from lit_align.scoring.analytic import colourfulness
+from lit_align.scoring.scorers.analytic import colourfulness
+from lit_align.training.module import AlignmentModule
 
 COLOURFULNESS = 20.0
 EXTREME_SHARE = 0.7

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_align.backbones import StableDiffusionXL
 from lit_align.callbacks.sample_grid import draw_grid
-from lit_align.files import write_png
+from lit_align.common.files import write_png
 from lit_align.scoring.consensus import cast_votes
 from lit_align.scoring.presets import load_scorers
 

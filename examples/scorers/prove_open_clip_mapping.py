@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from lit_align.scoring.checkpoints import build
-from lit_align.scoring.hps import clip_state_dict
+from lit_align.scoring.scorers.hps import clip_state_dict
+from lit_align.scoring.scorers.weights import build
 
 SMALL = {
     "embed_dim": 48,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
 from lit_align.backbones.encoders import DIFFUSERS_STEM, DTYPES, Encoders, Precision
-from lit_align.backbones.identity import Source
+from lit_align.backbones.loading.hub import Source
+from lit_align.backbones.loading.meta import load_model
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, round_alike
-from lit_align.backbones.shapes import load_model
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.diffusion import NoiseSchedule
 

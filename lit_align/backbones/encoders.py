@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from lit_align.backbones.identity import Source, digest_tokenizer, digest_weights
 from lit_align.backbones.latents import LatentSpace, complete_vae_config
-from lit_align.backbones.shapes import load_model
+from lit_align.backbones.loading.hub import Source, digest_tokenizer, digest_weights
+from lit_align.backbones.loading.meta import load_model
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lit_align.backbones.sharding import local, put, whole
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
-from lit_align.files import whole_or_nothing
-from lit_align.module import AlignmentModule
-from lit_align.steps import at_step
+from lit_align.common.files import whole_or_nothing
+from lit_align.training.module import AlignmentModule
+from lit_align.training.steps import at_step
 from lit_align.types import PreferenceBatch
 
 Action = Literal["stop", "restore"]

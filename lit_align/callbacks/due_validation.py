@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from lit_align.steps import at_step
+from lit_align.training.steps import at_step
 
 
 class DueValidation(L.Callback):

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lit_align.callbacks.step_progress import total_steps
-from lit_align.checkpoints import checkpoint_folders
-from lit_align.steps import at_step
+from lit_align.training.checkpoints.atomic_io import checkpoint_folders
+from lit_align.training.steps import at_step
 
 NAME = "preempted.ckpt"
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -6,8 +6,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.backbones.reference import Reference
-from lit_align.module import AlignmentModule
-from lit_align.steps import at_logged_step
+from lit_align.training.module import AlignmentModule
+from lit_align.training.steps import at_logged_step
 
 
 class ReferenceUpdate(L.Callback):

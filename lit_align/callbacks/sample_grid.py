@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lit_align.callbacks.drawing import Sampling, draw, gather, pause_throughput, share
+from lit_align.callbacks.rank_images import Sampling, draw, gather, pause_throughput, share
+from lit_align.common.files import write_png
 from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
-from lit_align.files import write_png
 
 
 class SampleGrid(L.Callback):

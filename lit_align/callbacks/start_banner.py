@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.callbacks.reference_update import ReferenceUpdate
 from lit_align.memory import Shares, measure_optimizer, weigh
-from lit_align.module import AlignmentModule
+from lit_align.training.module import AlignmentModule
 
 
 class StartBanner(L.Callback):

@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 
-from lit_align.steps import at_logged_step
+from lit_align.training.steps import at_logged_step
 from lit_align.types import PreferenceBatch
 
 

@@ -8,9 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_align.callbacks.drawing import Sampling, draw, gather, pause_throughput, share
-from lit_align.data.prompts import read_prompts
+from lit_align.callbacks.rank_images import Sampling, draw, gather, pause_throughput, share
 from lit_align.evaluation.noise import prompt_seed
+from lit_align.evaluation.prompts import read_prompts
 from lit_align.evaluation.win_rates import Comparison, compare
 from lit_align.scoring.base import Scorer
 

@@ -8,7 +8,7 @@ import diffusers
 import torch
 
 from lit_align.backbones.base import DTYPES, Precision
-from lit_align.backbones.checkpoint import Trained, build_unet, read_trained
+from lit_align.backbones.loading.trained import Trained, build_unet, read_trained
 from lit_align.backbones.reference import POLICY
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_align.data.datamodule import PreferenceDataModule
-    from lit_align.data.samples import SampleError
+    from lit_align.data.shards.layout import SampleError
 
 __all__ = ["PreferenceDataModule", "SampleError"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return PreferenceDataModule
     if name == "SampleError":
-        from lit_align.data.samples import SampleError
+        from lit_align.data.shards.layout import SampleError
 
         return SampleError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,13 +7,13 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.buckets import bucket_shapes
+from lit_align.data.dataset import PairLoader, PairReader
 from lit_align.data.images import Crop, PairTransform
-from lit_align.data.live_vote import LiveVote
+from lit_align.data.labels.live_vote import LiveVote
 from lit_align.data.order import Order
-from lit_align.data.samples import SampleError
-from lit_align.data.shards import OnError
+from lit_align.data.shards.layout import SampleError
+from lit_align.data.shards.scan import OnError
 from lit_align.data.split import Reading, Split
-from lit_align.data.stream import PairLoader, PairReader
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Vote
 from lit_align.types import PreferenceBatch

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_align.data.buckets import Shape, assign_buckets
-from lit_align.data.shards import Shard
+from lit_align.data.shards.scan import Shard
 
 RULE = 2  # changes when the order does
 

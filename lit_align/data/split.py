@@ -6,15 +6,15 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_align.data.cache import Cache
-from lit_align.data.cached import CachedPairs
+from lit_align.data.cache.pairs import CachedPairs
+from lit_align.data.cache.reader import Cache
+from lit_align.data.dataset import EncodedImages, PairSource
 from lit_align.data.images import PairTransform
-from lit_align.data.labels import HumanLabels, Labels, VotedLabels
-from lit_align.data.live_vote import LiveVote
-from lit_align.data.samples import SampleError, read_samples
-from lit_align.data.scores import survey
-from lit_align.data.shards import OnError, Shard, ShardFile, find, scan
-from lit_align.data.stream import EncodedImages, PairSource
+from lit_align.data.labels.live_vote import LiveVote
+from lit_align.data.labels.score_files import survey
+from lit_align.data.labels.stored import HumanLabels, Labels, VotedLabels
+from lit_align.data.shards.layout import SampleError, read_samples
+from lit_align.data.shards.scan import OnError, Shard, ShardFile, find, scan
 from lit_align.scoring.vote import Vote
 
 

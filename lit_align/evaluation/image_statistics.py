@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_align.scoring.analytic import colourfulness, lumas, sharpness
+from lit_align.scoring.scorers.analytic import colourfulness, lumas, sharpness
 
 COLOUR = ("red", "green", "blue")
 DIFFERENCES = (*COLOUR, "saturated")  # from the base; of the others the ratio says more

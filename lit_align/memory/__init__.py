@@ -1,9 +1,9 @@
 """What a training run needs of a device's memory, told from shapes on the meta device."""
 
 from lit_align.memory.estimate import Estimate, UnknownPrecision, Work, estimate
-from lit_align.memory.optimizer import OptimizerBytes, measure_optimizer
-from lit_align.memory.strategy import Shares
-from lit_align.memory.weights import WeightBytes, weigh
+from lit_align.memory.optimizer_bytes import OptimizerBytes, measure_optimizer
+from lit_align.memory.shares import Shares
+from lit_align.memory.weight_bytes import WeightBytes, weigh
 
 __all__ = [
     "Estimate",

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_align.backbones.shapes import shapes_only
+from lit_align.backbones.loading.meta import shapes_only
 from lit_align.memory.autocast import FusedAttention, MetaAutocast
 from lit_align.memory.live import LiveBytes, count_saved
-from lit_align.memory.optimizer import OptimizerBytes, measure_optimizer
-from lit_align.memory.strategy import Shares
-from lit_align.memory.weights import WeightBytes, weigh
-from lit_align.module import COMPUTE_DTYPES, AlignmentModule
+from lit_align.memory.optimizer_bytes import OptimizerBytes, measure_optimizer
+from lit_align.memory.shares import Shares
+from lit_align.memory.weight_bytes import WeightBytes, weigh
+from lit_align.training.module import COMPUTE_DTYPES, AlignmentModule
 
 ENCODING = ("VAE", "text encoders")  # stages that a run on a cache does not have
 PRECISIONS = {*COMPUTE_DTYPES, "32-true"}

@@ -1,12 +1,12 @@
 """Preference scorers and their votes: which image of a pair is better, and who says so."""
 
-from lit_align.scoring.aesthetic import Aesthetic
-from lit_align.scoring.analytic import Colourfulness, Exposure, Sharpness
 from lit_align.scoring.base import Scorer
-from lit_align.scoring.clip import CLIPScore, PickScore
-from lit_align.scoring.hps import HPSv2
-from lit_align.scoring.image_reward import ImageReward
 from lit_align.scoring.presets import load_scorers
+from lit_align.scoring.scorers.aesthetic import Aesthetic
+from lit_align.scoring.scorers.analytic import Colourfulness, Exposure, Sharpness
+from lit_align.scoring.scorers.clip import CLIPScore, PickScore
+from lit_align.scoring.scorers.hps import HPSv2
+from lit_align.scoring.scorers.image_reward import ImageReward
 
 __all__ = [
     "Aesthetic",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lit_align.data.importers.source import Reject, Rejected, load_image, new_pair, outcome
 from lit_align.data.importers.table import shuffled
-from lit_align.data.writing import NewPair
+from lit_align.data.shards.writer import NewPair
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_align.data.importers.source import Reject, Rejected, label_of, load_image, new_pair, outcome
-from lit_align.data.storage import is_url, join, open_binary
-from lit_align.data.writing import NewPair
+from lit_align.data.shards.storage import is_url, join, open_binary
+from lit_align.data.shards.writer import NewPair
 
 NAMES = ("file_path", "image_path")  # as train.json and test.json call them
 JUDGEMENTS = ("human_preference", "raw_annotations", "rank")

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from lit_align.data.importers.source import Reject, Rejected, checked_image, label_of, new_pair, outcome
-from lit_align.data.storage import expand, is_url, open_binary
-from lit_align.data.writing import NewPair
+from lit_align.data.shards.storage import expand, is_url, open_binary
+from lit_align.data.shards.writer import NewPair
 
 IMAGES = ("jpg_0", "jpg_1")
 LABELS = ("label_0", "label_1")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from lit_align.data.storage import PIPE, open_binary
-from lit_align.data.writing import NewPair
+from lit_align.data.shards.storage import PIPE, open_binary
+from lit_align.data.shards.writer import NewPair
 
 ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # in memory: another one each time
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)  # the last: a name with a null in it

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_align.data.importers.source import Reject, Rejected, load_image, new_pair, one_label, outcome
-from lit_align.data.storage import is_url, join, open_binary, parent
-from lit_align.data.writing import NewPair
+from lit_align.data.shards.storage import is_url, join, open_binary, parent
+from lit_align.data.shards.writer import NewPair
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lit_align.data.importers.plan import PLAN, held, local_folder
-from lit_align.data.importers.processes import shared, worker_count
-from lit_align.data.importers.shards import REJECTS, Summary
+from lit_align.common.files import write_text
+from lit_align.data.importers.import_manifest import PLAN, held, local_folder
+from lit_align.data.importers.import_run import REJECTS, Summary
 from lit_align.data.importers.source import Reject, clean
-from lit_align.data.index import INDEX, ShardEntry, entry_of, index_shard, read_rows, rows_file, write_index
-from lit_align.data.samples import SampleError
-from lit_align.data.storage import expand, is_url, size
-from lit_align.files import write_text
+from lit_align.data.importers.worker_pool import shared, worker_count
+from lit_align.data.shards.index import INDEX, ShardEntry, entry_of, index_shard, read_rows, rows_file, write_index
+from lit_align.data.shards.layout import SampleError
+from lit_align.data.shards.storage import expand, is_url, size
 
 
 class Looked(NamedTuple):

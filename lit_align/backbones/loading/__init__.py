@@ -1,0 +1,1 @@
+"""Where weights come from: hub files, checkpoints, exports, meta models."""

@@ -1,0 +1,124 @@
+"""Pretrained pipelines of either kind, and denoisers that `lit-align fit`, `export` or diffusers has written."""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+
+from lit_align.backbones.base import Backbone
+from lit_align.backbones.loading.hub import plain
+from lit_align.backbones.loading.sharded import is_sharded
+from lit_align.backbones.loading.trained import build_unet, merge_trained_lora, read_trained
+from lit_align.backbones.reference import Denoiser
+from lit_align.backbones.sdxl import StableDiffusionXL
+from lit_align.backbones.stable_diffusion import StableDiffusion
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+SHAPE = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "sample_size")
+CHECKPOINT = ".ckpt"
+SAMPLED = 4096  # weights of each tensor
+
+
+def backbone_class(repo: str) -> type[Backbone]:
+    """The backbone for the pipeline in `repo`, a hub id or a local folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    classes: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL]
+    found = DiffusionPipeline.load_config(repo).get("_class_name")
+    for backbone in classes:
+        if backbone.pipeline_class.__name__ == found:
+            return backbone
+    known = " or a ".join(backbone.pipeline_class.__name__ for backbone in classes)
+    raise ValueError(f"repo: {repo!r} holds a {found}; it must hold a {known}.")
+
+
+def load_denoiser(backbone: Backbone, path: str) -> Denoiser:
+    """A denoiser in the place of `backbone`'s: a UNet, or a copy of `backbone`'s own with a LoRA merged into it.
+
+    Args:
+        backbone: float32 and untrained; it stays as it is.
+        path: UNet folder, folder or file of a LoRA in safetensors, or checkpoint of `lit-align fit`.
+
+    Raises:
+        FileNotFoundError: if it is none of these.
+        ValueError: if it does not fit the backbone.
+    """
+    place = Path(path)
+    if (place / "config.json").is_file():
+        return _load_unet(backbone, place)
+    file = place if place.is_file() or is_sharded(place) else place / LORA_FILE
+    if not file.exists():
+        raise FileNotFoundError(
+            f"unet: {path!r} is neither a UNet folder (config.json) nor a LoRA ({LORA_FILE}) nor a checkpoint "
+            f"({CHECKPOINT}). Name what lit-align export or fit has written."
+        )
+    denoiser = _load_checkpoint(backbone, file) if file.suffix == CHECKPOINT else _merge_lora(backbone, file)
+    return denoiser.requires_grad_(False).eval()
+
+
+def _load_checkpoint(backbone: Backbone, file: Path) -> Denoiser:
+    trained = read_trained(file)
+    found, wanted = trained.info["pipeline"], backbone.pipeline_class.__name__
+    if found != wanted:
+        raise ValueError(f"unet: {file} is of a {found}, but {backbone.repo!r} is a {wanted}.")
+    if trained.info["lora"] is not None:
+        return merge_trained_lora(backbone, trained)
+    denoiser = build_unet(trained, backbone.denoiser.dtype)
+    _check_shape(backbone, denoiser, file)
+    return denoiser
+
+
+def _load_unet(backbone: Backbone, folder: Path) -> Denoiser:
+    denoiser = UNet2DConditionModel.from_pretrained(folder, dtype=backbone.denoiser.dtype, use_safetensors=True)
+    _check_shape(backbone, denoiser, folder)
+    return denoiser.requires_grad_(False).eval()
+
+
+def _check_shape(backbone: Backbone, denoiser: Denoiser, place: Path) -> None:
+    for name in SHAPE:
+        found, wanted = denoiser.config.get(name), backbone.denoiser.config.get(name)
+        if found != wanted:
+            raise ValueError(f"unet: {place} has {name} {found}, but that of {backbone.repo!r} has {wanted}.")
+
+
+def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            foreign = [name for name in weights.keys() if not name.startswith("unet.")]  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise ValueError(f"unet: {file} is no safetensors file: {error}.") from error
+    if foreign:
+        raise ValueError(
+            f"unet: {file} changes more than the UNet, or is not in diffusers' layout: it has {foreign[0]!r}. "
+            "A LoRA of the UNet alone is needed, such as lit-align export writes."
+        )
+    denoiser = copy.deepcopy(backbone.denoiser)
+    denoiser.load_lora_adapter(file.parent, weight_name=file.name, prefix="unet", use_safetensors=True)
+    denoiser.fuse_lora()
+    denoiser.unload_lora()
+    return denoiser
+
+
+def fingerprint(backbone: Backbone, denoiser: Denoiser) -> str:
+    """16 hexadecimal digits of what draws: denoiser, text encoders, VAE, their configs, tokenizers, schedule.
+
+    Of each tensor some thousand weights, evenly spread: all of SDXL's would take half a minute, and training moves
+    every one of them.
+    """
+    texts = [encoder.config.to_dict() for encoder in backbone.text_encoders]
+    configs = [dict(part.config) for part in (backbone.scheduler, backbone.vae, denoiser)] + texts
+    settings = [type(backbone).__name__, backbone.prompts_identity(), *map(plain, configs)]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    modules: dict[str, Any] = {"denoiser": denoiser, "text_encoders": backbone.text_encoders, "vae": backbone.vae}
+    for part, module in modules.items():
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{part}/{name}/{tuple(value.shape)}".encode())
+            some = value.detach().flatten()[:: max(1, value.numel() // SAMPLED)]
+            digest.update(some.float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,80 @@
+"""What `lit-align fit` has trained, out of its checkpoints."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from lit_align.backbones.base import Backbone
+from lit_align.backbones.loading.sharded import META, is_sharded, read_whole
+from lit_align.backbones.lora import LoRA
+from lit_align.backbones.reference import REFERENCE, Denoiser
+
+PREFIX = "backbone.denoiser."
+
+
+class Trained(NamedTuple):
+    """The policy of a checkpoint; what was its reference is left out."""
+
+    weights: dict[str, Tensor]  # by name in the denoiser: all of it, or its LoRA; read from the file when used
+    info: dict[str, Any]  # see `Backbone.export_info`
+    step: int
+
+
+def read_trained(path: Path) -> Trained:
+    """What a checkpoint holds.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        IsADirectoryError: if it is a folder that no sharded run has written.
+        ValueError: if it is not a checkpoint of lit-align.
+    """
+    sharded = is_sharded(path)
+    try:
+        checkpoint = torch.load(path / META if sharded else path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+    info = checkpoint.get("lit_align") if isinstance(checkpoint, dict) else None
+    if info is None:
+        raise ValueError(f"{path} was not written by lit-align: it has no entry 'lit_align'.")
+    found = read_whole(path, PREFIX) if sharded else checkpoint["state_dict"]
+    weights = {
+        name.removeprefix(PREFIX): value
+        for name, value in found.items()
+        if name.startswith(PREFIX) and f".{REFERENCE}." not in name
+    }
+    return Trained(weights, info, checkpoint["global_step"])
+
+
+def build_unet(trained: Trained, dtype: torch.dtype) -> Denoiser:
+    """The UNet of a full fine-tuning."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(trained.info["denoiser_config"])
+    # Copied: a run that goes on writes to its last checkpoint again.
+    weights = {name: value.to(dtype, copy=True) for name, value in trained.weights.items()}
+    unet.load_state_dict(weights, strict=True, assign=True)
+    return unet
+
+
+def merge_trained_lora(backbone: Backbone, trained: Trained) -> Denoiser:
+    """A copy of `backbone`'s denoiser with the checkpoint's LoRA merged into it.
+
+    Raises:
+        ValueError: if the LoRA is of another denoiser.
+    """
+    denoiser = copy.deepcopy(backbone.denoiser)
+    denoiser.add_adapter(LoRA(**trained.info["lora"]).config())
+    own = {name: value for name, value in denoiser.state_dict().items() if ".lora_" in name}
+    shapes = {name: tuple(value.shape) for name, value in own.items()}
+    if shapes != {name: tuple(value.shape) for name, value in trained.weights.items()}:
+        raise ValueError(
+            f"unet: the checkpoint's LoRA was trained on {trained.info['repo']!r} and does not fit {backbone.repo!r}."
+        )
+    denoiser.load_state_dict(trained.weights, strict=False)
+    denoiser.fuse_lora()
+    denoiser.unload_lora()
+    return denoiser

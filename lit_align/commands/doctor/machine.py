@@ -1,0 +1,118 @@
+"""The machine that a run would have, and the versions that it would run with."""
+
+import os
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+
+from lit_align.commands.doctor.diagnosis import gigabytes
+from lit_align.memory import Shares
+from lit_align.training.strategies import FSDP2, ZeRO2, name_of, refusals
+
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft")
+SPELLINGS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
+SHARDING = {kind.__name__.lower(): kind.__name__ for kind in (FSDP2, ZeRO2)}
+
+
+class Machine(NamedTuple):
+    """What each device is, and how many there are."""
+
+    device: str  # `cpu` or `cuda`
+    memory: int  # bytes of one device; on the CPU its share of the machine's
+    devices: int  # in all
+    cores: int  # of the CPU, for each device of a node; 0 where they are not known
+    precision: str  # of the Trainer, in its full spelling
+    strategy: str  # by its short name
+    bucket_view: bool = False  # whether DDP keeps the gradients in its buckets alone
+
+    @property
+    def shares(self) -> Shares:
+        return Shares.of(self.strategy, self.devices, self.bucket_view)
+
+    def refusals(self, **options: Any) -> list[str]:
+        """What its strategy does not train with, see `fsdp2.refusals`."""
+        name = SHARDING.get(self.strategy)
+        return [] if name is None else refusals(name, **options)
+
+
+def versions(config: Namespace) -> list[str]:
+    """Versions of python, of what every run uses, and of the package that the optimizer comes from, if it is one."""
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    package = config.model.optimizer.class_path.split(".")[0]
+    with suppress(PackageNotFoundError):  # a module of the user's own
+        found[package] = version(package)
+    return [", ".join(f"{name} {number}" for name, number in found.items())]
+
+
+def devices() -> list[str]:
+    """What this machine has."""
+    lines = [f"cpu: {cores()} cores, {gigabytes(ram())}"]
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        bf16 = "bf16" if about.major >= 8 else "no bf16"  # Ampere was the first
+        lines.append(f"cuda:{number}: {about.name}, {gigabytes(about.total_memory)}, {bf16}")
+    if torch.backends.mps.is_available():
+        lines.append("mps: shares the memory of the cpu")
+    return lines
+
+
+def cores() -> int:
+    """Cores of the CPU that this process may use; a batch system may give it a part of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
+
+
+def ram() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def machine_of(trainer: L.Trainer, strategy: Any) -> Machine:
+    """The machine that a Trainer has found.
+
+    Args:
+        trainer: as a run has it.
+        strategy: as the config names it.
+    """
+    cuda = trainer.strategy.root_device.type == "cuda"
+    memory = torch.cuda.get_device_properties(trainer.strategy.root_device).total_memory if cuda else 0
+    here = trainer.num_devices
+    return Machine(
+        "cpu" if trainer.strategy.root_device.type == "cpu" else "cuda",
+        memory or ram() // here,
+        trainer.world_size,
+        cores() // here,
+        str(trainer.precision),
+        strategy_name(strategy, trainer.world_size),
+        views_buckets(strategy),
+    )
+
+
+def machine_elsewhere(config: Namespace, memory: float) -> Machine:
+    """A machine with GPUs of `memory` GB each, as many as the config asks for by number, else one."""
+    wanted = config.devices
+    try:
+        count = len(wanted) if isinstance(wanted, list) else max(int(wanted), 1)
+    except ValueError:  # auto, or a list in words
+        count = max(len([word for word in str(wanted).split(",") if word.strip().isdigit()]), 1)
+    world, precision = count * config.num_nodes, str(config.precision)
+    name, views = strategy_name(config.strategy, world), views_buckets(config.strategy)
+    return Machine("cuda", int(memory * 1e9), world, 0, SPELLINGS.get(precision, precision), name, views)
+
+
+def strategy_name(strategy: Any, devices: int) -> str:
+    """The short name of a Trainer's strategy."""
+    name = name_of(strategy).removesuffix("Strategy").lower()
+    return "ddp" if name == "auto" and devices > 1 else name
+
+
+def views_buckets(strategy: Any) -> bool:
+    """Whether a config's strategy has `gradient_as_bucket_view`, with which DDP keeps no second copy of gradients."""
+    if isinstance(strategy, str):
+        return False
+    parts = [strategy.get("init_args"), strategy.get("dict_kwargs")]  # the latter where a class takes anything
+    return any(bool(part.get("gradient_as_bucket_view")) for part in parts if part is not None)

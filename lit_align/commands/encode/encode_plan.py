@@ -1,0 +1,115 @@
+"""What there is to encode: all samples of all shards, and each prompt once."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from lit_align.data.buckets import Shape, assign_buckets, bucket_shapes
+from lit_align.data.cache.format import names_of
+from lit_align.data.shards.index import SIZES, look_through, read_rows
+from lit_align.data.shards.layout import SampleError
+from lit_align.data.shards.scan import OnError, ShardFile, find
+
+log = logging.getLogger(__name__)
+
+
+class PlannedSample(NamedTuple):
+    """What is known of a sample before its images are read."""
+
+    prompt: int  # its id; -1 where the sample is broken
+    shape: Shape  # of the prepared images
+
+
+class PlannedShard(NamedTuple):
+    """A shard that is to be encoded."""
+
+    path: str
+    name: str  # in the cache
+    samples: list[PlannedSample]
+
+    @property
+    def pairs(self) -> int:
+        return sum(sample.prompt >= 0 for sample in self.samples)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same on all processes."""
+
+    shards: list[PlannedShard]
+    prompts: list[str]  # by id; the empty one is the first
+
+    def describe(self) -> dict[str, Any]:
+        """For the fingerprint of the cache."""
+        digest = hashlib.blake2b(json.dumps(self.prompts).encode(), digest_size=12).hexdigest()
+        return {
+            "prompts": {"count": len(self.prompts), "digest": digest},
+            "shards": [
+                {"name": shard.name, "samples": len(shard.samples), "pairs": shard.pairs} for shard in self.shards
+            ],
+        }
+
+
+def make_plan(
+    patterns: str | Sequence[str],
+    resolution: int,
+    aspect_buckets: bool = False,
+    on_error: OnError = "raise",
+    allow_pipe: bool = False,
+    quiet: bool = False,
+) -> Plan:
+    """Look at the labels of all shards: in their index, or in the shards themselves, whose images are skipped.
+
+    Raises:
+        SampleError: on a broken sample, if `on_error` is `raise`.
+    """
+    files = find(patterns, allow_pipe)
+    names = names_of([file.path for file in files])
+    with ThreadPoolExecutor(8) as pool:
+        read = pool.map(lambda file: _rows(file, aspect_buckets), files)
+        tables = tqdm(
+            read, total=len(files), desc="reading labels", unit="shard", disable=quiet or len(files) < 20 or None
+        )
+        ids: dict[str, int] = {"": 0}
+        shards = [
+            PlannedShard(
+                file.path, name, _samples(rows, target_shapes(rows, resolution, aspect_buckets), ids, on_error)
+            )
+            for file, name, rows in zip(files, names, tables, strict=True)
+        ]
+    return Plan(shards, list(ids))
+
+
+def _rows(file: ShardFile, sizes: bool) -> pa.Table:
+    return look_through(file.path, whole=False, sizes=sizes) if file.rows is None else read_rows(file.rows)
+
+
+def target_shapes(rows: pa.Table, resolution: int, aspect_buckets: bool) -> list[Shape]:
+    """The shape that each sample trains in; anything for a broken one."""
+    if not aspect_buckets:
+        return [(resolution, resolution)] * len(rows)
+    sizes = np.stack([rows[name].to_numpy() for name in SIZES], 1)
+    shapes = bucket_shapes(resolution)
+    return [shapes[bucket] for bucket in assign_buckets(np.maximum(sizes, 1), shapes)]
+
+
+def _samples(rows: pa.Table, shapes: Sequence[Shape], ids: dict[str, int], on_error: OnError) -> list[PlannedSample]:
+    """A shard's samples; prompts that are new get the next id."""
+    samples = []
+    for fault, prompt, shape in zip(rows["fault"].to_pylist(), rows["prompt"].to_pylist(), shapes, strict=True):
+        if fault is None:
+            samples.append(PlannedSample(ids.setdefault(prompt, len(ids)), shape))
+            continue
+        if on_error == "raise":
+            raise SampleError(fault)
+        log.warning("Skipped: %s", fault)
+        samples.append(PlannedSample(-1, shape))
+    return samples

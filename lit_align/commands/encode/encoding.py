@@ -1,0 +1,207 @@
+"""The work of `lit-align encode`: pairs of a shard to latents, prompts to conditioning."""
+
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_align.backbones.encoders import Encoders
+from lit_align.commands.encode.encode_plan import PlannedSample, PlannedShard
+from lit_align.data.buckets import Shape
+from lit_align.data.cache.format import CachedShard, Flips, Posterior
+from lit_align.data.images import PairTransform
+from lit_align.data.shards.index import content_digest, key_digest
+from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
+from lit_align.data.shards.scan import OnError
+
+log = logging.getLogger(__name__)
+
+PROMPTS_AT_A_TIME = 64
+
+
+class Prepared(NamedTuple):
+    """A pair that is ready for the VAE."""
+
+    row: int
+    place: str
+    key: str
+    content: str  # its digest
+    images: Tensor  # (flips, 2, 3, height, width) uint8
+    geometry: Tensor  # (2, 6)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How pairs are encoded."""
+
+    encoders: Encoders
+    device: torch.device
+    prompts: Sequence[str]  # by id
+    flips: Flips
+    posterior: Posterior
+    batch_size: int  # pairs
+    on_error: OnError
+
+    @property
+    def mirrored(self) -> list[bool]:
+        return [False, True] if self.flips == "both" else [False]
+
+    @property
+    def images_per_pair(self) -> int:
+        return 2 * len(self.mirrored)
+
+    def latents_shape(self, shape: Shape) -> tuple[int, ...]:
+        """Of a pair, see `CachedShard.latents`."""
+        moments = 2 if self.posterior == "moments" else 1
+        return len(self.mirrored), 2, moments, *self.encoders.latent_shape(*shape)
+
+
+# -- pairs
+
+
+def encode_shard(shard: PlannedShard, work: Work, progress: Callable[[int], object]) -> CachedShard:
+    """All pairs of a shard; `progress` is told of images as they are done.
+
+    Raises:
+        SampleError: on a broken sample that is not to be skipped, or where the shard is no longer what was planned.
+        ValueError: if latents are not finite.
+    """
+    samples = len(shard.samples)
+    prompt = torch.full((samples,), -1, dtype=torch.int32)
+    content, key = torch.zeros(2, samples, dtype=torch.int64)
+    geometry, latents = torch.zeros(samples, 2, 6, dtype=torch.int64), dict[int, Tensor]()
+    for batch in prepared_batches(shard, work):
+        for pair, encoded in zip(batch, encode_pairs(batch, work), strict=True):
+            latents[pair.row] = encoded
+            prompt[pair.row] = shard.samples[pair.row].prompt
+            content[pair.row], key[pair.row] = signed(int(pair.content, 16)), signed(key_digest(pair.key))
+            geometry[pair.row] = pair.geometry
+        progress(len(batch) * work.images_per_pair)
+    return CachedShard(dict(sorted(latents.items())), prompt, content, key, geometry)
+
+
+def signed(number: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def prepared_batches(shard: PlannedShard, work: Work) -> Iterator[list[Prepared]]:
+    """Pairs of one shape at a time, decoded by threads one batch ahead of the VAE.
+
+    Which pairs are together depends on the shard alone: a VAE rounds by the batch, and a resumed run shall write the
+    same bytes.
+    """
+    waiting: dict[Shape, list[Prepared]] = {}
+    for pair in _prepared(shard, work):
+        shape: Shape = (pair.images.shape[-2], pair.images.shape[-1])
+        waiting.setdefault(shape, []).append(pair)
+        if len(waiting[shape]) == work.batch_size:
+            yield waiting.pop(shape)
+    yield from waiting.values()
+
+
+def _prepared(shard: PlannedShard, work: Work) -> Iterator[Prepared]:
+    """The readable pairs of a shard, in its order."""
+    with ThreadPoolExecutor() as pool:
+        samples = enumerate(read_samples(shard.path))
+        ahead: list[Future[Prepared | None]] = []
+        count = 0
+        while True:
+            batch = list(itertools.islice(samples, work.batch_size))
+            count += len(batch)
+            now, ahead = ahead, [pool.submit(_prepare, shard, row, sample, work) for row, sample in batch]
+            yield from (pair for pair in (future.result() for future in now) if pair is not None)
+            if not ahead:
+                break
+    if count != len(shard.samples):
+        raise SampleError(f"shard {shard.path} has {count} samples, not {len(shard.samples)}: it has changed.")
+
+
+def _prepare(shard: PlannedShard, row: int, sample: Sample, work: Work) -> Prepared | None:
+    planned = shard.samples[row] if row < len(shard.samples) else PlannedSample(-1, (0, 0))
+    if planned.prompt < 0:
+        return None  # named when the labels were read
+    try:
+        pair = parse_sample(sample)
+        if pair.prompt != work.prompts[planned.prompt]:
+            raise SampleError(f"{pair.place}: the shard has changed: the prompt was another one before.")
+        images, geometry = prepare_images(pair, planned.shape, work.mirrored)
+    except SampleError as error:
+        if work.on_error == "raise":
+            raise
+        log.warning("Skipped: %s", error)
+        return None
+    return Prepared(row, pair.place, pair.key, content_digest(pair), images, geometry)
+
+
+def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """Images (flips, 2, 3, height, width) uint8 and geometry (2, 6) of a pair, exactly as training prepares them.
+
+    Raises:
+        SampleError: if an image cannot be decoded.
+    """
+    images = []
+    for flip in mirrored:
+        transform = PairTransform("center", float(flip))
+        try:
+            made = transform((pair.image_0, pair.image_1), random.Random(0), shape)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
+        images.append(torch.stack(made.images))
+    return torch.stack(images), torch.stack(made.geometries)
+
+
+def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:
+    """The latents of each pair, see `CachedShard.latents`.
+
+    Raises:
+        ValueError: if they are not finite.
+    """
+    if not pairs:
+        return []
+    images = torch.stack([pair.images for pair in pairs])  # (pairs, flips, 2, 3, height, width)
+    moments = work.encoders.posterior(images.flatten(0, 2).to(work.device)).cpu().unflatten(0, images.shape[:3])
+    encoded = []
+    for pair, both in zip(pairs, moments, strict=True):
+        latents = (both if work.posterior == "moments" else _sample(both, pair.content)).half()
+        if not latents.isfinite().all():
+            raise ValueError(
+                f"{pair.place}: its latents are not finite in float16; model.backbone.vae_precision is "
+                f"{work.encoders.vae_precision}. Choose fp32, or a VAE that is safe in fp16 (model.backbone.vae_repo)."
+            )
+        encoded.append(latents)
+    return encoded
+
+
+def _sample(moments: Tensor, content: str) -> Tensor:
+    """A sample of each posterior, on noise that both images share, as in training, and that depends on the pair."""
+    mean, deviation = moments.split(1, dim=2)  # of (flips, 2, moments, channels, h, w)
+    generator = torch.Generator().manual_seed(int(content, 16) >> 1)
+    return mean + deviation * torch.randn((len(mean), 1, *mean.shape[2:]), generator=generator)
+
+
+# -- prompts
+
+
+def encode_prompts(prompts: Sequence[str], work: Work) -> dict[str, Tensor]:
+    """Conditioning of prompts, (prompts, ...) float16 each.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
+    parts = []
+    for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
+        batch = list(prompts[start : start + PROMPTS_AT_A_TIME])
+        made = {key: value.half().cpu() for key, value in work.encoders.encode_prompts(batch).items()}
+        for key, value in made.items():
+            for prompt, row in zip(batch, value, strict=True):
+                if not row.isfinite().all():
+                    raise ValueError(f"The text encoders' {key} of {prompt[:80]!r} is not finite in float16.")
+        parts.append(made)
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

@@ -1,0 +1,1 @@
+"""`lit-align test` and `lit-align predict`."""

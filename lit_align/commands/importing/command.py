@@ -1,0 +1,158 @@
+"""`lit-align import SOURCE`: shards with an index, from preference data as others publish or keep it.
+
+A killed import goes on where it stopped, and one that is done changes nothing. What is left out is counted and listed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lit_align.data.importers.folders import open_folders
+from lit_align.data.importers.hpd import open_annotations
+from lit_align.data.importers.import_run import MAY_RETURN, REJECTS, Summary, import_source
+from lit_align.data.importers.pick_a_pic import hub_files, open_files
+from lit_align.data.importers.table import Columns, open_table
+from lit_align.data.importers.webdataset import index_shards
+from lit_align.data.shards.index import INDEX
+
+
+def pick_a_pic(
+    output: str,
+    files: str | list[str] | None = None,
+    repo: str | None = None,
+    revision: str = "main",
+    pattern: str = "data/train-*.parquet",
+    pairs_per_shard: int = 1000,
+    workers: int | None = None,
+) -> None:
+    """Pick-a-Pic v1, v2 and sets with their columns: Parquet files, local or on the Hugging Face hub.
+
+    Columns: jpg_0, jpg_1 (encoded images, copied byte for byte), label_0, label_1, caption (or original_prompt). The
+    other columns are kept as JSON. Ties are kept, as ties; rows whose has_label is false are left out.
+
+    Args:
+        output: folder of the shards.
+        files: Parquet files or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded.
+        repo: data set on the hub, OWNER/NAME, instead of files; a token is taken from where `hf auth login` puts it.
+        revision: of the data set: branch or, so that it cannot change meanwhile, commit.
+        pattern: which of its files.
+        pairs_per_shard: rows of the source that a shard is made of; rows that are left out make it smaller.
+        workers: processes; none: one for each core, up to 16.
+
+    Raises:
+        ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
+    """
+    if (files is None) == (repo is None):
+        raise ValueError("Name --files or --repo, one of the two.")
+    source = open_files(hub_files(repo, revision, pattern) if files is None and repo is not None else files or [])
+    print(f"{len(source.tables)} files, {source.rows:,} rows, {source.bytes / 1e9:.1f} GB")
+    _tell(import_source(source, output, pairs_per_shard, workers))
+
+
+def webdataset(shards: str | list[str], output: str | None = None, workers: int | None = None) -> None:
+    """Tar shards that have the layout already: they are read once and get an index; nothing is copied.
+
+    Args:
+        shards: tar files or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded.
+        output: folder of the index, for shards on the network or a read-only disk, which it names in full; none: beside
+            the shards.
+        workers: processes; none: one for each core, up to 16.
+
+    Raises:
+        ValueError: if the folder has the index of other shards, or not one sample is a pair.
+    """
+    _tell(index_shards(shards, output, workers))
+
+
+def hpd(
+    output: str,
+    annotations: str,
+    images: str | None = None,
+    pairs_per_shard: int = 1000,
+    workers: int | None = None,
+) -> None:
+    """HPDv2: train.json or test.json with its folder of images; every two images of a prompt are a pair.
+
+    Args:
+        output: folder of the shards.
+        annotations: JSON file, a list of entries with prompt, file_path or image_path (n images, which make
+            n (n - 1) / 2 pairs in the file's order), and a judgement, the first that is there of: human_preference (a
+            value for each image, 1 for the preferred one; two unpreferred ones of several are left out),
+            raw_annotations (the majority of the annotators' rankings; an even vote is a tie), rank (smaller is better).
+        images: folder that the names are relative to; none: the one beside the file, train/ for train.json.
+        pairs_per_shard: pairs of the source that a shard is made of; those that are left out make it smaller.
+        workers: processes; none: one for each core, up to 16.
+
+    Raises:
+        ValueError: if the folder holds another import, or there is not one pair.
+    """
+    _tell(import_source(open_annotations(annotations, images), output, pairs_per_shard, workers))
+
+
+def folder(
+    output: str,
+    table: str | None = None,
+    chosen: Path | None = None,
+    rejected: Path | None = None,
+    captions: Path | None = None,
+    image_0_column: str = "image_0",
+    image_1_column: str = "image_1",
+    label_column: str = "label",
+    chosen_column: str = "chosen",
+    rejected_column: str = "rejected",
+    prompt_column: str = "prompt",
+    pairs_per_shard: int = 1000,
+    workers: int | None = None,
+) -> None:
+    """Pairs of your own: a table (CSV, TSV, JSON lines) of image files, or a folder of chosen and one of rejected ones.
+
+    A chosen image becomes image 0 or image 1 as a hash of the pair's key falls, so that its place tells nothing.
+
+    Args:
+        output: folder of the shards.
+        table: .csv, .tsv or .jsonl; paths in it are relative to it; columns it has besides are kept as JSON.
+        chosen: folder of preferred images, instead of a table; folders in it are looked through too.
+        rejected: folder of the others, of the same names; the endings may differ.
+        captions: folder of NAME.txt; none: beside the chosen images, else beside the rejected ones.
+        image_0_column: name of the column of one image.
+        image_1_column: of the other.
+        label_column: 1: image 0 is preferred; 0: image 1 is; 0.5: a tie.
+        chosen_column: of the preferred image, in a table without labels.
+        rejected_column: of the other.
+        prompt_column: of the prompt.
+        pairs_per_shard: rows of the source that a shard is made of; rows that are left out make it smaller.
+        workers: processes; none: one for each core, up to 16.
+
+    Raises:
+        ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
+    """
+    if table is not None and chosen is None and rejected is None and captions is None:
+        names = (image_0_column, image_1_column, label_column, chosen_column, rejected_column, prompt_column)
+        _tell(import_source(open_table(table, Columns(*names)), output, pairs_per_shard, workers))
+    elif table is None and chosen is not None and rejected is not None:
+        _tell(import_source(open_folders(chosen, rejected, captions), output, pairs_per_shard, workers))
+    else:
+        raise ValueError("Name --table, or --chosen and --rejected (and --captions, if they lie elsewhere).")
+
+
+IMPORTERS: dict[str, Callable[..., None]] = {
+    "pick-a-pic": pick_a_pic,
+    "webdataset": webdataset,
+    "hpd": hpd,
+    "folder": folder,
+}
+
+
+def _tell(summary: Summary) -> None:
+    rows = summary.pairs + summary.ties + sum(summary.rejects.values())
+    print(f"{summary.folder}: {summary.shards} shards ({summary.done_before} done before) of {rows:,} rows")
+    print(f"{summary.pairs:>12,} pairs")
+    print(f"{summary.ties:>12,} ties, which do not train")
+    print(f"{sum(summary.rejects.values()):>12,} left out" + f", listed in {REJECTS}" * bool(summary.rejects))
+    reasons = list(summary.rejects.items())
+    for reason, count in reasons[:10]:
+        print(f"{count:>16,} {reason}")
+    if reasons[10:]:
+        print(f"{sum(count for _, count in reasons[10:]):>16,} for {len(reasons) - 10} more reasons")
+    if any(reason in summary.rejects for reason in MAY_RETURN):
+        print(f"If what is missing comes back, delete {summary.folder} and import again.")
+    print(f"To train on it: --data.train_shards {summary.folder / INDEX}")

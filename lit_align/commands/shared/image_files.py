@@ -1,0 +1,84 @@
+"""Images of prompts in files, those that are not there yet."""
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from lit_align.commands.shared.models import Model, Sampling, at_a_time
+from lit_align.commands.shared.process_group import Place
+from lit_align.common.files import write_first
+
+
+class Wanted(NamedTuple):
+    """An image that is to be there."""
+
+    prompt: str
+    seed: int  # of its noise
+    path: Path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a PNG whose checksums are right."""
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except Exception:  # on damaged files PIL raises errors of almost any kind
+        return False
+    return True
+
+
+def draw_images(
+    model: Model,
+    images: Sequence[Wanted],
+    guidance_scale: float,
+    how: Sampling,
+    batch_size: int,
+    drawn: Callable[[int], object],
+) -> int:
+    """Draw images, write each as soon as its batch is there, and return how many are of one colour.
+
+    Args:
+        model: where it computes.
+        images: that are missing.
+        guidance_scale: of classifier-free guidance.
+        how: they are drawn.
+        batch_size: at a time, see `at_a_time`.
+        drawn: is told how many more are written.
+    """
+    count, plain = at_a_time(batch_size, model.denoiser.device), 0
+    with ThreadPoolExecutor() as pool:  # PIL encodes without the interpreter's lock
+        for start in range(0, len(images), count):
+            batch = images[start : start + count]
+            prompts, seeds = [one.prompt for one in batch], [one.seed for one in batch]
+            pixels = model.draw(prompts, seeds, guidance_scale, how)
+            list(pool.map(_write, [one.path for one in batch], pixels))
+            plain += int((pixels.amax((2, 3)) == pixels.amin((2, 3))).all(1).sum())
+            drawn(len(batch))
+    return plain
+
+
+def note_plain(place: Place, name: str, plain: int) -> None:
+    """Say that a model draws images that show nothing, if it does: an over-optimised one may.
+
+    Args:
+        place: of this process.
+        name: of the model.
+        plain: images of one colour.
+    """
+    if plain:
+        print(f"{place}: {name} drew {plain} images of one colour alone; their numbers are finite, and they count")
+
+
+def _write(path: Path, image: Tensor) -> None:
+    """Write an image unless another run was first: it may have scored its own already."""
+    if is_whole(path):
+        return
+    path.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    write_first(path, buffer.getvalue())

@@ -1,0 +1,177 @@
+"""Models that draw: where they come from, and how."""
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from inspect import signature
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from lit_align.backbones import sampling
+from lit_align.backbones.base import DTYPES, Backbone, Precision
+from lit_align.backbones.loading.denoisers import CHECKPOINT, LORA_FILE, backbone_class, fingerprint, load_denoiser
+from lit_align.backbones.loading.sharded import is_sharded
+from lit_align.backbones.loading.trained import read_trained
+from lit_align.backbones.reference import Denoiser
+from lit_align.backbones.sampling import Sampler
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Source(NamedTuple):
+    """What a model is loaded from."""
+
+    repo: str  # hub id or local folder of a pipeline
+    unet: str | None  # folder or file that takes the place of the UNet in `repo`, or is a LoRA on it
+
+
+class Sampling(NamedTuple):
+    """How images are drawn."""
+
+    height: int  # pixels
+    width: int
+    steps: int
+    precision: Precision
+    sampler: Sampler = "euler"
+
+
+class Model(NamedTuple):
+    """A denoiser and the rest of its pipeline, which other denoisers share."""
+
+    backbone: Backbone
+    denoiser: Denoiser
+    fingerprint: str
+
+    def draw(self, prompts: list[str], seeds: list[int], guidance_scale: float, how: Sampling) -> Tensor:
+        """Images (n, 3, height, width) uint8 on the CPU.
+
+        Raises:
+            ValueError: if the numbers of one are not finite; as an image it would be of one colour.
+        """
+        self.backbone.denoiser = self.denoiser
+        device = self.denoiser.device.type
+        dtype = DTYPES[how.precision]
+        with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype):
+            images, finite = sampling.draw(
+                self.backbone, prompts, seeds, how.height, how.width, how.steps, guidance_scale, how.sampler
+            )
+        if not finite.all():
+            row = finite.tolist().index(False)
+            raise ValueError(
+                f"{self.backbone.repo} drew nothing for {prompts[row]!r}, seed {seeds[row]}: its numbers are not "
+                f"finite in {how.precision}. Try --precision bf16 or fp32, with another --output."
+            )
+        return images
+
+
+def load_models(sources: Sequence[Source], vae_repo: str | None, variant: str | None) -> list[Model]:
+    """The models, in float32 on the CPU; what they have in common is there once."""
+    backbones: dict[str, Backbone] = {}
+    models: dict[Source, Model] = {}
+    for source in sources:
+        if source.repo not in backbones:
+            kind = backbone_class(source.repo)
+            # One image at a time through the VAE, so that a large batch takes little memory.
+            backbone = kind(source.repo, vae_repo, variant=variant, vae_slicing=True).requires_grad_(False)
+            backbones[source.repo] = backbone
+        backbone = backbones[source.repo]
+        if source not in models:
+            # `Model.draw` exchanges the backbone's denoiser, but nothing is drawn before all are loaded.
+            denoiser = backbone.denoiser if source.unet is None else load_denoiser(backbone, source.unet)
+            models[source] = Model(backbone, denoiser, fingerprint(backbone, denoiser))
+    return [models[source] for source in sources]
+
+
+def place_models(models: Sequence[Model], device: torch.device, precision: Precision) -> None:
+    """Move them to where they draw. Text encoders stay in float32: SDXL's sizes are cast to their precision."""
+    for model in models:
+        model.backbone.denoiser = model.denoiser
+        model.backbone.to(device)
+        nn.Module.to(model.denoiser, DTYPES[precision])  # diffusers' own `to` warns of parts that UNets do not have
+
+
+def check_numbers(counts: dict[str, int], sizes: dict[str, int | None]) -> None:
+    """Raise a ValueError that names the option: counts are at least 1, sizes in pixels are what the VAE can draw."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+    for name, size in sizes.items():
+        if size is not None and (size < 8 or size % 8):
+            raise ValueError(f"{name} is {size}; it must be a multiple of 8 pixels.")
+
+
+def default_precision(device: torch.device) -> Precision:
+    """What is quick there and still draws."""
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def default_guidance_scale(repo: str) -> float:
+    """That of the pipeline's own call: 5 for SDXL, 7.5 for Stable Diffusion."""
+    return float(signature(backbone_class(repo).pipeline_class.__call__).parameters["guidance_scale"].default)
+
+
+def native_size(repos: Iterable[str], vae_repo: str | None) -> int:
+    """The side in pixels that pipelines draw by themselves; no weights are read.
+
+    Raises:
+        ValueError: if they do not agree.
+    """
+    sizes = set()
+    for repo in repos:
+        wanted = UNet2DConditionModel.load_config(repo, subfolder="unet")["sample_size"]
+        encoders = backbone_class(repo).without_denoiser(repo=repo, vae_repo=vae_repo)
+        _, latents, _ = encoders.latent_shape(1 << 16, 1 << 16)  # whose size grows evenly with the image's
+        sizes.add((wanted << 16) // latents)
+    if len(sizes) > 1:
+        raise ValueError(f"The models draw {sorted(sizes)} pixels by themselves. Say --height and --width.")
+    return int(sizes.pop())
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether the name of a model is that of a whole pipeline, by what is on the disk; a hub id is one.
+
+    Raises:
+        FileNotFoundError: if it is nothing that draws.
+    """
+    path = Path(name)
+    if path.is_file() or is_sharded(path) or any((path / file).is_file() for file in ("config.json", LORA_FILE)):
+        return False
+    if (path / "model_index.json").is_file() or (not path.exists() and HUB_ID.fullmatch(name)):
+        return True
+    raise FileNotFoundError(
+        f"model: {name!r} is neither a checkpoint of lit-align fit ({CHECKPOINT}), nor a UNet folder (config.json), a "
+        f"LoRA ({LORA_FILE}) or a pipeline (model_index.json), nor the name of one on the hub."
+    )
+
+
+def find_base(models: Iterable[str], base: str | None) -> str:
+    """The pipeline that models are trained from: `base`, or else the one that their checkpoints name.
+
+    Raises:
+        ValueError: if nothing names one, or if they name several.
+    """
+    if base is not None:
+        return base
+    named = {read_trained(Path(name)).info["repo"] for name in models if Path(name).suffix == CHECKPOINT}
+    if len(named) != 1:
+        found = f"checkpoints name {', '.join(map(repr, sorted(named)))}" if named else "no checkpoint names it"
+        raise ValueError(f"base: which pipeline was the model trained from? Here {found}. Say --base.")
+    return str(named.pop())
+
+
+def source_of(model: str, base: str) -> Source:
+    """Where to load a model from: it is a pipeline, or takes the place of the UNet in `base`."""
+    return Source(model, None) if is_pipeline(model) else Source(base, model)
+
+
+def at_a_time(batch_size: int, device: torch.device) -> int:
+    """How many images to draw, or to score, in one pass.
+
+    One on the CPU, where more are hardly faster: in a larger batch torch rounds otherwise, and a result would depend on
+    the batch size and on how many processes share the work.
+    """
+    return 1 if device.type == "cpu" else batch_size

@@ -1,0 +1,1 @@
+"""Which image of a pair is chosen: human labels, stored votes, live votes."""

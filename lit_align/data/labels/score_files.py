@@ -1,0 +1,197 @@
+"""Side files: the scores of a shard's pairs, so that scoring is done once and votes are made while reading.
+
+`00000.tar` has `00000.scores.parquet` beside it (or in a folder of its own): one row per pair and scorer.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor, tensor
+
+from lit_align.common.files import whole_or_nothing
+from lit_align.data.shards.storage import is_url
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # the sample's in its shard
+        ("scorer", pa.string()),  # its name
+        ("version", pa.int32()),  # of the scorer's code
+        ("fingerprint", pa.string()),  # of the scorer's weights and settings
+        ("content", pa.string()),  # of both images and the prompt that were scored
+        ("score_0", pa.float32()),
+        ("score_1", pa.float32()),
+    ]
+)
+IDENTITY = ("version", "fingerprint")
+
+
+class Identity(NamedTuple):
+    """Which scorer it was."""
+
+    version: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"version {self.version}, weights {self.fingerprint}"
+
+
+class Scores(NamedTuple):
+    """One scorer's scores of a shard, in the shard's order; NaN for broken samples that were skipped."""
+
+    identity: Identity
+    keys: list[str]
+    contents: list[str]
+    score_0: Tensor  # (pairs,) float32
+    score_1: Tensor  # (pairs,)
+
+    def rows(self) -> dict[str, int]:
+        """Where each scored pair is, by its key."""
+        scored = (self.score_0.isfinite() & self.score_1.isfinite()).tolist()
+        return {key: row for row, (key, there) in enumerate(zip(self.keys, scored, strict=True)) if there}
+
+
+def side_file(shard: str, folder: str | None = None) -> Path:
+    """Where a shard's scores are: in `folder`, or beside the shard.
+
+    Raises:
+        ValueError: beside a shard that is not a local file.
+    """
+    if folder is None and is_url(shard):
+        raise ValueError(f"Scores of {shard} cannot lie beside it. Name a local folder for them.")
+    path = Path(shard)
+    return (path.parent if folder is None else Path(folder)) / f"{path.stem}.scores.parquet"
+
+
+def side_files(shards: Sequence[str], folder: str | None) -> list[Path]:
+    """The side file of each shard.
+
+    Raises:
+        ValueError: if two shards would share one.
+    """
+    paths = [side_file(shard, folder) for shard in shards]
+    first: dict[Path, str] = {}
+    for shard, path in zip(shards, paths, strict=True):
+        if first.setdefault(path, shard) != shard:
+            raise ValueError(
+                f"{first[path]} and {shard} would share the scores in {path}. Keep scores beside the shards, or give "
+                "shards of equal names a folder each."
+            )
+    return paths
+
+
+def read_scores(path: Path) -> dict[str, Scores]:
+    """Scores by scorer; nothing where there is no such file.
+
+    Raises:
+        ValueError: if the file is not one of ours or has a pair twice.
+    """
+    if not path.is_file():
+        return {}
+    table = _read_table(path)
+    scores: dict[str, Scores] = {}
+    for scorer in table["scorer"].unique().to_pylist():
+        rows = table.filter(pa.compute.equal(table["scorer"], scorer)).to_pydict()
+        identities = {Identity(*both) for both in zip(rows["version"], rows["fingerprint"], strict=True)}
+        if len(identities) != 1 or len(set(rows["key"])) != len(rows["key"]):
+            raise ValueError(f"{path} has scores by {scorer!r} twice. Delete it and score the shard again.")
+        scores[scorer] = Scores(
+            identities.pop(), rows["key"], rows["content"], tensor(rows["score_0"]), tensor(rows["score_1"])
+        )
+    return scores
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}. Delete it and score the shard again.") from error
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"{path} has other columns than scores have: {table.schema.names}. Move it away.")
+    return table
+
+
+def write_scores(path: Path, scores: dict[str, Scores]) -> None:
+    """Write a side file that is either whole or not there."""
+    columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+    for scorer, values in scores.items():
+        count = len(values.keys)
+        columns["key"] += values.keys
+        columns["scorer"] += [scorer] * count
+        columns["version"] += [values.identity.version] * count
+        columns["fingerprint"] += [values.identity.fingerprint] * count
+        columns["content"] += values.contents
+        columns["score_0"] += values.score_0.tolist()
+        columns["score_1"] += values.score_1.tolist()
+    with whole_or_nothing(path) as part:
+        pq.write_table(pa.table(columns, SCHEMA), part, compression="zstd")
+
+
+class Survey(NamedTuple):
+    """What the side files of a data set hold of one scorer."""
+
+    identity: Identity
+    scale: float  # standard deviation of all its scores
+    missing: frozenset[str]  # shards without its scores
+
+
+class _Sums(NamedTuple):
+    """What a survey needs of one scorer in one side file."""
+
+    identities: set[Identity]
+    number: int  # of finite scores
+    total: float
+    squares: float
+
+
+def survey(shards: Sequence[str], folder: str | None, scorers: Iterable[str]) -> dict[str, Survey]:
+    """Look through the side files of all shards.
+
+    Raises:
+        ValueError: if no shard has a scorer's scores, if shards were scored by different weights, or if two shards
+            would share a side file.
+    """
+    names = list(scorers)
+    with ThreadPoolExecutor(8) as pool:
+        files = list(pool.map(lambda path: _sums(path, names), side_files(shards, folder)))
+    return {name: _survey(name, dict(zip(shards, (file.get(name) for file in files), strict=True))) for name in names}
+
+
+def _sums(path: Path, names: Sequence[str]) -> dict[str, _Sums]:
+    if not path.is_file():
+        return {}
+    table = _read_table(path)
+    found = {}
+    for name in names:
+        rows = table.filter(pa.compute.equal(table["scorer"], name))
+        if len(rows):
+            identities = {Identity(*both) for both in set(zip(*(rows[c].to_pylist() for c in IDENTITY), strict=True))}
+            values = tensor([rows[side].to_pylist() for side in ("score_0", "score_1")]).double()
+            values = values[values.isfinite()]
+            found[name] = _Sums(identities, len(values), values.sum().item(), values.square().sum().item())
+    return found
+
+
+def _survey(name: str, by_shard: dict[str, _Sums | None]) -> Survey:
+    found = {shard: sums for shard, sums in by_shard.items() if sums is not None}
+    if not found:
+        raise ValueError(
+            f"There are no scores by {name!r} for {next(iter(by_shard))} and {len(by_shard) - 1} other shards. "
+            f"Run: lit-align score --shards ... --scorers {name}, or set data.scorers to score while training."
+        )
+    first = next(iter(found))
+    for other, sums in found.items():
+        if sums.identities != found[first].identities or len(sums.identities) > 1:
+            here, there = (" and ".join(map(str, found[shard].identities)) for shard in (first, other))
+            raise ValueError(
+                f"Scores by {name!r} are stale: {first} has {here}, {other} has {there}. "
+                "Run lit-align score on these shards, with the same options and --overwrite."
+            )
+    count = max(sum(sums.number for sums in found.values()), 1)
+    mean = sum(sums.total for sums in found.values()) / count
+    variance = sum(sums.squares for sums in found.values()) / count - mean * mean
+    missing = frozenset(shard for shard, sums in by_shard.items() if sums is None)
+    return Survey(next(iter(found[first].identities)), max(variance, 1e-24) ** 0.5, missing)

@@ -1,0 +1,114 @@
+"""Which image of a pair is the chosen one: the human label's, or that of a vote on stored scores."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lit_align.data.labels.score_files import Scores, Survey, read_scores, side_file
+from lit_align.scoring.vote import Ballot, Vote
+
+
+class Decisions(NamedTuple):
+    """The labels of a shard's samples, in its order."""
+
+    sign: NDArray[np.int8]  # (samples,) +1: image 0 is chosen, -1: image 1 is, 0: undecided
+    strength: NDArray[np.float32]  # (samples,) of the vote
+    contents: list[str]  # digests of what the scorers saw; empty where none did
+    faults: dict[int, str]  # samples that cannot be decided, and why
+
+
+class Labels(ABC):
+    """Decides the pairs of a shard."""
+
+    voted: bool
+    keep_undecided: bool = False  # whether somebody further on decides
+
+    @abstractmethod
+    def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
+        """Decisions on the samples of a shard, by their keys and human labels (samples,): +1, -1, or 0 for a tie."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In words, with all that makes a difference."""
+
+
+@dataclass(frozen=True)
+class HumanLabels(Labels):
+    """The label in the shard. With `keep_undecided` ties stay in, for a vote in the training loop."""
+
+    keep_undecided: bool = False
+    voted = False
+
+    def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
+        return Decisions(human, np.zeros(len(keys), np.float32), [""] * len(keys), {})
+
+    def describe(self) -> str:
+        return "the human label, until a vote while training" if self.keep_undecided else "the human label"
+
+
+@dataclass(frozen=True)
+class VotedLabels(Labels):
+    """A vote on the scores in side files.
+
+    Args:
+        vote: voters and rules.
+        folder: of the side files; none: beside the shards.
+        surveys: what all side files together hold, by scorer.
+    """
+
+    vote: Vote
+    folder: str | None = None
+    surveys: dict[str, Survey] = field(default_factory=dict)
+    voted = True
+
+    def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
+        absent = any(shard in found.missing for found in self.surveys.values())  # for the whole run
+        scores = {} if absent else read_scores(side_file(shard, self.folder))
+        rows = {name: scores[name].rows() if name in scores else {} for name in self.vote.scorers}
+        contents, faults = [""] * len(keys), dict[int, str]()
+        for number, key in enumerate(keys):
+            seen = {scores[name].contents[known[key]] for name, known in rows.items() if key in known}
+            if any(key not in known for known in rows.values()):
+                faults[number] = self._unscored(shard, key)
+            elif len(seen) > 1:
+                faults[number] = stale(f"shard {shard}, key {key}")
+            else:
+                (contents[number],) = seen
+        scored = [number for number in range(len(keys)) if number not in faults]
+        sign, strength = np.zeros(len(keys), np.int8), np.zeros(len(keys), np.float32)
+        if scored:
+            verdict = self.vote.decide(self._ballot(scores, rows, [keys[number] for number in scored], human[scored]))
+            sign[scored], strength[scored] = verdict.sign.numpy(), verdict.strength.numpy()
+        return Decisions(sign, strength, contents, faults)
+
+    def _ballot(
+        self, scores: dict[str, Scores], rows: dict[str, dict[str, int]], keys: list[str], human: NDArray[np.int8]
+    ) -> Ballot:
+        differences = {}
+        for name, known in rows.items():
+            order = torch.tensor([known[key] for key in keys])
+            differences[name] = (scores[name].score_0.double() - scores[name].score_1.double())[order]
+        scales = {name: found.scale for name, found in self.surveys.items()}
+        return Ballot(differences, torch.from_numpy(human.astype(np.int64)), keys, scales)
+
+    def _unscored(self, shard: str, key: str) -> str:
+        return (
+            f"shard {shard}, key {key}: {side_file(shard, self.folder)} lacks a score of it by one of "
+            f"{', '.join(self.vote.scorers)}. Run lit-align score on this shard, with the same options."
+        )
+
+    def describe(self) -> str:
+        scorers = "; ".join(f"{name}: {found.identity}" for name, found in sorted(self.surveys.items()))
+        return f"{self.vote} ({scorers})"
+
+
+def stale(place: str) -> str:
+    """What to say of scores of other images, or of another prompt."""
+    return (
+        f"{place}: its scores are stale: images or prompt have changed since they were scored. "
+        "Run lit-align score on this shard, with the same options and --overwrite."
+    )

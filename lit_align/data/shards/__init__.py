@@ -1,0 +1,1 @@
+"""WebDataset shards: layout, index, scan, writer, storage."""

@@ -1,0 +1,180 @@
+"""The layout of a sample in a shard, as public preference shards have it.
+
+KEY.jpg_0.jpg  KEY.jpg_1.png     two encoded images: JPEG, PNG or WebP, whatever `jpg` says
+KEY.label_0.txt  KEY.label_1.txt 1 and 0, or 0 and 1: which image is preferred; 0.5 twice: a tie
+KEY.caption.txt                  the prompt; KEY.original_prompt.txt is read too
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+from webdataset.tariterators import base_plus_ext
+
+from lit_align.data.shards.storage import open_binary
+
+PROMPT_FIELDS = ("caption.txt", "original_prompt.txt")
+BLOCK = 512  # bytes, of which a tar file is made
+
+
+class SampleError(ValueError):
+    """A sample that cannot become a pair, or a shard that cannot be read; the message names shard and key."""
+
+
+class Sample(NamedTuple):
+    """What a shard holds under one key, one member after the other."""
+
+    shard: str
+    key: str
+    fields: dict[str, bytes]  # by name: the member's, without key
+    repeated: tuple[str, ...]  # fields that are there more than once
+    offset: int  # of its first byte in the shard
+    size: int  # bytes, with headers and padding
+
+    @property
+    def place(self) -> str:
+        return f"shard {self.shard}, key {self.key}"
+
+
+class RawPair(NamedTuple):
+    """A sample with its images still encoded."""
+
+    shard: str
+    key: str
+    image_0: bytes
+    image_1: bytes
+    label_0: float  # 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie
+    prompt: str
+
+    @property
+    def place(self) -> str:
+        return f"shard {self.shard}, key {self.key}"
+
+    @property
+    def human(self) -> int:
+        """+1 where image 0 is preferred, -1 where image 1 is, 0 for a tie."""
+        return round(2 * self.label_0 - 1)
+
+
+def read_samples(shard: str, image_bytes: int | None = None, timeout: float | None = None) -> Iterator[Sample]:
+    """The samples of a tar file in its order.
+
+    Args:
+        shard: local path or URL.
+        image_bytes: how much of each image is read, None for all; the rest is skipped without reading it.
+        timeout: seconds until a read is given up; None waits forever.
+
+    Raises:
+        SampleError: if the shard is missing, is not a tar file, or does not end as a tar file does: one that was cut
+            off between two samples, or whose header is damaged, would else look like a shorter one.
+    """
+    try:
+        with open_binary(shard, timeout) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            yield from _samples(tar, shard, image_bytes)
+            _check_end(file, tar.offset, shard)
+    except SampleError:
+        raise
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        raise SampleError(f"shard {shard} cannot be read: {error}. Restore the file or leave it out.") from error
+
+
+def parse_bytes(shard: str, data: bytes) -> Sample:
+    """The one sample in a part of a shard.
+
+    Raises:
+        SampleError: if there is none, or more than one.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            samples = list(_samples(tar, shard, None))
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise SampleError(f"shard {shard} has changed: {error}") from error
+    if len(samples) != 1 or samples[0].size != len(data):
+        raise SampleError(f"shard {shard} has changed: there are other samples than before.")
+    return samples[0]
+
+
+def _samples(tar: tarfile.TarFile, shard: str, image_bytes: int | None) -> Iterator[Sample]:
+    key, begin, fields, repeated = "", 0, dict[str, bytes](), list[str]()
+    for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # else a tar keeps every header it has seen
+        name_key, field = base_plus_ext(member.name)
+        if not member.isreg() or name_key is None:
+            continue
+        if name_key != key:
+            if fields:
+                yield Sample(shard, key, fields, tuple(repeated), begin, member.offset - begin)
+            key, begin, fields, repeated = name_key, member.offset, {}, []
+        if field in fields:
+            repeated.append(field)
+        fields[field] = _read(tar, member, shard, image_bytes if field.startswith("jpg_") else None)
+    if fields:
+        yield Sample(shard, key, fields, tuple(repeated), begin, tar.offset - begin)
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: str, at_most: int | None) -> bytes:
+    file = tar.extractfile(member)
+    wanted = member.size if at_most is None else min(at_most, member.size)
+    data = b"" if file is None or wanted == 0 else file.read(wanted)
+    if len(data) != wanted:
+        raise SampleError(f"shard {shard} ends in the middle of {member.name}. Restore the file or leave it out.")
+    return data
+
+
+def _check_end(file: IO[bytes], offset: int, shard: str) -> None:
+    """A tar file ends with two blocks of zeros, and zeros up to a full record."""
+    file.seek(offset)
+    rest = file.read(1 << 20)
+    if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
+        raise SampleError(
+            f"shard {shard} is cut off or damaged at byte {offset}: it does not go on as a tar file does. "
+            "Restore the file or leave it out."
+        )
+
+
+def parse_sample(sample: Sample) -> RawPair:
+    """A sample's fields as a pair.
+
+    Raises:
+        SampleError: if a field is missing or there twice, or if a label is not 0, 0.5 or 1 with both adding up to 1.
+    """
+    place = sample.place
+    if sample.repeated:
+        raise SampleError(f"{place}: field {sample.repeated[0]} is there more than once.")
+    label_0, label_1 = (_parse_label(sample, f"label_{i}.txt") for i in (0, 1))
+    if label_0 + label_1 != 1:
+        raise SampleError(f"{place}: label_0 is {label_0:g} and label_1 is {label_1:g}; they must add up to 1.")
+    images = [_image_field(sample, f"jpg_{i}") for i in (0, 1)]
+    return RawPair(sample.shard, sample.key, images[0], images[1], label_0, _prompt(sample))
+
+
+def _parse_label(sample: Sample, field: str) -> float:
+    if field not in sample.fields:
+        raise SampleError(f"{sample.place}: field {field} is missing; the sample has {_names(sample)}.")
+    text = sample.fields[field].decode("utf-8", errors="replace").strip()
+    if text not in ("0", "0.0", "0.5", "1", "1.0"):
+        raise SampleError(f"{sample.place}: {field} is {text[:40]!r}; it must be 0, 0.5 or 1.")
+    return float(text)
+
+
+def _image_field(sample: Sample, prefix: str) -> bytes:
+    fields = [name for name in sample.fields if name == prefix or name.startswith(f"{prefix}.")]
+    if len(fields) != 1:
+        found = "is missing" if not fields else f"is there {len(fields)} times"
+        raise SampleError(f"{sample.place}: image {prefix}.* {found}; the sample has {_names(sample)}.")
+    return sample.fields[fields[0]]
+
+
+def _prompt(sample: Sample) -> str:
+    for field in PROMPT_FIELDS:
+        if field in sample.fields:
+            try:
+                return sample.fields[field].decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise SampleError(f"{sample.place}: {field} is not UTF-8 text: {error}.") from error
+    raise SampleError(f"{sample.place}: no prompt, neither {' nor '.join(PROMPT_FIELDS)}; it has {_names(sample)}.")
+
+
+def _names(sample: Sample) -> str:
+    return ", ".join(sorted(sample.fields)) or "no field"

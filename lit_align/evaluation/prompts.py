@@ -1,0 +1,159 @@
+"""Prompts from a file: text, a table or JSON; among them those of published benchmarks; and sets of our own."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lit_align.data.shards.storage import open_binary
+
+SETS = Path(__file__).with_name("prompt_sets")  # ours, text by name
+TABLES = {".csv": ",", ".tsv": "\t"}
+KINDS = (*TABLES, ".json", ".jsonl", ".parquet")  # any other is text
+COLUMN = "prompt"
+PARTI_PROMPTS = ["Prompt", "Category", "Challenge", "Note"]  # header of its PartiPrompts.tsv, which quotes nothing
+PICK_A_PIC = "caption"  # its column in Parquet files
+
+
+class Prompts(NamedTuple):
+    """The prompts of a file, each once, in the file's order."""
+
+    unique: list[str]
+    repeated: int  # rows left out because their prompt was there before
+    blank: int  # rows left out because there is no prompt in them
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of the prompts and their order, whatever kind of file they were in."""
+        return hashlib.blake2b(json.dumps(self.unique).encode(), digest_size=8).hexdigest()
+
+    def spread(self, limit: int) -> "Prompts":
+        """At most `limit` of them, evenly spread: benchmarks are ordered by kind."""
+        count = min(limit, len(self.unique))
+        return self._replace(unique=[self.unique[row * len(self.unique) // count] for row in range(count)])
+
+    def __str__(self) -> str:
+        return f"{len(self.unique)} prompts; left out: {self.repeated} repeated, {self.blank} blank"
+
+
+def set_names() -> list[str]:
+    """Names of the sets that come with lit-align."""
+    return sorted(path.stem for path in SETS.glob("*.txt"))
+
+
+def read_prompts(path: str, column: str | None = None) -> Prompts:
+    """The prompts of a file, without the spaces around them.
+
+    Args:
+        path: `.csv` and `.tsv` with a header, `.jsonl` with an object a line, `.json` with a list of objects or of
+            strings, `.parquet`; any other is text, a prompt a line. Or the name of a set, see `set_names`.
+        column: name of the prompts in a table or in the objects; if not given it is `prompt`, `Prompt` in a file with
+            PartiPrompts' header, or `caption` in a Parquet file without `prompt`, as Pick-a-Pic has it. Text has none.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is not UTF-8, has no such column, or holds no prompt.
+    """
+    if path in set_names():
+        path = str(SETS / f"{path}.txt")
+    kind = PurePosixPath(path.lower()).suffix
+    if column is not None and kind not in KINDS:
+        raise ValueError(f"prompt_column is {column!r}, but {path} is text, a prompt a line: leave the option out.")
+    with open_binary(path) as file:
+        try:
+            found = [prompt.strip() for prompt in _rows(file, kind, column)]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompts: {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+        except (ValueError, csv.Error, pa.ArrowException) as error:
+            raise ValueError(f"prompts: {path}, {error}") from error
+    filled = [prompt for prompt in found if prompt]
+    unique = list(dict.fromkeys(filled))
+    if not unique:
+        raise ValueError(f"prompts: there is no prompt in {path}, which has {len(found)} rows.")
+    return Prompts(unique, len(filled) - len(unique), len(found) - len(filled))
+
+
+def _rows(file: IO[bytes], kind: str, column: str | None) -> Iterator[str]:
+    if kind == ".parquet":
+        yield from _parquet(file, column)
+        return
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        if kind in TABLES:
+            yield from _table(text, TABLES[kind], column)
+        elif kind == ".jsonl":
+            yield from _lines(text, column or COLUMN)
+        elif kind == ".json":
+            yield from _list(json.load(text), column)
+        else:
+            yield from text  # not `splitlines`, which also splits at characters that may be in a prompt
+
+
+def _table(text: IO[str], delimiter: str, column: str | None) -> Iterator[str]:
+    first = text.readline()
+    text.seek(0)
+    parti = first.rstrip("\r\n").split("\t") == PARTI_PROMPTS
+    rows = csv.DictReader(
+        text, delimiter=delimiter, strict=True, quoting=csv.QUOTE_NONE if parti else csv.QUOTE_MINIMAL
+    )
+    column = column or (PARTI_PROMPTS[0] if parti else COLUMN)
+    if column not in (rows.fieldnames or ()):
+        raise ValueError(f"header: no column {column!r}, only {_names(rows.fieldnames)}. Name it with --prompt_column.")
+    for row in rows:
+        if None in row:  # where the csv module puts what is left over
+            raise ValueError(f"line {rows.line_num}: more fields than the header names. Quote prompts with commas.")
+        yield row[column] or ""
+
+
+def _lines(text: IO[str], column: str) -> Iterator[str]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            yield ""
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: no JSON: {error}.") from error
+        yield _value(row, column, f"line {number}")
+
+
+def _list(values: Any, column: str | None) -> Iterator[str]:
+    """HPDv2's benchmark is a list of objects, HPSv2's a list of strings."""
+    if not isinstance(values, list):
+        raise ValueError(f"it holds a {type(values).__name__}; a list of objects or of strings is needed.")
+    for number, row in enumerate(values, 1):
+        plain = isinstance(row, str) and column is None
+        yield row if plain else _value(row, column or COLUMN, f"entry {number}")
+
+
+def _value(row: Any, column: str, place: str) -> str:
+    if not isinstance(row, dict) or column not in row:
+        found = _names(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{place}: no {column!r}, only {found}. Name it with --prompt_column.")
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{place}: {column!r} is {value!r}; it must be text.")
+    return value or ""
+
+
+def _parquet(file: IO[bytes], column: str | None) -> Iterator[str]:
+    table = pq.ParquetFile(file)
+    names = table.schema_arrow.names
+    if column is None:
+        known = [name for name in (COLUMN, PICK_A_PIC) if name in names]
+        if len(known) == 2:
+            raise ValueError(f"it has columns {COLUMN!r} and {PICK_A_PIC!r}. Say which with --prompt_column.")
+        column = known[0] if known else COLUMN
+    if column not in names:
+        raise ValueError(f"no column {column!r}, only {_names(names)}. Name it with --prompt_column.")
+    rows = (row for batch in table.iter_batches(columns=[column]) for row in batch.to_pylist())
+    for number, row in enumerate(rows, 1):
+        yield _value(row, column, f"row {number}")
+
+
+def _names(names: object) -> str:
+    return ", ".join(map(repr, names or ())) or "nothing"  # type: ignore[call-overload]

@@ -1,0 +1,1 @@
+"""One file per scorer, their preprocessing and their weight files."""

@@ -1,0 +1,99 @@
+"""Human Preference Score v2: a CLIP ViT-H/14 trained on people's choices, published in open_clip's layout."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from lit_align.scoring.base import Scorer
+from lit_align.scoring.scorers.clip import clip_settings, cosines
+from lit_align.scoring.scorers.preprocessing import padded_squares
+from lit_align.scoring.scorers.weights import build, read_state_dict, weight_file
+
+
+class HPSv2(Scorer):
+    """Cosine between image and prompt by HPSv2 or HPSv2.1 (Wu et al. 2023), which differ in weights alone.
+
+    As hpsv2/img_score.py: it asks open_clip's factory for `light_augmentation=True` and `with_region_predictor=False`,
+    so images pass `resize_longest_max`: long side to 224, black padding; not CLIP's centre crop. Prompts are CLIP's
+    tokens, but open_clip mends broken Unicode and HTML entities in them first (ftfy), which this does not.
+
+    Args:
+        repo: hub id or local folder that holds `filename`.
+        filename: state dict in open_clip's layout.
+        config_repo: hub id or local folder of the CLIPModel of this architecture; gives config and tokenizer only.
+        revision: branch, tag or commit of `repo`.
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init__(self, repo: str, filename: str, config_repo: str, revision: str | None = None) -> None:
+        super().__init__()
+        weights = clip_state_dict(read_state_dict(weight_file(repo, filename, revision)))
+        self.model = build(CLIPModel, CLIPConfig.from_pretrained(config_repo), weights, f"{repo}/{filename}")
+        self.tokenizer = CLIPTokenizer.from_pretrained(config_repo)
+
+    def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        pixels = padded_squares(images, self.model.config.vision_config.image_size)
+        return cosines(self.model, self.tokenizer, pixels.to(self.device, self.dtype), prompts)
+
+    def settings(self) -> dict[str, Any]:
+        return clip_settings(self.model, self.tokenizer)
+
+
+TOWERS = {"": "text_model.", "visual.": "vision_model."}  # open_clip's text tower has no prefix
+OUTSIDE = {
+    "logit_scale": "logit_scale",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # spelt so in transformers
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+}
+TRANSPOSED = {"text_projection", "visual.proj"}  # applied as x @ p there, by Linear here
+IN_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
+
+
+def clip_state_dict(open_clip: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of open_clip's CLIP with a vision transformer, by the names of transformers' CLIPModel.
+
+    Layouts: open_clip's model.py and transformer.py; proven in examples/scorers.
+
+    Raises:
+        ValueError: if a name is of neither layout.
+    """
+    mapped: dict[str, Tensor] = {}
+    for name, value in open_clip.items():
+        match = LAYER.fullmatch(name)
+        if name in OUTSIDE:
+            mapped[OUTSIDE[name]] = (value.T if name in TRANSPOSED else value).contiguous()
+        elif match and (match[3] == "attn.in_proj" or match[3] in IN_LAYER):
+            layer = f"{TOWERS[match[1] or '']}encoder.layers.{match[2]}."
+            if match[3] == "attn.in_proj":
+                for part, slice_ in zip("qkv", value.chunk(3), strict=True):
+                    mapped[f"{layer}self_attn.{part}_proj.{match[4]}"] = slice_.contiguous()
+            else:
+                mapped[f"{layer}{IN_LAYER[match[3]]}.{match[4]}"] = value
+        elif name != "attn_mask":  # a constant that older versions of open_clip saved
+            raise ValueError(
+                f"State dict: {name!r} is no weight of open_clip's CLIP with a vision transformer. "
+                "Choose the file that HPSv2 publishes, such as HPS_v2.1_compressed.pt."
+            )
+    return mapped

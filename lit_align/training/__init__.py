@@ -1,0 +1,1 @@
+"""The LightningModule, its metrics, strategies and checks."""

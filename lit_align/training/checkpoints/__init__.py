@@ -1,0 +1,1 @@
+"""Checkpoint files: written atomically, found again, compared on resume."""

@@ -1,0 +1,268 @@
+"""The LightningModule: errors in, loss out, and what is logged and saved."""
+
+import random
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW
+
+from lit_align import __version__
+from lit_align.backbones import Backbone
+from lit_align.backbones.sharding import whole
+from lit_align.diffusion import noise_pair, pair_errors
+from lit_align.diffusion.draws import Draw, drop_prompts, fixed_draw, seeded_draw
+from lit_align.objectives import Objective
+from lit_align.training.checkpoints.resume import check_beginning, check_weights, rewind_to_step
+from lit_align.training.metrics import HELD_OUT, PreferenceMetrics
+from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
+from lit_align.training.steps import at_logged_step
+from lit_align.training.strategies import FSDP2, check_strategy
+from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
+
+COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
+COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
+
+
+class AlignmentModule(L.LightningModule):
+    """Aligns a backbone's denoiser with preference pairs by an objective.
+
+    Args:
+        backbone: the pretrained model.
+        objective: the loss on denoising errors.
+        optimizer: called with the trainable parameters.
+        lr_scheduler: called with the optimizer, stepped once per optimizer step; none keeps the rate constant.
+        caption_dropout: share of pairs, drawn per pair, that train without their prompt.
+        validation_draws: noises and timesteps per held-out pair; more make the same number less noisy.
+        non_finite: what a step does whose gradients are not finite: `stop` ends the run with an error, `skip` leaves
+            the weights as they are and goes on. In fp16 the gradient scaler looks for its scale by leaving out steps;
+            this counts for those with a scale under 1, where half precision is not to blame.
+        skip_limit: steps that `skip` may leave out in all; one more ends the run.
+        seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        objective: Objective,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        caption_dropout: float = 0.0,
+        validation_draws: int = 1,
+        non_finite: NonFinite = "stop",
+        skip_limit: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= caption_dropout <= 1:
+            raise ValueError(f"model.caption_dropout is {caption_dropout}; it must lie between 0 and 1.")
+        if validation_draws < 1:
+            raise ValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
+        self.backbone, self.objective = backbone, objective
+        if objective.needs_reference:
+            backbone.add_reference()
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
+        self.strict_loading = False  # checkpoints hold what was trained, `on_load_checkpoint` checks that all of it
+        terms = self._objective_terms()
+        self.train_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
+        # Not in training: the few pairs of a range between two logged steps would say little in many curves.
+        self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps, HELD_OUT)
+        self.gradient_norm: Tensor | None = None
+        self.skipping = Skipping(non_finite, skip_limit)
+
+    def _objective_terms(self) -> list[str]:
+        one = torch.ones(1)
+        errors = PairErrors(one, one)
+        return list(self.objective(errors, errors, one).terms)
+
+    # -- the step
+
+    def errors(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[PairErrors, PairErrors | None]:
+        """Errors of both images of all pairs, by the policy and by the reference where the objective needs it.
+
+        Each is one forward pass of a denoiser over chosen and rejected images, on the same noise.
+        """
+        images = torch.cat([batch.chosen, batch.rejected])
+        posterior_noise = None if draw.posterior_noise is None else draw.posterior_noise.repeat(2, 1, 1, 1)
+        latents = self.backbone.latents(images, posterior_noise)
+        chosen, rejected = latents.chunk(2)
+        noised = noise_pair(self.backbone.schedule, chosen, rejected, draw.noise, draw.timesteps)
+        once = self.backbone.conditioning(prompts, batch.conditioning)
+        conditioning = {key: torch.cat([value, value]) for key, value in once.items()}
+        geometry = torch.cat([batch.chosen_geometry, batch.rejected_geometry])
+        inputs = noised.latents, noised.timesteps, conditioning, geometry
+        reference = None
+        if self.objective.needs_reference:
+            reference = pair_errors(self.backbone.denoise_by_reference(*inputs), noised.target)
+        return pair_errors(self.backbone.denoise(*inputs), noised.target), reference
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of a micro-batch, and for callbacks its pairs' `chosen_error`, (batch,)."""
+        draw, prompts = self.training_draw(batch)
+        output, errors = self._judge(batch, draw, prompts)
+        self.train_metrics.observe(output, errors, draw.timesteps, batch)
+        return {"loss": output.loss, "chosen_error": errors.chosen.detach()}
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Metrics of held-out pairs, each on its own fixed noise and timesteps; for callbacks as `training_step`."""
+        chosen_errors = []
+        for repeat in range(self.validation_draws):
+            draw = self.validation_draw(batch, repeat)
+            output, errors = self._judge(batch, draw, batch.prompts)
+            self.val_metrics.observe(output, errors, draw.timesteps, batch)
+            chosen_errors.append(errors.chosen)
+        return {"chosen_error": torch.stack(chosen_errors).mean(0)}
+
+    def _judge(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[ObjectiveOutput, PairErrors]:
+        if self.objective.needs_vote and not batch.voted:
+            raise ValueError(
+                f"{type(self.objective).__name__} learns from votes, but these pairs are ordered by their human label. "
+                "Set data.vote, or choose DiffusionDPO."
+            )
+        policy, reference = self.errors(batch, draw, prompts)
+        return self.objective(policy, reference, batch.weight), policy
+
+    # -- the draws
+
+    def training_draw(self, batch: PreferenceBatch) -> tuple[Draw, list[str]]:
+        """Noise, timesteps and prompts of a micro-batch: a function of seed, rank and its number, whatever came before.
+
+        So a resumed run draws what the unbroken one would have drawn, on every rank.
+        """
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
+        torch.manual_seed(seed)  # of dropout inside the denoiser, which knows no generator
+        shape = len(batch.prompts), *self.backbone.latents_shape(batch.chosen)
+        draw = seeded_draw(seed, shape, self.backbone.schedule.timesteps, self.device)
+        return draw, drop_prompts(batch.prompts, self.caption_dropout, seed)
+
+    def validation_draw(self, batch: PreferenceBatch, repeat: int) -> Draw:
+        """Noise and timesteps of held-out pairs: functions of a pair's number, the same in every run.
+
+        Whatever the device, the batch size and the number of ranks are.
+        """
+        numbers = [number * self.validation_draws + repeat for number in batch.number.tolist()]
+        shape = self.backbone.latents_shape(batch.chosen)
+        return fixed_draw(numbers, shape, self.backbone.schedule.timesteps, self.device)
+
+    # -- logging
+
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        if at_logged_step(self.trainer):
+            values = {f"train/{name}": value for name, value in self.train_metrics.compute().items()}
+            if self.gradient_norm is not None:
+                values["train/gradient_norm"] = self.gradient_norm
+            values["train/skipped_steps"] = torch.tensor(float(self.skipping.count))
+            rates = {group["lr"] for group in self.trainer.optimizers[0].param_groups}
+            values["train/learning_rate"] = torch.tensor(max(rates))
+            bar = {name: values[f"train/{name}"] for name in ("loss", "accuracy") if f"train/{name}" in values}
+            self.log_dict(values, batch_size=len(batch.prompts))
+            self.log_dict(bar, prog_bar=True, logger=False, batch_size=len(batch.prompts))
+            self.train_metrics.reset()
+        if self.skipping.fault is not None and not self.trainer.should_stop:  # which callbacks set, who come first
+            raise FloatingPointError(f"step {self.trainer.global_step:,}: {self.skipping.fault}. {ADVICE}")
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.log_dict(values, sync_dist=False)  # the metric has already been reduced over ranks
+        self.val_metrics.reset()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the Trainer says and keeps the norm from before, for the log; see `non_finite`.
+
+        Gradients have been averaged over the ranks, so that all of them decide alike.
+        """
+        gradients = [p.grad for p in self.backbone.trainable_parameters().values() if p.grad is not None]
+        self.gradient_norm = whole(torch.nn.utils.get_total_norm(gradients))
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if self.gradient_norm.isfinite() or (scaler is not None and scaler.get_scale() >= 1):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            optimizer.zero_grad(set_to_none=True)  # which optimizers take as nothing to do
+            self.skipping.leave_out(self.trainer.global_step + 1, self.gradient_norm.item())
+
+    # -- set-up
+
+    def configure_model(self) -> None:
+        """Share the denoiser out among the devices where the strategy says so; again changes nothing."""
+        strategy = self.trainer.strategy
+        check_strategy(strategy)
+        if isinstance(strategy, FSDP2):
+            dtype = COMPUTE_DTYPES.get(str(self.trainer.precision))
+            self.backbone.shard(strategy.device_mesh["data_parallel"], dtype, strategy.keep_for_backward)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        self.train()  # diffusers loads in eval mode, and Lightning no longer changes it
+        self._prepare_frozen()
+
+    def on_validation_start(self) -> None:
+        self._prepare_frozen()
+
+    def _prepare_frozen(self) -> None:
+        """Not before the device and the precision plugin have had the module: they would round the VAE's weights."""
+        self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
+        if not getattr(getattr(self.trainer, "datamodule", None), "encoded", False):
+            self.backbone.load_encoders()
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what was trained, the reference once it has moved, and what an export needs to know.
+
+        The random state is the seed and the Trainer's counters, for all ranks: see `training_draw`.
+        """
+        reference = self.backbone.reference
+        kept = self._trained_names() | (self._reference_names() if reference is not None and reference.moved else set())
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint["lit_align"] = {
+            "version": __version__,
+            "seed": self.seed,
+            "objective": type(self.objective).__name__,
+            "skipped": self.skipping.count,
+            "fault": self.skipping.fault,
+            **self.backbone.export_info(),
+        }
+        if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
+            accumulate = self.trainer.accumulate_grad_batches
+            rewind_to_step(checkpoint["loops"], accumulate, self.trainer.num_training_batches)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not hold exactly what this module trains.
+
+        Raises:
+            ValueError: if weights are missing, foreign or of other shapes, or if training began with another seed or
+                objective.
+        """
+        weights, reference = checkpoint["state_dict"], self._reference_names()
+        moved = not reference.isdisjoint(weights)
+        own = self.state_dict()
+        check_weights(weights, {name: own[name] for name in self._trained_names() | (reference if moved else set())})
+        if self.backbone.reference is not None:
+            self.backbone.reference.moved = moved
+        began = checkpoint.get("lit_align", {})
+        self.skipping.count = began.get("skipped", 0)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            now = {"seed": self.seed, "objective": type(self.objective).__name__, **self.backbone.export_info()}
+            check_beginning(began, now, self.skipping.policy)
+
+    def _trained_names(self) -> set[str]:
+        return {f"backbone.{name}" for name in self.backbone.trainable_parameters()}
+
+    def _reference_names(self) -> set[str]:
+        return {f"backbone.{name}" for name in self.backbone.reference_weights()}

@@ -1,0 +1,258 @@
+"""Where bytes come from: web servers with and without ranges, fsspec, pipes, and reads that hang."""
+
+import os
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from lit_align.data import PreferenceDataModule, SampleError
+from lit_align.data.shards.index import entry_of, index_shard, write_index
+from lit_align.data.shards.layout import read_samples
+from lit_align.data.shards.storage import expand, open_binary, read_range, size
+from lit_align.data.shards.timeouts import within
+from tests.conftest import PAIRS
+
+TRAIN = PAIRS / "train"
+NAMES = ["00000.tar", "00001.tar"]
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Answers requests for a part of a file with that part."""
+
+    requests: list[tuple[str, str | None]] = []  # noqa: RUF012  # shared by all handlers of the test
+
+    def do_GET(self):
+        wanted = self.headers.get("Range")
+        self.requests.append((self.path, wanted))
+        path = Path(self.translate_path(self.path))
+        if wanted is None or not path.is_file():
+            return super().do_GET()
+        first, last = wanted.removeprefix("bytes=").split("-")
+        data = path.read_bytes()
+        part = data[int(first) : int(last or len(data)) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+class Whole(SimpleHTTPRequestHandler):
+    """A simple server that knows no ranges."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(handler, folder):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def memory():
+    """The shards in fsspec's filesystem in memory, in place of a bucket."""
+    filesystem = fsspec.filesystem("memory")
+    for name in NAMES:
+        with filesystem.open(f"/pairs/{name}", "wb") as file:
+            file.write((TRAIN / name).read_bytes())
+    yield "memory://pairs"
+    filesystem.rm("/pairs", recursive=True)
+
+
+def batches(shards, **options):
+    settings = {"resolution": 32, "batch_size": 8, "num_workers": 0, "shuffle_window": 16}
+    data = PreferenceDataModule(shards, **{**settings, **options})
+    data.setup("fit")
+    return list(data.train_dataloader())
+
+
+def assert_same(first, second):
+    assert [batch.number.tolist() for batch in first] == [batch.number.tolist() for batch in second]
+    assert all(torch.equal(a.chosen, b.chosen) for a, b in zip(first, second, strict=True))
+    assert all(a.prompts == b.prompts for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="module")
+def local():
+    found = batches([str(TRAIN / name) for name in NAMES])
+    assert len(found) == 6
+    return found
+
+
+# -- where shards lie
+
+
+@pytest.mark.parametrize("handler", [Ranges, Whole])
+def test_web_servers(serve, local, handler):
+    address = serve(handler, TRAIN)
+    assert_same(batches(f"{address}/0000{{0..1}}.tar"), local)
+    if handler is Ranges:
+        assert_same(batches(f"{address}/0000{{0..1}}.tar", num_workers=2), local)  # fsspec's loop survives the fork
+
+
+@pytest.mark.parametrize("pattern", ["memory://pairs/0000{0..1}.tar", "memory://pairs/*.tar"])
+def test_filesystems_behind_fsspec(memory, local, pattern):
+    assert_same(batches(pattern), local)
+
+
+@pytest.mark.parametrize("form", ["file://{}", "file:{}", "{}"])
+def test_local_addresses(local, form):
+    assert_same(batches(form.format(TRAIN / "0000{0..1}.tar")), local)
+
+
+def test_pipes_run_only_where_they_are_turned_on(local, tmp_path):
+    pipes = [f"pipe:cat {TRAIN / name}" for name in NAMES]
+    with pytest.raises(ValueError, match=r"would run a shell command.*data\.allow_pipe"):
+        batches(f"pipe:touch {tmp_path}/ran")
+    assert not (tmp_path / "ran").exists()
+    assert_same(batches(pipes, allow_pipe=True), local)
+    with pytest.raises(SampleError, match="ended with status 3"):
+        batches("pipe:exit 3", allow_pipe=True)
+
+
+def test_an_index_may_not_smuggle_in_a_pipe(tmp_path):
+    index_shard(str(TRAIN / NAMES[0]), str(tmp_path))
+    entry = entry_of(str(TRAIN / NAMES[0]), str(tmp_path))
+    write_index(str(tmp_path), [entry._replace(name=f"pipe:touch {tmp_path}/ran; cat {TRAIN / NAMES[0]}")])
+    with pytest.raises(ValueError, match="would run a shell command"):
+        batches(f"{tmp_path}/index.json")
+    with pytest.raises(SampleError, match="would run a shell command"):
+        list(read_samples(f"pipe:touch {tmp_path}/ran"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_index_elsewhere_names_remote_shards(serve, tmp_path, local):
+    """At the start no shard is read, only asked for its size; then single samples are."""
+    address = serve(Ranges, TRAIN)
+    shards = [f"{address}/{name}" for name in NAMES]
+    write_index(str(tmp_path), [index_shard(shard, str(tmp_path)) for shard in shards])
+    Ranges.requests.clear()
+    data = PreferenceDataModule(f"{tmp_path}/index.json", resolution=32, batch_size=8, num_workers=0, shuffle_window=16)
+    data.setup("fit")
+    assert [path for path, _ in Ranges.requests] == []  # HEAD alone
+    loader = data.train_dataloader()
+    assert_same(list(loader), local)
+    asked = [wanted for _, wanted in Ranges.requests if wanted != "bytes=0-1"]
+    assert len(asked) == 48
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error", "message"),
+    [
+        ("https://example.org/*.tar", ValueError, "cannot be asked for wildcards"),
+        ("memory://nothing/*.tar", FileNotFoundError, "matches no file"),
+        ("s3://bucket/a.tar", ModuleNotFoundError, "lit-align's extra s3"),
+    ],
+)
+def test_addresses_that_cannot_work(pattern, error, message):
+    with pytest.raises(error, match=message):
+        batches(pattern)
+
+
+def test_parts_of_a_file(memory):
+    path, data = str(TRAIN / NAMES[0]), (TRAIN / NAMES[0]).read_bytes()
+    for address in (path, f"{memory}/{NAMES[0]}"):
+        assert size(address) == len(data)
+        assert read_range(address, 1000, 50) == data[1000:1050]
+        assert read_range(address, len(data) - 5, 50) == data[-5:]
+        with open_binary(address, timeout=5) as file:
+            file.seek(700)
+            assert file.read(30) == data[700:730]
+            assert file.tell() == 730
+    assert expand(f"{TRAIN}/0000{{0..1}}.tar") == [str(TRAIN / name) for name in NAMES]
+
+
+# -- faults
+
+
+def test_a_read_that_hangs_is_given_up(tmp_path):
+    """A named pipe that nobody writes to hangs as a dead network drive does."""
+    fifo = tmp_path / "hangs.tar"
+    os.mkfifo(fifo)
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer in 0\.2 s"):
+        open_binary(str(fifo), timeout=0.2)
+    good = str(TRAIN / NAMES[0])
+    with pytest.raises(SampleError, match=r"hangs\.tar cannot be read: no answer in 0\.2 s"):
+        batches([good, str(fifo)], read_timeout=0.2)
+    skipped = batches([good, str(fifo)], read_timeout=0.2, on_error="skip")
+    assert len(skipped) == 3
+    assert time.monotonic() - begin < 10
+
+
+def test_a_shard_that_hangs_while_training(tmp_path):
+    shard = tmp_path / "a.tar"
+    shard.write_bytes((TRAIN / NAMES[0]).read_bytes())
+    data = PreferenceDataModule(
+        str(shard), resolution=32, batch_size=2, num_workers=0, read_timeout=0.1, on_error="skip", skip_limit=3
+    )
+    data.setup("fit")
+    shard.unlink()
+    os.mkfifo(shard)
+    stream = iter(data.train_dataloader())
+    batch = data.on_before_batch_transfer(next(stream), 0)
+    assert batch.weight.tolist() == [0, 0]
+    assert all("no answer in 0.1 s" in fault for fault in batch.faults)
+    with pytest.raises(SampleError, match=r"4 broken samples, more than data\.skip_limit 3 allows"):
+        data.on_before_batch_transfer(next(stream), 0)
+
+
+def test_errors_of_other_kinds_become_os_errors():
+    with pytest.raises(OSError, match="ZeroDivisionError"):
+        within(None, "x", lambda: 1 / 0)
+    with pytest.raises(OSError, match="ZeroDivisionError"):
+        within(1.0, "x", lambda: 1 / 0)
+    assert within(1.0, "x", lambda: 5) == 5
+
+
+def test_a_missing_shard_stops_or_is_counted(tmp_path, caplog):
+    shard = tmp_path / "00000.tar"
+    shard.write_bytes((TRAIN / NAMES[0]).read_bytes())
+    pattern = f"{tmp_path}/0000{{0..1}}.tar"
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*00001\.tar"):
+        batches(pattern)
+    assert len(batches(pattern, on_error="skip")) == 3
+    assert "Skipped a whole shard" in caplog.text
+    assert "00001.tar cannot be read" in caplog.text
+    with pytest.raises(SampleError, match=r"data\.train_shards: 1 broken samples, more than data\.skip_limit 0"):
+        batches(pattern, on_error="skip", skip_limit=0)
+
+
+def test_a_shard_that_is_not_what_its_index_knows(tmp_path):
+    shard = tmp_path / "00000.tar"
+    shard.write_bytes((TRAIN / NAMES[0]).read_bytes())
+    index_shard(str(shard))
+    assert len(batches(str(shard))) == 3
+    shard.write_bytes((TRAIN / NAMES[1]).read_bytes() + bytes(10240))
+    with pytest.raises(SampleError, match=r"has \d+ bytes, and its index .* knows \d+: it has changed"):
+        batches(str(shard))
+    shard.unlink()
+    with pytest.raises(ValueError, match="no pair with a preference in 1 shards"):
+        batches(str(shard), on_error="skip")
+
+
+def test_a_shard_named_twice_is_refused():
+    with pytest.raises(ValueError, match=r"00000\.tar is named twice"):
+        batches([str(TRAIN / NAMES[0]), f"{TRAIN}/*.tar"])

@@ -1,0 +1,68 @@
+"""Kept images and scores: which scores are whose, and what a killed run leaves."""
+
+import pytest
+import torch
+from PIL import Image
+
+from lit_align.common.files import write_first
+from lit_align.evaluation import image_store as gallery_module
+from lit_align.evaluation.image_store import Gallery
+
+NAMES = ["anchor", "bacon", "fox", "tulip", "bell", "red apple", "axe", "cactus"]
+
+
+def other_picture(path):
+    Image.new("RGB", (32, 32), "red").save(path)
+    return path.read_bytes()
+
+
+def test_a_score_is_of_the_bytes_that_were_read(tmp_path):
+    """Whatever happens to the file while a scorer looks at them."""
+    gallery = Gallery(tmp_path, ["fox"], 0)
+    first = other_picture(gallery.paths[0])
+    (key,) = gallery.keys([0])
+
+    class Slow:
+        def score(self, images, prompts):
+            Image.new("RGB", (32, 32), "blue").save(gallery.paths[0])
+            return torch.tensor([float(images[0][0].sum())])
+
+    gallery.score(Slow(), "slow", [0], 1, lambda count: None)
+    assert gallery.scores("slow") == {key: 255.0 * 32 * 32}
+    assert gallery.keys([0]) != [key]
+    gallery.paths[0].write_bytes(first)
+    assert gallery.keys([0]) == [key]
+
+
+def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_module, "KEPT_AT_A_TIME", 2)
+    gallery, seen = Gallery(tmp_path, NAMES, 0), []
+    for path in gallery.paths:
+        other_picture(path)
+
+    class Dies:
+        def score(self, images, prompts):
+            if len(seen) == 5:
+                raise KeyboardInterrupt
+            seen.extend(prompts)
+            return torch.tensor([float(len(seen))])
+
+    with pytest.raises(KeyboardInterrupt):
+        gallery.score(Dies(), "dies", range(8), 1, lambda count: None)
+    assert gallery.scores("dies") == dict(zip(gallery.keys(range(4)), [1.0, 2.0, 3.0, 4.0], strict=True))
+
+
+def test_the_first_of_two_writers_wins(tmp_path, monkeypatch):
+    """Also where the second one looked before the first had written; a disk without hard links keeps the last."""
+    path = tmp_path / "new" / "a.png"
+    write_first(path, b"first")
+    write_first(path, b"second")
+    assert path.read_bytes() == b"first"
+
+    def no_links(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(type(path), "hardlink_to", no_links)
+    write_first(path, b"third")
+    assert path.read_bytes() == b"third"
+    assert list(path.parent.iterdir()) == [path]
