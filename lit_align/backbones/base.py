@@ -17,6 +17,7 @@ from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, round_alike
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.diffusion import NoiseSchedule
+from lit_align.user_errors import UserValueError
 
 __all__ = ["DTYPES", "Backbone", "Precision"]
 
@@ -130,7 +131,7 @@ class Backbone(Encoders):
             ValueError: if a LoRA is trained.
         """
         if self.lora is not None:
-            raise ValueError(
+            raise UserValueError(
                 "trainer.strategy shares the weights of a whole denoiser out, but model.backbone.lora is set: its "
                 "frozen weights cannot be in the compute precision there. A LoRA needs little memory: set "
                 "trainer.strategy to ddp."

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 from lit_align.backbones.latents import LatentSpace, complete_vae_config
 from lit_align.backbones.loading.hub import Source, digest_tokenizer, digest_weights
 from lit_align.backbones.loading.meta import load_model
+from lit_align.user_errors import UserValueError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,7 +54,7 @@ class Encoders(nn.Module, ABC):
         config = dict(DiffusionPipeline.load_config(self.repo, revision=self.revision))
         wanted, found = self.pipeline_class.__name__, config.get("_class_name")
         if found != wanted:
-            raise ValueError(
+            raise UserValueError(
                 f"repo: {self.repo!r} holds a {found}, but {type(self).__name__} needs a {wanted}. "
                 "Choose another model.backbone class or another repo."
             )

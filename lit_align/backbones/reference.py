@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lit_align.backbones.sharding import local, norm_of_parts
+from lit_align.user_errors import UserValueError
 
 Denoiser = Any  # UNet2DConditionModel, whose base classes are not typed
 POLICY, REFERENCE = "default", "reference"  # names of the adapters; the first is peft's own
@@ -151,7 +152,7 @@ class FrozenAdapter(Reference):
 
     def check_alpha(self, alpha: float) -> None:
         if alpha != 1:
-            raise ValueError(
+            raise UserValueError(
                 f"ReferenceUpdate.alpha is {alpha}, but a LoRA reference can only be copied (alpha 1): a blend of the "
                 "factors A and B is not a blend of the products B A. Use alpha 1, or full fine-tuning."
             )

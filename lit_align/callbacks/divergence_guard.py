@@ -20,6 +20,7 @@ from lit_align.common.files import whole_or_nothing
 from lit_align.training.module import AlignmentModule
 from lit_align.training.steps import at_step
 from lit_align.types import PreferenceBatch
+from lit_align.user_errors import UserValueError
 
 Action = Literal["stop", "restore"]
 START_DRAWS = 8  # noises and timesteps of each pair of the first batch
@@ -57,11 +58,11 @@ class DivergenceGuard(L.Callback):
 
     def __init__(self, max_rise: float = 1.0, action: Action = "stop", window: int = 10) -> None:
         if not max_rise > 0:
-            raise ValueError(f"DivergenceGuard.max_rise is {max_rise}; it must be greater than 0.")
+            raise UserValueError(f"DivergenceGuard.max_rise is {max_rise}; it must be greater than 0.")
         if action not in ("stop", "restore"):
-            raise ValueError(f"DivergenceGuard.action is {action!r}; it must be stop or restore.")
+            raise UserValueError(f"DivergenceGuard.action is {action!r}; it must be stop or restore.")
         if window < 1:
-            raise ValueError(f"DivergenceGuard.window is {window}; it must be at least 1.")
+            raise UserValueError(f"DivergenceGuard.window is {window}; it must be at least 1.")
         self.max_rise, self.action, self.window = max_rise, action, window
         self.start: Mean | None = None  # chosen error of training pairs
         self.recent: deque[list[float]] = deque(maxlen=window)  # `chosen_sums` of each last step
@@ -142,7 +143,7 @@ class DivergenceGuard(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
         if self.action == "restore" and not any(isinstance(callback, ChosenErrorRise) for callback in callbacks):
-            raise ValueError(
+            raise UserValueError(
                 "DivergenceGuard.action is restore, which needs the held-out loss before the first step. Add "
                 "lit_align.callbacks.ChosenErrorRise to the Trainer's callbacks, or set action to stop."
             )
@@ -151,7 +152,7 @@ class DivergenceGuard(L.Callback):
         assert isinstance(pl_module, AlignmentModule)
         self.seen, self._left_out = None, pl_module.skipping.count
         if self.action == "restore" and not trainer.enable_validation:
-            raise ValueError(
+            raise UserValueError(
                 "DivergenceGuard.action is restore, but there are no held-out pairs to tell which weights were best. "
                 "Set data.val_shards, or set action to stop."
             )

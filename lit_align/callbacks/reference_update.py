@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_align.backbones.reference import Reference
 from lit_align.training.module import AlignmentModule
 from lit_align.training.steps import at_logged_step
+from lit_align.user_errors import UserValueError
 
 
 class ReferenceUpdate(L.Callback):
@@ -24,11 +25,11 @@ class ReferenceUpdate(L.Callback):
 
     def __init__(self, every_n_steps: int, alpha: float = 1.0, start_step: int = 0) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"ReferenceUpdate.every_n_steps is {every_n_steps}; it must be at least 1.")
+            raise UserValueError(f"ReferenceUpdate.every_n_steps is {every_n_steps}; it must be at least 1.")
         if not 0 < alpha <= 1:
-            raise ValueError(f"ReferenceUpdate.alpha is {alpha}; it must be greater than 0 and at most 1.")
+            raise UserValueError(f"ReferenceUpdate.alpha is {alpha}; it must be greater than 0 and at most 1.")
         if start_step < 0:
-            raise ValueError(f"ReferenceUpdate.start_step is {start_step}; it must be at least 0.")
+            raise UserValueError(f"ReferenceUpdate.start_step is {start_step}; it must be at least 0.")
         self.every_n_steps, self.alpha, self.start_step = every_n_steps, alpha, start_step
         self.updates = 0
         self.last_step = 0  # the last optimizer step that was looked at
@@ -68,7 +69,7 @@ class ReferenceUpdate(L.Callback):
     def _reference(self, pl_module: L.LightningModule) -> Reference:
         assert isinstance(pl_module, AlignmentModule)
         if pl_module.backbone.reference is None:
-            raise ValueError(
+            raise UserValueError(
                 f"ReferenceUpdate has nothing to move: {type(pl_module.objective).__name__} has no reference model. "
                 "Take the callback out, or choose an objective that has one (BalancedDPO, DiffusionDPO)."
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_align.callbacks.rank_images import Sampling, draw, gather, pause_throughput, share
 from lit_align.common.files import write_png
 from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
+from lit_align.user_errors import UserValueError
 
 
 class SampleGrid(L.Callback):
@@ -44,7 +45,7 @@ class SampleGrid(L.Callback):
         seed: int = 0,
     ) -> None:
         if not prompts:
-            raise ValueError("SampleGrid.prompts is empty; name at least one prompt, or leave the callback out.")
+            raise UserValueError("SampleGrid.prompts is empty; name at least one prompt, or leave the callback out.")
         self.prompts, self.every_n_steps, self.seed = list(prompts), every_n_steps, seed
         self.sampling = Sampling(height, width, steps, guidance_scale)
         self.base: list[bytes] = []  # PNGs; in the checkpoint, for a resumed run cannot draw them again

@@ -13,6 +13,7 @@ from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.prompts import read_prompts
 from lit_align.evaluation.win_rates import Comparison, compare
 from lit_align.scoring.base import Scorer
+from lit_align.user_errors import UserValueError
 
 TAGS = ("win_rate/", "score_vs_base/")  # of all that it logs
 
@@ -52,18 +53,20 @@ class WinRate(L.Callback):
         tolerances: dict[str, float] | None = None,
     ) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"WinRate.every_n_steps is {every_n_steps}; it must be at least 1.")
+            raise UserValueError(f"WinRate.every_n_steps is {every_n_steps}; it must be at least 1.")
         if not scorers:
-            raise ValueError("WinRate.scorers is empty; name at least one scorer, or leave the callback out.")
+            raise UserValueError("WinRate.scorers is empty; name at least one scorer, or leave the callback out.")
         reserved = sorted({"macro", "macro_low", "macro_high"} & scorers.keys())
         if reserved:
-            raise ValueError(f"WinRate.scorers: {reserved[0]!r} is the name of their mean. Name the scorer otherwise.")
+            raise UserValueError(
+                f"WinRate.scorers: {reserved[0]!r} is the name of their mean. Name the scorer otherwise."
+            )
         self.prompts = read_prompts(prompts).unique if isinstance(prompts, str) else list(prompts)
         if not self.prompts:
-            raise ValueError("WinRate.prompts is empty; name at least one prompt, or leave the callback out.")
+            raise UserValueError("WinRate.prompts is empty; name at least one prompt, or leave the callback out.")
         twice = [prompt for prompt in self.prompts if self.prompts.count(prompt) > 1]
         if twice:
-            raise ValueError(f"WinRate.prompts has {twice[0]!r} twice; it would count twice from the same noise.")
+            raise UserValueError(f"WinRate.prompts has {twice[0]!r} twice; it would count twice from the same noise.")
         self.scorers, self.every_n_steps, self.tolerances = scorers, every_n_steps, tolerances
         self.seed, self.sampling = seed, Sampling(height, width, steps, guidance_scale)
         self.fingerprints = {name: scorer.fingerprint() for name, scorer in scorers.items()}
@@ -84,7 +87,7 @@ class WinRate(L.Callback):
         if trainer.global_step == 0:
             self.base, self.values, self.measured_at = self._scores(trainer, pl_module), {}, 0
         elif not self.base:
-            raise ValueError(
+            raise UserValueError(
                 f"WinRate cannot draw the base at step {trainer.global_step}: the run began without WinRate or with "
                 f"another value of {', '.join(self.changed) or 'all'}. Resume with what it began with, or without "
                 "WinRate."
@@ -121,17 +124,19 @@ class WinRate(L.Callback):
         """
         monitor, every_n_steps = checkpoint.monitor, checkpoint._every_n_train_steps
         if monitor not in self.names:
-            raise ValueError(f"ModelCheckpoint.monitor is {monitor!r}; WinRate logs {', '.join(self.names)}.")
+            raise UserValueError(f"ModelCheckpoint.monitor is {monitor!r}; WinRate logs {', '.join(self.names)}.")
         if checkpoint.mode != "max":
-            raise ValueError(f"ModelCheckpoint.mode is {checkpoint.mode!r}, but more of {monitor} is better. Set max.")
+            raise UserValueError(
+                f"ModelCheckpoint.mode is {checkpoint.mode!r}, but more of {monitor} is better. Set max."
+            )
         if every_n_steps == 0 or every_n_steps % self.every_n_steps:
-            raise ValueError(
+            raise UserValueError(
                 f"ModelCheckpoint.every_n_train_steps is {every_n_steps}, but WinRate measures every "
                 f"{self.every_n_steps} steps: between them {monitor} is another step's. Set a multiple of "
                 f"{self.every_n_steps}."
             )
         if not checkpoint._save_on_train_epoch_end:
-            raise ValueError(
+            raise UserValueError(
                 f"ModelCheckpoint.save_on_train_epoch_end must be true where it monitors {monitor}: at the last batch "
                 "of an epoch it would wait for a validation, and save what was trained since."
             )

@@ -17,6 +17,7 @@ from lit_align.data.split import Reading, Split
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Vote
 from lit_align.types import PreferenceBatch
+from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +82,17 @@ class PreferenceDataModule(L.LightningDataModule):
             ("skip_limit", skip_limit, 0),
         ):
             if value < least:
-                raise ValueError(f"data.{name} is {value}; it must be at least {least}.")
+                raise UserValueError(f"data.{name} is {value}; it must be at least {least}.")
         if not 0 <= flip_probability <= 1:
-            raise ValueError(f"data.flip_probability is {flip_probability}; it must lie between 0 and 1.")
+            raise UserValueError(f"data.flip_probability is {flip_probability}; it must lie between 0 and 1.")
         if read_timeout is not None and not read_timeout > 0:
-            raise ValueError(f"data.read_timeout is {read_timeout}; it must be greater than 0, or null.")
+            raise UserValueError(f"data.read_timeout is {read_timeout}; it must be greater than 0, or null.")
         if train_cache is not None and crop != "center":
-            raise ValueError(f"data.crop is {crop}; a cache holds the centre. Set it to center, or no train_cache.")
+            raise UserValueError(f"data.crop is {crop}; a cache holds the centre. Set it to center, or no train_cache.")
         if scorers is not None and not (train_cache is None and val_cache is None):
-            raise ValueError("data.scorers look at pixels, which a cache does not hold. Run lit-align score instead.")
+            raise UserValueError(
+                "data.scorers look at pixels, which a cache does not hold. Run lit-align score instead."
+            )
         self.vote, self.live_vote = vote, None if scorers is None else LiveVote(vote, scorers)
         self.batch_size, self.num_workers, self.shuffle_window = batch_size, num_workers, shuffle_window
         self.resolution, self.aspect_buckets, self.seed = resolution, aspect_buckets, seed
@@ -140,7 +143,7 @@ class PreferenceDataModule(L.LightningDataModule):
         """Refuse training pairs that do not fill a batch on every device."""
         if order.batches == 0:
             buckets = f" in {len(self.shapes)} buckets" if self.aspect_buckets else ""
-            raise ValueError(
+            raise UserValueError(
                 f"data.train_shards hold {order.pairs} pairs{buckets}, fewer than one batch of data.batch_size "
                 f"{self.batch_size} on each of {order.world_size} devices. Lower data.batch_size or use fewer devices."
             )
@@ -148,7 +151,7 @@ class PreferenceDataModule(L.LightningDataModule):
     def check_val(self, order: Order) -> None:
         """Refuse held-out pairs that leave a device without any."""
         if order.whole_batches < order.world_size:
-            raise ValueError(
+            raise UserValueError(
                 f"data.val_shards hold {order.pairs} pairs, {order.whole_batches} batches of data.batch_size "
                 f"{self.batch_size}, fewer than the {order.world_size} devices. Lower data.batch_size or add shards."
             )
@@ -244,7 +247,7 @@ class PreferenceDataModule(L.LightningDataModule):
         then, now = self._resumed_order, self.state_dict()
         changed = [f"{k} was {then.get(k)}, is {now.get(k)}" for k in then | now if then.get(k) != now.get(k)]
         if changed:
-            raise ValueError(
+            raise UserValueError(
                 f"The checkpoint's run read its pairs in another order ({'; '.join(changed)}), so it cannot go on "
                 "exactly. Resume with the old values, or export the weights and start a new run from them."
             )

@@ -16,6 +16,7 @@ from lit_align.data.labels.stored import HumanLabels, Labels, VotedLabels
 from lit_align.data.shards.layout import SampleError, read_samples
 from lit_align.data.shards.scan import OnError, Shard, ShardFile, find, scan
 from lit_align.scoring.vote import Vote
+from lit_align.user_errors import UserValueError
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Split:
             )
         reading.check_limit(option, broken)
         if pairs == 0:
-            raise ValueError(f"{option}: no pair with a preference in {len(files)} shards ({ties} ties).")
+            raise UserValueError(f"{option}: no pair with a preference in {len(files)} shards ({ties} ties).")
 
     def _labels(self, files: Sequence[ShardFile], vote: Vote | None, live_vote: LiveVote | None) -> Labels:
         if live_vote is not None:
@@ -103,7 +104,7 @@ class Split:
         for scorer, found in surveys.items():
             missing = [shard for shard in paths if shard in found.missing and any(read_samples(shard, 0))]
             if missing and self.reading.on_error == "raise":
-                raise ValueError(
+                raise UserValueError(
                     f"data.{self.name}_shards: {len(missing)} of {len(paths)} shards have no scores by {scorer!r}, "
                     f"first {missing[0]}. Run lit-align score again with the same options: it goes on where it stopped."
                 )
@@ -125,12 +126,12 @@ class Split:
         cache.check(expected)
         absent = [shard.path for shard in self.shards if len(shard) and not cache.has(shard.path)]
         if absent:
-            raise ValueError(
+            raise UserValueError(
                 f"data.{self.name}_cache {self.cache} lacks {len(absent)} of {len(self.shards)} shards, first "
                 f"{absent[0]}. Run lit-align encode on these shards."
             )
         if self.transform.flip_probability > 0 and cache.fingerprint["flips"] != "both":
-            raise ValueError(
+            raise UserValueError(
                 f"data.{self.name}_cache {self.cache} has no mirrored images. Set data.flip_probability to 0, "
                 "or encode with --flips both."
             )

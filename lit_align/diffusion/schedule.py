@@ -5,6 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lit_align.user_errors import UserValueError
+
 PredictionType = Literal["epsilon", "v_prediction"]
 
 
@@ -24,7 +26,7 @@ class NoiseSchedule(nn.Module):
     def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
         super().__init__()
         if prediction_type not in get_args(PredictionType):
-            raise ValueError(
+            raise UserValueError(
                 f"The scheduler's prediction_type is {prediction_type!r}; supported are {get_args(PredictionType)}."
             )
         self.prediction_type = prediction_type

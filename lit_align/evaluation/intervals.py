@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_align.user_errors import UserValueError
+
 Z = 1.959963984540054  # the normal distribution's 97.5 % point: all intervals are of 95 %
 RESAMPLES = 10_000
 
@@ -27,7 +29,7 @@ def wilson(wins: int, ties: int, losses: int) -> Interval:
     """
     n = wins + ties + losses
     if n == 0:
-        raise ValueError("A win rate needs at least one prompt.")
+        raise UserValueError("A win rate needs at least one prompt.")
     return score_interval((wins + ties / 2) / n, ties / 4 / n, n)
 
 
@@ -61,7 +63,7 @@ def bootstrap(values: Tensor) -> Interval:
         ValueError: if there are no values.
     """
     if len(values) == 0:
-        raise ValueError("An interval needs at least one value.")
+        raise UserValueError("An interval needs at least one value.")
     values = values.double()
     generator = torch.Generator().manual_seed(0)
     # In parts, so that thousands of prompts do not take gigabytes.

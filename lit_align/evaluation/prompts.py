@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lit_align.data.shards.storage import open_binary
+from lit_align.user_errors import UserValueError
 
 SETS = Path(__file__).with_name("prompt_sets")  # ours, text by name
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -63,18 +64,18 @@ def read_prompts(path: str, column: str | None = None) -> Prompts:
         path = str(SETS / f"{path}.txt")
     kind = PurePosixPath(path.lower()).suffix
     if column is not None and kind not in KINDS:
-        raise ValueError(f"prompt_column is {column!r}, but {path} is text, a prompt a line: leave the option out.")
+        raise UserValueError(f"prompt_column is {column!r}, but {path} is text, a prompt a line: leave the option out.")
     with open_binary(path) as file:
         try:
             found = [prompt.strip() for prompt in _rows(file, kind, column)]
         except UnicodeDecodeError as error:
-            raise ValueError(f"prompts: {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+            raise UserValueError(f"prompts: {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
         except (ValueError, csv.Error, pa.ArrowException) as error:
-            raise ValueError(f"prompts: {path}, {error}") from error
+            raise UserValueError(f"prompts: {path}, {error}") from error
     filled = [prompt for prompt in found if prompt]
     unique = list(dict.fromkeys(filled))
     if not unique:
-        raise ValueError(f"prompts: there is no prompt in {path}, which has {len(found)} rows.")
+        raise UserValueError(f"prompts: there is no prompt in {path}, which has {len(found)} rows.")
     return Prompts(unique, len(filled) - len(unique), len(found) - len(filled))
 
 
@@ -102,10 +103,12 @@ def _table(text: IO[str], delimiter: str, column: str | None) -> Iterator[str]:
     )
     column = column or (PARTI_PROMPTS[0] if parti else COLUMN)
     if column not in (rows.fieldnames or ()):
-        raise ValueError(f"header: no column {column!r}, only {_names(rows.fieldnames)}. Name it with --prompt_column.")
+        raise UserValueError(
+            f"header: no column {column!r}, only {_names(rows.fieldnames)}. Name it with --prompt_column."
+        )
     for row in rows:
         if None in row:  # where the csv module puts what is left over
-            raise ValueError(f"line {rows.line_num}: more fields than the header names. Quote prompts with commas.")
+            raise UserValueError(f"line {rows.line_num}: more fields than the header names. Quote prompts with commas.")
         yield row[column] or ""
 
 
@@ -117,14 +120,14 @@ def _lines(text: IO[str], column: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}: no JSON: {error}.") from error
+            raise UserValueError(f"line {number}: no JSON: {error}.") from error
         yield _value(row, column, f"line {number}")
 
 
 def _list(values: Any, column: str | None) -> Iterator[str]:
     """HPDv2's benchmark is a list of objects, HPSv2's a list of strings."""
     if not isinstance(values, list):
-        raise ValueError(f"it holds a {type(values).__name__}; a list of objects or of strings is needed.")
+        raise UserValueError(f"it holds a {type(values).__name__}; a list of objects or of strings is needed.")
     for number, row in enumerate(values, 1):
         plain = isinstance(row, str) and column is None
         yield row if plain else _value(row, column or COLUMN, f"entry {number}")
@@ -133,10 +136,10 @@ def _list(values: Any, column: str | None) -> Iterator[str]:
 def _value(row: Any, column: str, place: str) -> str:
     if not isinstance(row, dict) or column not in row:
         found = _names(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{place}: no {column!r}, only {found}. Name it with --prompt_column.")
+        raise UserValueError(f"{place}: no {column!r}, only {found}. Name it with --prompt_column.")
     value = row[column]
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{place}: {column!r} is {value!r}; it must be text.")
+        raise UserValueError(f"{place}: {column!r} is {value!r}; it must be text.")
     return value or ""
 
 
@@ -146,10 +149,10 @@ def _parquet(file: IO[bytes], column: str | None) -> Iterator[str]:
     if column is None:
         known = [name for name in (COLUMN, PICK_A_PIC) if name in names]
         if len(known) == 2:
-            raise ValueError(f"it has columns {COLUMN!r} and {PICK_A_PIC!r}. Say which with --prompt_column.")
+            raise UserValueError(f"it has columns {COLUMN!r} and {PICK_A_PIC!r}. Say which with --prompt_column.")
         column = known[0] if known else COLUMN
     if column not in names:
-        raise ValueError(f"no column {column!r}, only {_names(names)}. Name it with --prompt_column.")
+        raise UserValueError(f"no column {column!r}, only {_names(names)}. Name it with --prompt_column.")
     rows = (row for batch in table.iter_batches(columns=[column]) for row in batch.to_pylist())
     for number, row in enumerate(rows, 1):
         yield _value(row, column, f"row {number}")

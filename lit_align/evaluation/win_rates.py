@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_align.evaluation.intervals import Interval, bootstrap, score_interval, sign_test, wilson
+from lit_align.user_errors import UserValueError
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def compare(
     tolerances = tolerances or {}
     for name, tolerance in tolerances.items():
         if name not in scores:
-            raise ValueError(f"tolerances: {name!r} is no scorer here; there are {', '.join(scores)}.")
+            raise UserValueError(f"tolerances: {name!r} is no scorer here; there are {', '.join(scores)}.")
         check_tolerance(name, tolerance)
     outcomes, signs = {}, []
     for name, mine in scores.items():
@@ -81,7 +82,7 @@ def compare(
 def check_tolerance(name: str, tolerance: float) -> None:
     """Raise a ValueError if a scorer's tie tolerance is none: by an infinite one all prompts would be ties."""
     if not (isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerances: that of {name} is {tolerance}; it must be 0 or more, and finite.")
+        raise UserValueError(f"tolerances: that of {name} is {tolerance}; it must be 0 or more, and finite.")
 
 
 def _counts(sign: Tensor) -> tuple[int, int, int]:

@@ -18,12 +18,13 @@ from lit_align.memory.optimizer_bytes import OptimizerBytes, measure_optimizer
 from lit_align.memory.shares import Shares
 from lit_align.memory.weight_bytes import WeightBytes, weigh
 from lit_align.training.module import COMPUTE_DTYPES, AlignmentModule
+from lit_align.user_errors import UserValueError
 
 ENCODING = ("VAE", "text encoders")  # stages that a run on a cache does not have
 PRECISIONS = {*COMPUTE_DTYPES, "32-true"}
 
 
-class UnknownPrecision(ValueError):
+class UnknownPrecision(UserValueError):
     """A precision of which no more can be told."""
 
 

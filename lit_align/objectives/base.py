@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lit_align.types import ObjectiveOutput, PairErrors
+from lit_align.user_errors import UserValueError
 
 
 class Objective(ABC):
@@ -61,5 +62,5 @@ def positive(name: str, value: float) -> float:
         ValueError: if it is not.
     """
     if not value > 0:
-        raise ValueError(f"{name} is {value}; it must be greater than 0.")
+        raise UserValueError(f"{name} is {value}; it must be greater than 0.")
     return float(value)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_align.objectives.base import Objective, in_double, positive, weighted_mean
 from lit_align.types import ObjectiveOutput, PairErrors
+from lit_align.user_errors import UserValueError
 
 LossType = Literal["sigmoid", "hinge", "ipo"]
 
@@ -39,11 +40,11 @@ class DiffusionDPO(Objective):
     def __init__(self, beta_dpo: float = 5000.0, loss_type: LossType = "sigmoid", label_smoothing: float = 0.0) -> None:
         self.beta_dpo = positive("beta_dpo", beta_dpo)
         if loss_type not in FORMULAS:
-            raise ValueError(f"loss_type is {loss_type!r}; it must be one of {', '.join(FORMULAS)}.")
+            raise UserValueError(f"loss_type is {loss_type!r}; it must be one of {', '.join(FORMULAS)}.")
         if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 0.5.")
+            raise UserValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and less than 0.5.")
         if label_smoothing and loss_type != "sigmoid":
-            raise ValueError(f"label_smoothing is {label_smoothing}, which loss_type {loss_type!r} does not have.")
+            raise UserValueError(f"label_smoothing is {label_smoothing}, which loss_type {loss_type!r} does not have.")
         self.loss_type, self.label_smoothing = loss_type, float(label_smoothing)
 
     def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lit_align.user_errors import UserValueError
+
 
 class Scorer(nn.Module, ABC):
     """Says how good images are under their prompts; greater is better, the scale is the scorer's own.
@@ -38,7 +40,9 @@ class Scorer(nn.Module, ABC):
             scores = self._score([image.cpu() for image in images], prompts).float().cpu()
         if not scores.isfinite().all():
             culprit = prompts[int((~scores.isfinite()).nonzero()[0])]
-            raise ValueError(f"{type(self).__name__} gave a score that is not finite, first for prompt {culprit!r}.")
+            raise UserValueError(
+                f"{type(self).__name__} gave a score that is not finite, first for prompt {culprit!r}."
+            )
         return scores
 
     @property

@@ -7,6 +7,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_align.scoring.base import Scorer
+from lit_align.user_errors import UserValueError
 
 PRESETS = Path(__file__).with_name("presets.yaml")
 
@@ -20,7 +21,7 @@ def scorer_names(scorers: str | Sequence[str]) -> list[str]:
     listed = scorers.split(",") if isinstance(scorers, str) else scorers
     names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
     if not names:
-        raise ValueError("scorers is empty; name at least one, such as hpsv2.1,pickscore.")
+        raise UserValueError("scorers is empty; name at least one, such as hpsv2.1,pickscore.")
     return names
 
 
@@ -39,7 +40,7 @@ def load_scorers(names: Sequence[str], path: Path | None = None) -> dict[str, Sc
     presets = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     for name in names:  # all, before the first is loaded for minutes
         if name not in presets:
-            raise ValueError(f"scorer: {name!r} is not in {path}. Choose from {', '.join(presets)}.")
+            raise UserValueError(f"scorer: {name!r} is not in {path}. Choose from {', '.join(presets)}.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Scorer, "scorer", required=True)
     configs = {}
@@ -47,5 +48,5 @@ def load_scorers(names: Sequence[str], path: Path | None = None) -> dict[str, Sc
         try:
             configs[name] = parser.parse_object({"scorer": presets[name]})
         except ArgumentError as error:
-            raise ValueError(f"scorer: the entry of {name!r} in {path} does not fit: {error}") from error
+            raise UserValueError(f"scorer: the entry of {name!r} in {path} does not fit: {error}") from error
     return {name: parser.instantiate(config).scorer for name, config in configs.items()}

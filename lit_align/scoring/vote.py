@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_align.scoring import consensus
+from lit_align.user_errors import UserValueError
 
 Rule = Literal["majority", "unanimous", "single", "random", "vanilla", "normalized"]
 HUMAN = "human"  # the pair's own label, as a voter or as the tie breaker
@@ -59,31 +60,31 @@ class Vote:
 
     def __post_init__(self) -> None:
         if not self.voters or len(set(self.voters)) != len(self.voters):
-            raise ValueError(f"vote.voters is {self.voters}; name at least one voter, each one once.")
+            raise UserValueError(f"vote.voters is {self.voters}; name at least one voter, each one once.")
         if self.rule not in RULES:
-            raise ValueError(f"vote.rule is {self.rule!r}; it must be one of {', '.join(RULES)}.")
+            raise UserValueError(f"vote.rule is {self.rule!r}; it must be one of {', '.join(RULES)}.")
         if self.ties not in (HUMAN, "skip") and not self.ties.startswith(PREFER):
-            raise ValueError(f"vote.ties is {self.ties!r}; it must be human, skip or prefer:SCORER.")
+            raise UserValueError(f"vote.ties is {self.ties!r}; it must be human, skip or prefer:SCORER.")
         if not self.scorers:
-            raise ValueError(
+            raise UserValueError(
                 f"vote.voters is {self.voters}, no scorer among them. For the label alone, leave out the vote."
             )
         if self.rule == "single" and len(self.voters) != 1:
-            raise ValueError(f"vote.rule single needs one voter, vote.voters names {len(self.voters)}.")
+            raise UserValueError(f"vote.rule single needs one voter, vote.voters names {len(self.voters)}.")
         if self.rule in ("vanilla", "normalized") and HUMAN in self.voters:
-            raise ValueError(f"vote.rule {self.rule} adds scores, and the voter 'human' has none.")
+            raise UserValueError(f"vote.rule {self.rule} adds scores, and the voter 'human' has none.")
         if self.weights and self.rule != "majority":
-            raise ValueError(f"vote.weights are of rule majority; vote.rule is {self.rule}.")
+            raise UserValueError(f"vote.weights are of rule majority; vote.rule is {self.rule}.")
         for name, values in (("weights", self.weights), ("margins", self.margins)):
             for voter, value in values.items():
                 if voter not in self.voters or (voter == HUMAN and name == "margins"):
-                    raise ValueError(
+                    raise UserValueError(
                         f"vote.{name} names {voter!r}, which is no scorer among vote.voters {self.voters}."
                     )
                 if not value >= 0:
-                    raise ValueError(f"vote.{name}: {voter} has {value}; it must be at least 0.")
+                    raise UserValueError(f"vote.{name}: {voter} has {value}; it must be at least 0.")
         if not any(self.weights.get(voter, 1.0) for voter in self.voters):
-            raise ValueError("vote.weights are all 0; nobody is left to vote.")
+            raise UserValueError("vote.weights are all 0; nobody is left to vote.")
 
     @property
     def scorers(self) -> list[str]:

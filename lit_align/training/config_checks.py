@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from lit_align.training.checkpoints.atomic_io import last_version
+from lit_align.user_errors import UserValueError
 
 
 def kept_numbers(config: Any) -> list[str]:
@@ -34,5 +35,5 @@ def integer_seed(seed: bool | int) -> int:
         ValueError: for true and false, which would make a run that cannot be repeated.
     """
     if isinstance(seed, bool):
-        raise ValueError(f"seed_everything is {seed}; it must be an integer. 0 is a seed like any other.")
+        raise UserValueError(f"seed_everything is {seed}; it must be an integer. 0 is a seed like any other.")
     return seed

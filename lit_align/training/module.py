@@ -23,6 +23,7 @@ from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.training.steps import at_logged_step
 from lit_align.training.strategies import FSDP2, check_strategy
 from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
+from lit_align.user_errors import UserValueError
 
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
@@ -59,9 +60,9 @@ class AlignmentModule(L.LightningModule):
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout <= 1:
-            raise ValueError(f"model.caption_dropout is {caption_dropout}; it must lie between 0 and 1.")
+            raise UserValueError(f"model.caption_dropout is {caption_dropout}; it must lie between 0 and 1.")
         if validation_draws < 1:
-            raise ValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
+            raise UserValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
         self.backbone, self.objective = backbone, objective
         if objective.needs_reference:
             backbone.add_reference()
@@ -120,7 +121,7 @@ class AlignmentModule(L.LightningModule):
 
     def _judge(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[ObjectiveOutput, PairErrors]:
         if self.objective.needs_vote and not batch.voted:
-            raise ValueError(
+            raise UserValueError(
                 f"{type(self.objective).__name__} learns from votes, but these pairs are ordered by their human label. "
                 "Set data.vote, or choose DiffusionDPO."
             )

@@ -3,6 +3,8 @@
 import warnings
 from typing import Literal
 
+from lit_align.user_errors import UserValueError
+
 NonFinite = Literal["stop", "skip"]
 ADVICE = (
     "The weights are those from before. Look for broken pairs and lower the learning rate; bf16-mixed or 32-true in "
@@ -20,9 +22,9 @@ class Skipping:
 
     def __init__(self, policy: NonFinite, limit: int) -> None:
         if policy not in ("stop", "skip"):
-            raise ValueError(f"model.non_finite is {policy!r}; it must be stop or skip.")
+            raise UserValueError(f"model.non_finite is {policy!r}; it must be stop or skip.")
         if limit < 1:
-            raise ValueError(f"model.skip_limit is {limit}; it must be at least 1.")
+            raise UserValueError(f"model.skip_limit is {limit}; it must be at least 1.")
         self.policy, self.limit = policy, limit
         self.count = 0
         self.fault: str | None = None  # why the run has to end

@@ -26,6 +26,7 @@ from lit_align.backbones.loading.sharded import (
     replace_folder,
 )
 from lit_align.backbones.sharding import put
+from lit_align.user_errors import UserValueError
 
 REFUSED = ("deepspeed", "fsdp", "modelparallel")  # what their names begin with
 SUPPORTED = ("32-true", "bf16-mixed")
@@ -67,7 +68,7 @@ class FSDP2(ModelParallelStrategy):
 
     def _refuse(self, **options: Any) -> None:
         for refusal in refusals(type(self).__name__, **options):
-            raise ValueError(refusal)
+            raise UserValueError(refusal)
 
     # -- validation
 
@@ -221,4 +222,4 @@ def check_strategy(strategy: Strategy | str) -> None:
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if name != FSDP2.__name__ and name.lower().startswith(REFUSED):
-        raise ValueError(f"trainer.strategy is {name}, with which lit-align does not train; {INSTEAD}")
+        raise UserValueError(f"trainer.strategy is {name}, with which lit-align does not train; {INSTEAD}")

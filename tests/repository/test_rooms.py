@@ -5,15 +5,16 @@ from collections import Counter
 
 from tests.conftest import ROOT
 
-BELOW = {"types", "common"}
+BELOW = {"types", "user_errors", "common"}
 MODELS = BELOW | {"objectives", "diffusion", "backbones"}
 TRAINING = MODELS | {"data", "scoring", "training"}
 ALLOWED = {
     "types": set(),
-    "common": {"types"},
+    "user_errors": set(),
+    "common": {"types", "user_errors"},
     "moved": set(),
-    "objectives": {"types"},
-    "diffusion": {"types"},
+    "objectives": {"types", "user_errors"},
+    "diffusion": {"types", "user_errors"},
     "backbones": BELOW | {"diffusion"},
     "scoring": BELOW,
     "data": BELOW | {"scoring"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "__init__": {"moved"},
 }
 KNOW_LIGHTNING = {"training", "data", "callbacks", "commands", "cli"}
-TORCH_ONLY = {"types", "objectives", "diffusion"}
+TORCH_ONLY = {"types", "user_errors", "objectives", "diffusion"}
 SHARED_STEMS = {"__init__", "base", "command"}
 
 

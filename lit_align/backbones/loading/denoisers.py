@@ -16,6 +16,7 @@ from lit_align.backbones.loading.trained import build_unet, merge_trained_lora, 
 from lit_align.backbones.reference import Denoiser
 from lit_align.backbones.sdxl import StableDiffusionXL
 from lit_align.backbones.stable_diffusion import StableDiffusion
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 SHAPE = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "sample_size")
@@ -35,7 +36,7 @@ def backbone_class(repo: str) -> type[Backbone]:
         if backbone.pipeline_class.__name__ == found:
             return backbone
     known = " or a ".join(backbone.pipeline_class.__name__ for backbone in classes)
-    raise ValueError(f"repo: {repo!r} holds a {found}; it must hold a {known}.")
+    raise UserValueError(f"repo: {repo!r} holds a {found}; it must hold a {known}.")
 
 
 def load_denoiser(backbone: Backbone, path: str) -> Denoiser:
@@ -54,7 +55,7 @@ def load_denoiser(backbone: Backbone, path: str) -> Denoiser:
         return _load_unet(backbone, place)
     file = place if place.is_file() or is_sharded(place) else place / LORA_FILE
     if not file.exists():
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"unet: {path!r} is neither a UNet folder (config.json) nor a LoRA ({LORA_FILE}) nor a checkpoint "
             f"({CHECKPOINT}). Name what lit-align export or fit has written."
         )
@@ -66,7 +67,7 @@ def _load_checkpoint(backbone: Backbone, file: Path) -> Denoiser:
     trained = read_trained(file)
     found, wanted = trained.info["pipeline"], backbone.pipeline_class.__name__
     if found != wanted:
-        raise ValueError(f"unet: {file} is of a {found}, but {backbone.repo!r} is a {wanted}.")
+        raise UserValueError(f"unet: {file} is of a {found}, but {backbone.repo!r} is a {wanted}.")
     if trained.info["lora"] is not None:
         return merge_trained_lora(backbone, trained)
     denoiser = build_unet(trained, backbone.denoiser.dtype)
@@ -84,7 +85,7 @@ def _check_shape(backbone: Backbone, denoiser: Denoiser, place: Path) -> None:
     for name in SHAPE:
         found, wanted = denoiser.config.get(name), backbone.denoiser.config.get(name)
         if found != wanted:
-            raise ValueError(f"unet: {place} has {name} {found}, but that of {backbone.repo!r} has {wanted}.")
+            raise UserValueError(f"unet: {place} has {name} {found}, but that of {backbone.repo!r} has {wanted}.")
 
 
 def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
@@ -92,9 +93,9 @@ def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
         with safe_open(file, framework="pt") as weights:
             foreign = [name for name in weights.keys() if not name.startswith("unet.")]  # noqa: SIM118  # not a dict
     except SafetensorError as error:
-        raise ValueError(f"unet: {file} is no safetensors file: {error}.") from error
+        raise UserValueError(f"unet: {file} is no safetensors file: {error}.") from error
     if foreign:
-        raise ValueError(
+        raise UserValueError(
             f"unet: {file} changes more than the UNet, or is not in diffusers' layout: it has {foreign[0]!r}. "
             "A LoRA of the UNet alone is needed, such as lit-align export writes."
         )

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from lit_align.user_errors import UserFileNotFoundError
+
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 INCIDENTAL = ("transformers_version", "dtype", "torch_dtype")  # in a config: by whom it was saved, not what it is
 
@@ -64,13 +66,13 @@ def weight_files(source: Source, stem: str, download: bool = True) -> list[Path]
     config = source.find("config.json", download)
     if config is None or found is None:
         missing = "config.json" if config is None else names[0]
-        raise FileNotFoundError(f"{source} holds no {missing}, or no copy of it is here. Check model.backbone.")
+        raise UserFileNotFoundError(f"{source} holds no {missing}, or no copy of it is here. Check model.backbone.")
     if found.suffix != ".json":
         return [config, found]
     shards = sorted(set(json.loads(found.read_text())["weight_map"].values()))
     files = [path for path in (source.find(shard, download) for shard in shards) if path is not None]
     if len(files) != len(shards):
-        raise FileNotFoundError(f"{source}: of the {len(shards)} files that {found.name} names, some are missing.")
+        raise UserFileNotFoundError(f"{source}: of the {len(shards)} files that {found.name} names, some are missing.")
     return [config, *files]
 
 
@@ -98,7 +100,7 @@ def digest_tokenizer(source: Source) -> str:
     digest = hashlib.blake2b(digest_size=12)
     found = {name: path for name in TOKENIZER_FILES if (path := source.find(name)) is not None}
     if not found:
-        raise FileNotFoundError(f"{source} holds no tokenizer, or no copy of it is here. Check model.backbone.")
+        raise UserFileNotFoundError(f"{source} holds no tokenizer, or no copy of it is here. Check model.backbone.")
     for name, path in found.items():
         content = _plain_config(path) if name == "tokenizer_config.json" else path.read_bytes()
         digest.update(f"{name} {len(content)} ".encode() + content)

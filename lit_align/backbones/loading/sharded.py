@@ -20,6 +20,8 @@ from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
+from lit_align.user_errors import UserValueError
+
 META, INDEX = "meta.pt", ".metadata"  # Lightning's name for what is no weight and no optimizer state; torch's
 STATE = "state_dict."
 RECORDS = {
@@ -87,7 +89,7 @@ def check_whole(path: Path) -> None:
     for name, end in ends.items():
         part = path / name
         if not part.is_file() or part.stat().st_size < end:
-            raise ValueError(f"its part {name} is {'cut' if part.is_file() else 'missing'}")
+            raise UserValueError(f"its part {name} is {'cut' if part.is_file() else 'missing'}")
 
 
 def replace_folder(path: Path, new: Path) -> None:
@@ -114,9 +116,9 @@ def read_index(path: Path) -> Metadata:
         with (path / INDEX).open("rb") as file:
             metadata = _Records(file).load()
     except (pickle.UnpicklingError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no checkpoint, or a damaged one: {error}") from error
+        raise UserValueError(f"{path} is no checkpoint, or a damaged one: {error}") from error
     if not isinstance(metadata, Metadata):
-        raise ValueError(f"{path} is no checkpoint, or a damaged one: its index is a {type(metadata).__name__}.")
+        raise UserValueError(f"{path} is no checkpoint, or a damaged one: its index is a {type(metadata).__name__}.")
     return metadata
 
 

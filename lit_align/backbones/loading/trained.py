@@ -13,6 +13,7 @@ from lit_align.backbones.base import Backbone
 from lit_align.backbones.loading.sharded import META, is_sharded, read_whole
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import REFERENCE, Denoiser
+from lit_align.user_errors import UserValueError
 
 PREFIX = "backbone.denoiser."
 
@@ -37,10 +38,10 @@ def read_trained(path: Path) -> Trained:
     try:
         checkpoint = torch.load(path / META if sharded else path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+        raise UserValueError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
     info = checkpoint.get("lit_align") if isinstance(checkpoint, dict) else None
     if info is None:
-        raise ValueError(f"{path} was not written by lit-align: it has no entry 'lit_align'.")
+        raise UserValueError(f"{path} was not written by lit-align: it has no entry 'lit_align'.")
     found = read_whole(path, PREFIX) if sharded else checkpoint["state_dict"]
     weights = {
         name.removeprefix(PREFIX): value
@@ -71,7 +72,7 @@ def merge_trained_lora(backbone: Backbone, trained: Trained) -> Denoiser:
     own = {name: value for name, value in denoiser.state_dict().items() if ".lora_" in name}
     shapes = {name: tuple(value.shape) for name, value in own.items()}
     if shapes != {name: tuple(value.shape) for name, value in trained.weights.items()}:
-        raise ValueError(
+        raise UserValueError(
             f"unet: the checkpoint's LoRA was trained on {trained.info['repo']!r} and does not fit {backbone.repo!r}."
         )
     denoiser.load_state_dict(trained.weights, strict=False)

@@ -22,6 +22,7 @@ from lit_align.commands.doctor.weights_check import missing_config, weight_line
 from lit_align.memory import UnknownPrecision
 from lit_align.objectives import Objective
 from lit_align.training.strategies import check_strategy, name_of
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 CKPT_WORDS = ("best", "last", "hpc")  # that the Trainer understands in place of a path
 
@@ -91,7 +92,7 @@ class Doctor:
         try:
             self.trainer = self.parts.trainer(on_one_cpu=self.memory is not None)
         except MisconfigurationException as error:
-            raise ValueError(
+            raise UserValueError(
                 f"{asked}: {error} Override trainer.accelerator and trainer.devices, or give --memory for GPUs "
                 "elsewhere."
             ) from error
@@ -110,7 +111,9 @@ class Doctor:
     def _checkpoint(self) -> None:
         path = self.config.get("ckpt_path")
         if path is not None and path not in CKPT_WORDS and ":" not in path and not Path(path).exists():
-            raise FileNotFoundError(f"ckpt_path {path!r} is not there. Name a checkpoint, or begin anew without it.")
+            raise UserFileNotFoundError(
+                f"ckpt_path {path!r} is not there. Name a checkpoint, or begin anew without it."
+            )
 
     def _weights(self) -> None:
         about = self.config.model.backbone.init_args
@@ -187,7 +190,7 @@ class Doctor:
 
     def _vote(self, objective: Objective) -> None:
         if objective.needs_vote and self.config.data.vote is None and self.config.data.scorers is None:
-            raise ValueError(
+            raise UserValueError(
                 f"{type(objective).__name__} learns from votes, but data.vote is not set. Set it, or choose "
                 "DiffusionDPO."
             )

@@ -5,6 +5,7 @@ from huggingface_hub import constants
 from lit_align.backbones import Backbone
 from lit_align.backbones.loading.hub import Source, weight_files
 from lit_align.commands.doctor.diagnosis import gigabytes
+from lit_align.user_errors import UserFileNotFoundError
 
 INDEX = "model_index.json"
 
@@ -18,19 +19,19 @@ def missing_config(repo: str, revision: str | None) -> str | None:
     source = Source(repo, "", revision)
     if source.local:
         if source.find(INDEX) is None:
-            raise FileNotFoundError(
+            raise UserFileNotFoundError(
                 f"model.backbone.repo {repo!r} holds no {INDEX}. Name the folder of a diffusers pipeline."
             )
         return None
     if repo.startswith((".", "/", "~")) or repo.count("/") != 1:
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"model.backbone.repo {repo!r} is no folder, and no hub id (OWNER/NAME) either. Correct the path."
         )
     if source.find(INDEX, download=False) is not None:
         return None
     fetch = f"hf download {repo}{f' --revision {revision}' if revision else ''}"
     if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"model.backbone.repo {repo!r} is not in the local cache, and HF_HUB_OFFLINE forbids a download. Unset it, "
             f"or run on a machine with a network: {fetch}"
         )

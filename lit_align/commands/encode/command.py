@@ -40,6 +40,7 @@ from lit_align.data.cache.format import (
     write_latents,
     write_prompts,
 )
+from lit_align.user_errors import UserOSError, UserValueError
 
 
 def encode(
@@ -101,14 +102,14 @@ def encode(
 def _shards(data: Namespace, split: str, batch_size: int) -> str | list[str]:
     """The patterns of the shards to encode."""
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        raise UserValueError(f"batch_size is {batch_size}; it must be at least 1.")
     if split == "val":
         if data.val_shards is None:
-            raise ValueError("split is val, but data.val_shards is not set.")
+            raise UserValueError("split is val, but data.val_shards is not set.")
         val: str | list[str] = data.val_shards
         return val
     if data.crop != "center":
-        raise ValueError(
+        raise UserValueError(
             f"data.crop is {data.crop}, of which a cache would keep one draw. Set data.crop to center, or train "
             "without a cache."
         )
@@ -126,7 +127,7 @@ def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, place: Plac
     if path.is_file():
         changed = differences(json.loads(path.read_text(encoding="utf-8")), fingerprint)
         if changed and any(output.rglob("*.safetensors")):  # else nothing came of it
-            raise ValueError(
+            raise UserValueError(
                 f"output: {output} is a cache of something else: {'; '.join(changed)}. Choose another folder, delete "
                 "this one, or go back to the old values."
             )
@@ -171,7 +172,7 @@ def _announce(output: Path, plan: Plan, todo: Todo, work: Work) -> None:
         f"{output}: {megabytes(total)}, of which {megabytes(needed)} are to be written; {megabytes(free)} are free"
     )
     if needed > free:
-        raise OSError(
+        raise UserOSError(
             f"output: {output} needs {megabytes(needed)} more, and its disk has {megabytes(free)} free. Choose another "
             "disk, or --flips none or --posterior sample, each of which halves the latents."
         )

@@ -19,6 +19,7 @@ from lit_align.data.images import PairTransform
 from lit_align.data.shards.index import content_digest, key_digest
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.shards.scan import OnError
+from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:
     for pair, both in zip(pairs, moments, strict=True):
         latents = (both if work.posterior == "moments" else _sample(both, pair.content)).half()
         if not latents.isfinite().all():
-            raise ValueError(
+            raise UserValueError(
                 f"{pair.place}: its latents are not finite in float16; model.backbone.vae_precision is "
                 f"{work.encoders.vae_precision}. Choose fp32, or a VAE that is safe in fp16 (model.backbone.vae_repo)."
             )
@@ -202,6 +203,6 @@ def encode_prompts(prompts: Sequence[str], work: Work) -> dict[str, Tensor]:
         for key, value in made.items():
             for prompt, row in zip(batch, value, strict=True):
                 if not row.isfinite().all():
-                    raise ValueError(f"The text encoders' {key} of {prompt[:80]!r} is not finite in float16.")
+                    raise UserValueError(f"The text encoders' {key} of {prompt[:80]!r} is not finite in float16.")
         parts.append(made)
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

@@ -19,6 +19,7 @@ from lit_align.commands.shared.process_group import Place
 from lit_align.evaluation.image_store import Gallery
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.scoring.base import Scorer
+from lit_align.user_errors import UserRuntimeError
 
 
 class Judge(NamedTuple):
@@ -114,7 +115,7 @@ class Contest(NamedTuple):
                 found = [known[key] for key in keys[name] if key in known]
                 if len(found) < len(self.prompts):
                     if self.place.world_size == 1:
-                        raise RuntimeError(
+                        raise UserRuntimeError(
                             f"cache: {len(self.prompts) - len(found)} images of {name} in {gallery.folder} have no "
                             f"score by {judge_name}, for something else has changed them since. Run the same command "
                             "again, or with a --cache of its own."

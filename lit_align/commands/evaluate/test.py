@@ -33,6 +33,7 @@ from lit_align.evaluation.report.page import FORMAT
 from lit_align.evaluation.tables import compare_all
 from lit_align.evaluation.win_rates import check_tolerance
 from lit_align.scoring.presets import load_scorers, scorer_names
+from lit_align.user_errors import UserValueError
 
 RESULTS = "results.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a model: it becomes a folder's
@@ -170,15 +171,15 @@ def _describe(
 def _check_names(models: Mapping[str, str], scorers: Sequence[str], tolerances: Mapping[str, float]) -> None:
     """Raise a ValueError before hours of drawing."""
     if not models:
-        raise ValueError("models is empty; name at least one, such as --models.aligned last.ckpt.")
+        raise UserValueError("models is empty; name at least one, such as --models.aligned last.ckpt.")
     for name in models:
         if name == BASE:
-            raise ValueError(f"models: {BASE!r} is what they are compared with, see --base. Choose another name.")
+            raise UserValueError(f"models: {BASE!r} is what they are compared with, see --base. Choose another name.")
         if not NAME.fullmatch(name):
-            raise ValueError(f"models: {name!r} is no name for a folder. Use letters, digits and . _ - alone.")
+            raise UserValueError(f"models: {name!r} is no name for a folder. Use letters, digits and . _ - alone.")
     for name, tolerance in tolerances.items():
         if name not in scorers:
-            raise ValueError(f"tolerances: {name!r} is not among the scorers {', '.join(scorers)}.")
+            raise UserValueError(f"tolerances: {name!r} is not among the scorers {', '.join(scorers)}.")
         check_tolerance(name, tolerance)
 
 
@@ -193,7 +194,7 @@ def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> 
     except (KeyError, TypeError):
         found = None
     if found != FORMAT:
-        raise ValueError(
+        raise UserValueError(
             f"output: {path} is not of this version's lit-align test: its format is {found}, not {FORMAT}. Choose "
             "another folder, or remove the file."
         )

@@ -26,6 +26,7 @@ from lit_align.data.shards.index import INDEX, entry_of, index_shard, write_inde
 from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.evaluation.prompts import read_prompts
 from lit_align.scoring.presets import load_scorers
+from lit_align.user_errors import UserValueError
 
 PLAN = "generate.json"
 
@@ -111,7 +112,7 @@ def generate(
     counts = {"pairs_per_prompt": pairs_per_prompt, "steps": steps, "batch_size": batch_size}
     check_numbers(counts | {"pairs_per_shard": pairs_per_shard}, {"height": height, "width": width})
     if not 1 <= quality <= 100:
-        raise ValueError(f"quality is {quality}; it must be from 1 to 100.")
+        raise UserValueError(f"quality is {quality}; it must be from 1 to 100.")
     found = read_prompts(prompts, prompt_column)
     prefixes = choose_prefixes(preset, chosen_prefix, rejected_prefix)
     repos, unets = (chosen_repo or repo, rejected_repo or repo), (chosen_unet, rejected_unet)

@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from lit_align.user_errors import UserValueError
+
 SIDES = ("chosen", "rejected")
 PresetName = Literal["pick-style-cartoon", "pick-style-pixel-art", "pick-safety"]
 
@@ -60,12 +62,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.chosen == self.rejected and self.rank_by is None:
-            raise ValueError(
+            raise UserValueError(
                 "Nothing tells the chosen side from the rejected one. Give one of them another prefix, guidance_scale, "
                 "unet or repo (such as --chosen_prefix 'Pixel art style image.'), or a scorer to --rank_by."
             )
         if self.chosen == self.rejected and self.same_noise:
-            raise ValueError("same_noise is true and the sides are alike: both images of a pair would be the same.")
+            raise UserValueError("same_noise is true and the sides are alike: both images of a pair would be the same.")
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -82,7 +84,7 @@ def choose_prefixes(preset: PresetName | None, chosen: str | None, rejected: str
     prefixes = (known.chosen if chosen is None else chosen), (known.rejected if rejected is None else rejected)
     for side, prefix in zip(SIDES, prefixes, strict=True):
         if prefix is None:
-            raise ValueError(
+            raise UserValueError(
                 f"preset {preset}: the prefix of its {side} images is unknown here. Say it with --{side}_prefix."
             )
     return prefixes[0] or "", prefixes[1] or ""

@@ -13,6 +13,7 @@ from lit_align.data.importers.pick_a_pic import hub_files, open_files
 from lit_align.data.importers.table import Columns, open_table
 from lit_align.data.importers.webdataset import index_shards
 from lit_align.data.shards.index import INDEX
+from lit_align.user_errors import UserValueError
 
 
 def pick_a_pic(
@@ -42,7 +43,7 @@ def pick_a_pic(
         ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
     """
     if (files is None) == (repo is None):
-        raise ValueError("Name --files or --repo, one of the two.")
+        raise UserValueError("Name --files or --repo, one of the two.")
     source = open_files(hub_files(repo, revision, pattern) if files is None and repo is not None else files or [])
     print(f"{len(source.tables)} files, {source.rows:,} rows, {source.bytes / 1e9:.1f} GB")
     _tell(import_source(source, output, pairs_per_shard, workers))
@@ -131,7 +132,7 @@ def folder(
     elif table is None and chosen is not None and rejected is not None:
         _tell(import_source(open_folders(chosen, rejected, captions), output, pairs_per_shard, workers))
     else:
-        raise ValueError("Name --table, or --chosen and --rejected (and --captions, if they lie elsewhere).")
+        raise UserValueError("Name --table, or --chosen and --rejected (and --captions, if they lie elsewhere).")
 
 
 IMPORTERS: dict[str, Callable[..., None]] = {

@@ -16,6 +16,7 @@ from lit_align.common.files import write_text
 from lit_align.data.importers.worker_pool import worker_count
 from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_file
 from lit_align.data.shards.storage import expand, join, open_binary, parent, size
+from lit_align.user_errors import UserValueError
 
 
 def inspect(
@@ -42,7 +43,7 @@ def inspect(
     """
     workers = worker_count(workers)
     if sheet_pairs < 0:
-        raise ValueError(f"sheet_pairs is {sheet_pairs}; it must be 0 or more.")
+        raise UserValueError(f"sheet_pairs is {sheet_pairs}; it must be 0 or more.")
     looks = _look_at_all(find_tasks(shards), seed, workers)
     pairs = pairs_of(looks)
     found = summarise(looks, pairs, lambda places: [pair.prompt for pair in read_pairs(looks, places)])
@@ -82,7 +83,7 @@ def _entries(path: str) -> dict[str, ShardEntry]:
     try:
         return {join(parent(path), entry["name"]): ShardEntry(**entry) for entry in index["shards"]}
     except TypeError as error:
-        raise ValueError(
+        raise UserValueError(
             f"{path} is no index of this version of lit-align: {error}. Import the shards again."
         ) from error
 

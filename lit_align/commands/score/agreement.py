@@ -14,6 +14,7 @@ from lit_align.data.labels.score_files import read_scores, side_file, survey
 from lit_align.data.shards.layout import SampleError, parse_sample, read_samples
 from lit_align.data.shards.scan import OnError
 from lit_align.scoring.vote import Ballot, Vote
+from lit_align.user_errors import MissingPackageError
 
 
 class ScoredPairs(NamedTuple):
@@ -144,7 +145,7 @@ def _percent(share: float | None) -> str:
 def require_matplotlib() -> None:
     """Raise a ModuleNotFoundError that names the remedy, before hours of scoring."""
     if find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("--report needs matplotlib, lit-align's extra report: pip install matplotlib")
+        raise MissingPackageError("--report needs matplotlib, lit-align's extra report: pip install matplotlib")
 
 
 def draw_heat_map(found: dict[str, Any], path: Path) -> None:

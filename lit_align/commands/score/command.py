@@ -22,6 +22,7 @@ from lit_align.data.shards.scan import OnError
 from lit_align.data.shards.storage import expand
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.presets import load_scorers, scorer_names
+from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _unfinished(
         found = read_scores(side_file(shard, output))
         for name, identity in known.items():
             if name in found and found[name].identity != identity and not overwrite:
-                raise ValueError(
+                raise UserValueError(
                     f"{side_file(shard, output)} has scores by {name!r}, {found[name].identity}, and now it is "
                     f"{identity}. Give it another name in the presets, or replace them with --overwrite true."
                 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_align.commands.shared.process_group import Place
 from lit_align.common.files import write_text
+from lit_align.user_errors import UserValueError
 
 FORMAT = 1
 
@@ -27,7 +28,7 @@ def settle_plan(path: Path, plan: dict[str, Any], place: Place, made: str = "*.t
         compare_plans(path, read_plan(path), json.loads(text))
         return
     if any(path.parent.glob(made)):
-        raise ValueError(
+        raise UserValueError(
             f"output: {path.parent} holds {made}, but no {path.name} that says what they are. Choose another folder."
         )
     # Every process writes it, for any may be the first to need it: each under a name of its own until it is whole.
@@ -45,7 +46,7 @@ def read_plan(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"output: {path} cannot be read: {error}. Choose another folder.") from error
+        raise UserValueError(f"output: {path} cannot be read: {error}. Choose another folder.") from error
 
 
 def compare_plans(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -57,7 +58,7 @@ def compare_plans(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         if before.get(name) != now.get(name)
     ]
     if changes:
-        raise ValueError(
+        raise UserValueError(
             f"output: {path.parent} was begun otherwise: {'; '.join(changes)}. Choose another folder, or say what it "
             "was begun with to go on."
         )

@@ -18,6 +18,7 @@ from lit_align.backbones.loading.sharded import is_sharded
 from lit_align.backbones.loading.trained import read_trained
 from lit_align.backbones.reference import Denoiser
 from lit_align.backbones.sampling import Sampler
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -61,7 +62,7 @@ class Model(NamedTuple):
             )
         if not finite.all():
             row = finite.tolist().index(False)
-            raise ValueError(
+            raise UserValueError(
                 f"{self.backbone.repo} drew nothing for {prompts[row]!r}, seed {seeds[row]}: its numbers are not "
                 f"finite in {how.precision}. Try --precision bf16 or fp32, with another --output."
             )
@@ -98,10 +99,10 @@ def check_numbers(counts: dict[str, int], sizes: dict[str, int | None]) -> None:
     """Raise a ValueError that names the option: counts are at least 1, sizes in pixels are what the VAE can draw."""
     for name, value in counts.items():
         if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1.")
+            raise UserValueError(f"{name} is {value}; it must be at least 1.")
     for name, size in sizes.items():
         if size is not None and (size < 8 or size % 8):
-            raise ValueError(f"{name} is {size}; it must be a multiple of 8 pixels.")
+            raise UserValueError(f"{name} is {size}; it must be a multiple of 8 pixels.")
 
 
 def default_precision(device: torch.device) -> Precision:
@@ -127,7 +128,7 @@ def native_size(repos: Iterable[str], vae_repo: str | None) -> int:
         _, latents, _ = encoders.latent_shape(1 << 16, 1 << 16)  # whose size grows evenly with the image's
         sizes.add((wanted << 16) // latents)
     if len(sizes) > 1:
-        raise ValueError(f"The models draw {sorted(sizes)} pixels by themselves. Say --height and --width.")
+        raise UserValueError(f"The models draw {sorted(sizes)} pixels by themselves. Say --height and --width.")
     return int(sizes.pop())
 
 
@@ -142,7 +143,7 @@ def is_pipeline(name: str) -> bool:
         return False
     if (path / "model_index.json").is_file() or (not path.exists() and HUB_ID.fullmatch(name)):
         return True
-    raise FileNotFoundError(
+    raise UserFileNotFoundError(
         f"model: {name!r} is neither a checkpoint of lit-align fit ({CHECKPOINT}), nor a UNet folder (config.json), a "
         f"LoRA ({LORA_FILE}) or a pipeline (model_index.json), nor the name of one on the hub."
     )
@@ -159,7 +160,7 @@ def find_base(models: Iterable[str], base: str | None) -> str:
     named = {read_trained(Path(name)).info["repo"] for name in models if Path(name).suffix == CHECKPOINT}
     if len(named) != 1:
         found = f"checkpoints name {', '.join(map(repr, sorted(named)))}" if named else "no checkpoint names it"
-        raise ValueError(f"base: which pipeline was the model trained from? Here {found}. Say --base.")
+        raise UserValueError(f"base: which pipeline was the model trained from? Here {found}. Say --base.")
     return str(named.pop())
 
 

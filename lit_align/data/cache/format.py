@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_align.data.shards.storage import is_url
+from lit_align.user_errors import UserValueError
 
 FORMAT = 1
 FINGERPRINT, PROMPTS = "fingerprint.json", "prompts.parquet"
@@ -109,7 +110,7 @@ def names_of(shards: Sequence[str]) -> list[str]:
     if not parts:
         return []
     twice = next(shard for shard, part in zip(shards, parts, strict=True) if parts.count(part) > 1)
-    raise ValueError(f"{twice} is named twice. Name each shard once.")
+    raise UserValueError(f"{twice} is named twice. Name each shard once.")
 
 
 def name_parts(shard: str) -> list[str]:

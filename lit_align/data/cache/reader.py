@@ -26,6 +26,7 @@ from lit_align.data.cache.format import (
     prompts_files,
 )
 from lit_align.data.shards.layout import SampleError
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 TABLES = ("prompt", "content", "key", "geometry")  # of a shard, of all its samples
 OPEN_FILES = 256  # kept open by a process; they are only mapped into memory
@@ -70,10 +71,12 @@ class Cache:
         folder = Path(folder)
         again = "Run lit-align encode again with the same options: it goes on where it stopped."
         if not (folder / FINGERPRINT).is_file():
-            raise FileNotFoundError(f"{folder} is no cache: it has no {FINGERPRINT}. Make one with lit-align encode.")
+            raise UserFileNotFoundError(
+                f"{folder} is no cache: it has no {FINGERPRINT}. Make one with lit-align encode."
+            )
         fingerprint = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
         if fingerprint.get("format") != FORMAT:
-            raise ValueError(
+            raise UserValueError(
                 f"{folder} is a cache of format {fingerprint.get('format')}, and this version of lit-align reads "
                 f"{FORMAT}. Encode again into another folder."
             )
@@ -81,7 +84,7 @@ class Cache:
         wanted += [PROMPTS, *prompts_files(fingerprint["prompts"]["count"])]
         missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
-            raise ValueError(
+            raise UserValueError(
                 f"{folder}: {len(missing)} of {len(wanted)} files are missing, first {missing[0]}. {again}"
             )
         table = pq.read_table(folder / PROMPTS)
@@ -97,7 +100,7 @@ class Cache:
             ValueError: naming all that differs.
         """
         if changed := differences(self.fingerprint, expected):
-            raise ValueError(
+            raise UserValueError(
                 f"{self.folder} does not fit this run: {'; '.join(changed)}. Encode into another folder with this "
                 "run's config (lit-align encode --config ... --output ...), or go back to the old values."
             )
@@ -134,7 +137,7 @@ class Cache:
                 "Leave it out with data.on_error skip, or repair the shard and encode it again."
             )
         if flipped and self.fingerprint["flips"] != "both":
-            raise ValueError(
+            raise UserValueError(
                 f"{self.folder} has no mirrored images. Set data.flip_probability to 0, or encode --flips both."
             )
         latents: Tensor = opened.file.get_slice(str(row))[int(flipped)]
@@ -148,7 +151,7 @@ class Cache:
                 *_, moments, channels, h, _ = opened.file.get_slice(str(row)).get_shape()
                 factor = int(opened.tables["geometry"][row, 0, 4]) // h
                 return moments, channels, height // factor, width // factor
-        raise ValueError(f"{self.folder} holds no pair.")
+        raise UserValueError(f"{self.folder} holds no pair.")
 
     def geometry(self, shard: str, row: int) -> Tensor:
         """(2, 6) int64, of both images: see `PreferenceBatch`."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lit_align.data.importers.source import Reject, Rejected, load_image, new_pair, outcome
 from lit_align.data.importers.table import shuffled
 from lit_align.data.shards.writer import NewPair
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -89,10 +90,10 @@ def open_folders(chosen: Path, rejected: Path, captions: Path | None) -> Folders
     """
     for option, folder in (("chosen", chosen), ("rejected", rejected), ("captions", captions)):
         if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"{option}: there is no folder {folder}.")
+            raise UserFileNotFoundError(f"{option}: there is no folder {folder}.")
     inner, outer = chosen.resolve(), rejected.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
-        raise ValueError(f"chosen: {chosen} and rejected: {rejected} must lie side by side, not one in the other.")
+        raise UserValueError(f"chosen: {chosen} and rejected: {rejected} must lie side by side, not one in the other.")
     images = [_images(folder) for folder in (chosen, rejected)]
     places = (chosen, rejected) if captions is None else (captions,)
     texts: dict[str, str] = {}

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from lit_align.data.importers.source import Reject, Rejected, label_of, load_image, new_pair, outcome
 from lit_align.data.shards.storage import is_url, join, open_binary
 from lit_align.data.shards.writer import NewPair
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 NAMES = ("file_path", "image_path")  # as train.json and test.json call them
 JUDGEMENTS = ("human_preference", "raw_annotations", "rank")
@@ -94,15 +95,15 @@ def open_annotations(path: str, images: str | None) -> HPD:
     """
     folder = path.removesuffix(".json") if images is None else images
     if not is_url(folder) and not Path(folder).is_dir():
-        raise FileNotFoundError(f"images: there is no folder {folder}. Name the one that the images are in.")
+        raise UserFileNotFoundError(f"images: there is no folder {folder}. Name the one that the images are in.")
     with open_binary(path) as file:
         data = file.read()
     try:
         entries = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"annotations: {path} is not JSON: {error}. Download it again.") from error
+        raise UserValueError(f"annotations: {path} is not JSON: {error}. Download it again.") from error
     if not isinstance(entries, list):
-        raise ValueError(f"annotations: {path} holds no list of entries but a {type(entries).__name__}.")
+        raise UserValueError(f"annotations: {path} holds no list of entries but a {type(entries).__name__}.")
     pairs = [Row(number, *two) for number, entry in enumerate(entries) for two in _every_two(len(_names(entry)))]
     return HPD(path, hashlib.sha256(data).hexdigest(), folder, entries, pairs)
 

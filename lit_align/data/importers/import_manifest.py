@@ -13,6 +13,7 @@ from typing import Any
 from lit_align.common.files import write_text
 from lit_align.data.shards.index import INDEX
 from lit_align.data.shards.storage import is_url
+from lit_align.user_errors import UserRuntimeError, UserValueError
 
 PLAN = "import.json"
 RECORDS = ".import"  # a folder with one file for each shard that is done, while not all are
@@ -30,7 +31,7 @@ def local_folder(output: str) -> Path:
         ValueError: for a URL.
     """
     if is_url(output):
-        raise ValueError(f"output: {output} is not a local folder. Import to a local one and copy it there.")
+        raise UserValueError(f"output: {output} is not a local folder. Import to a local one and copy it there.")
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -47,7 +48,7 @@ def settle_plan(folder: Path, plan: dict[str, Any]) -> None:
     if not path.is_file():
         foreign = [INDEX] * (folder / INDEX).exists() + sorted(file.name for file in folder.glob("*.tar"))
         if foreign:
-            raise ValueError(
+            raise UserValueError(
                 f"output: {folder} holds {foreign[0]} and has no {PLAN}: no import has written it. "
                 "Choose another folder."
             )
@@ -56,11 +57,11 @@ def settle_plan(folder: Path, plan: dict[str, Any]) -> None:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}. Delete the folder and import again.") from error
+        raise UserValueError(f"{path} cannot be read: {error}. Delete the folder and import again.") from error
     found = differences(known, plan)
     if found:
         more = f", and {len(found) - 5} more differences" if len(found) > 5 else ""
-        raise ValueError(
+        raise UserValueError(
             f"output: {folder} holds another import: {'; '.join(found[:5])}{more}. Go on with the source and options "
             "of before, choose another folder, or delete this one."
         )
@@ -109,7 +110,7 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RuntimeError(
+                raise UserRuntimeError(
                     f"output: another import writes to {folder}. Start one process only; --workers makes it many."
                 ) from error
             print(f"Warning: {folder} cannot be locked ({error}). Start no second import on it.")

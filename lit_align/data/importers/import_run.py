@@ -17,6 +17,7 @@ from lit_align.data.importers.source import Part, Reject, Source
 from lit_align.data.importers.worker_pool import shared, worker_count
 from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, rows_file, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
+from lit_align.user_errors import UserOSError, UserValueError
 
 REJECTS = "rejects.jsonl"
 MAY_RETURN = ("image missing", "prompt missing")  # a drive may have been away, or a folder named wrongly
@@ -76,9 +77,9 @@ def import_source(source: Source, output: str, pairs_per_shard: int, workers: in
         RuntimeError: if another import writes to the folder, or a worker was killed.
     """
     if pairs_per_shard < 1:
-        raise ValueError(f"pairs_per_shard: {pairs_per_shard}; it must be at least 1.")
+        raise UserValueError(f"pairs_per_shard: {pairs_per_shard}; it must be at least 1.")
     if not source.rows:
-        raise ValueError(f"{source.name}: the source has no rows.")
+        raise UserValueError(f"{source.name}: the source has no rows.")
     processes = worker_count(workers)
     folder = local_folder(output)
     about = source.about()
@@ -130,7 +131,7 @@ def write_part(task: Task) -> int:
         try:
             record = _write_shard(task)
         except Exception as error:  # those of network libraries do not travel between processes
-            raise OSError(
+            raise UserOSError(
                 f"{task.path.name} cannot be written: {type(error).__name__}: {error}. The same command goes on there."
             ) from None
     _write_record(task.path.parent, task.number, record)
@@ -206,7 +207,7 @@ def _finish(source: str, shards: Shards, done_before: int) -> Summary:
         shutil.rmtree(shards.folder / RECORDS)  # nothing is to be kept of it
         (shards.folder / PLAN).unlink()
         most = ", ".join(f"{count} x {reason}" for reason, count in by_reason.items())
-        raise ValueError(f"Not one of {shards.rows} rows is a pair: {most}. See {shards.folder / REJECTS}.")
+        raise UserValueError(f"Not one of {shards.rows} rows is a pair: {most}. See {shards.folder / REJECTS}.")
     index = write_index(str(shards.folder), entries, {"import": {"source": source, "rejects": by_reason}})
     shutil.rmtree(shards.folder / RECORDS)
     return _summary(shards, index, done_before)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lit_align.data.importers.source import Reject, Rejected, checked_image, label_of, new_pair, outcome
 from lit_align.data.shards.storage import expand, is_url, open_binary
 from lit_align.data.shards.writer import NewPair
+from lit_align.user_errors import UserValueError
 
 IMAGES = ("jpg_0", "jpg_1")
 LABELS = ("label_0", "label_1")
@@ -145,11 +146,13 @@ def open_files(patterns: str | Sequence[str]) -> PickAPic:
     """
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not is_url(pattern) and Path(pattern).is_dir():
-            raise ValueError(f"files: {pattern} is a folder. Name the files in it: '{pattern.rstrip('/')}/*.parquet'")
+            raise UserValueError(
+                f"files: {pattern} is a folder. Name the files in it: '{pattern.rstrip('/')}/*.parquet'"
+            )
     paths = expand(patterns)
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
-        raise ValueError(f"files: {twice} is named twice. Name each file once.")
+        raise UserValueError(f"files: {twice} is named twice. Name each file once.")
     with ThreadPoolExecutor(16) as pool:
         few = len(paths) < 20
         tables = tqdm(pool.map(_open, paths), total=len(paths), desc="opening", unit="file", disable=few or None)
@@ -163,7 +166,7 @@ def hub_files(repo: str, revision: str, pattern: str) -> str:
         ValueError: if `repo` is not the name of one.
     """
     if len([part for part in repo.split("/") if part]) != 2 or is_url(repo):
-        raise ValueError(f"repo: {repo!r} is not the name of a data set on the hub, which is OWNER/NAME.")
+        raise UserValueError(f"repo: {repo!r} is not the name of a data set on the hub, which is OWNER/NAME.")
     return f"hf://datasets/{repo}@{quote(revision, safe='')}/{pattern}"
 
 
@@ -179,7 +182,7 @@ def _open(path: str) -> Table:
     needed = (*IMAGES, *LABELS, prompt)
     missing = [name for name in needed if name not in schema.names]
     if missing:
-        raise ValueError(
+        raise UserValueError(
             f"{path}: column {', '.join(missing)} is missing; there are {', '.join(schema.names)}. "
             f"Pick-a-Pic's columns are {', '.join(needed)}; pairs in another form: lit-align import folder --help."
         )
@@ -204,7 +207,7 @@ def _check_type(path: str, field: pa.Field) -> None:
         right = pa.types.is_string(text) or pa.types.is_large_string(text)
         wanted = "text"
     if not right:
-        raise ValueError(f"{path}: column {field.name} is of type {kind}; it must hold {wanted}.")
+        raise UserValueError(f"{path}: column {field.name} is of type {kind}; it must hold {wanted}.")
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lit_align.data.importers.source import Reject, Rejected, load_image, new_pair, one_label, outcome
 from lit_align.data.shards.storage import is_url, join, open_binary, parent
 from lit_align.data.shards.writer import NewPair
+from lit_align.user_errors import UserValueError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -122,14 +123,14 @@ def open_table(path: str, columns: Columns) -> Table:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (*SEPARATORS, ".jsonl"):
-        raise ValueError(f"table: {path} must end in {', '.join(SEPARATORS)} or .jsonl, which says how to read it.")
+        raise UserValueError(f"table: {path} must end in {', '.join(SEPARATORS)} or .jsonl, which says how to read it.")
     with open_binary(path) as file:
         data = file.read()
     try:
         text = data.decode("utf-8-sig")  # spreadsheets begin with a mark
         lines = list(_json_lines(text) if suffix == ".jsonl" else _cell_lines(text, SEPARATORS[suffix]))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"table: {path} cannot be read: {error}. Save it again, as UTF-8.") from error
+        raise UserValueError(f"table: {path} cannot be read: {error}. Save it again, as UTF-8.") from error
     names = dict.fromkeys(name for line in lines for name in line.cells)
     decided = _decided(path, list(names), columns)
     return Table(path, hashlib.sha256(data).hexdigest(), columns, decided, lines)
@@ -165,7 +166,7 @@ def _decided(path: str, names: list[str], columns: Columns) -> bool:
     complete = [all(name in names for name in wanted) for wanted in (labelled, ordered)]
     if sum(complete) != 1:
         has = "both" if all(complete) else "neither"
-        raise ValueError(
+        raise UserValueError(
             f"table: {path} must have columns {', '.join(labelled)}, or else {', '.join(ordered)}, and has {has}; "
             f"it has {', '.join(names) or 'no column'}. Options such as --prompt_column say what they are called."
         )

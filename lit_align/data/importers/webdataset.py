@@ -18,6 +18,7 @@ from lit_align.data.importers.worker_pool import shared, worker_count
 from lit_align.data.shards.index import INDEX, ShardEntry, entry_of, index_shard, read_rows, rows_file, write_index
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.shards.storage import expand, is_url, size
+from lit_align.user_errors import UserValueError
 
 
 class Looked(NamedTuple):
@@ -67,25 +68,27 @@ def _place(shards: list[str], output: str | None) -> Path:
         folders = {str(Path(shard).parent) for shard in shards if not is_url(shard)}
         if len(folders) != 1 or any(map(is_url, shards)):
             where = f"in {len(folders)} folders" if folders else "on the network"
-            raise ValueError(f"output: the shards lie {where}; name a local folder for their index.")
+            raise UserValueError(f"output: the shards lie {where}; name a local folder for their index.")
         output = folders.pop()
         if not os.access(output, os.W_OK):
-            raise ValueError(f"output: {output} cannot be written to; name another folder for the shards' index.")
+            raise UserValueError(f"output: {output} cannot be written to; name another folder for the shards' index.")
     names = Counter(rows_file(shard, output) for shard in shards)
     twice = [shard for shard in shards if names[rows_file(shard, output)] > 1]
     if twice:
-        raise ValueError(f"shards: {twice[0]} and {twice[1]} have one name. Give them an import and an --output each.")
+        raise UserValueError(
+            f"shards: {twice[0]} and {twice[1]} have one name. Give them an import and an --output each."
+        )
     return local_folder(output)
 
 
 def _refuse_others(folder: Path, names: list[str]) -> None:
     if (folder / PLAN).is_file():
-        raise ValueError(f"{folder} has {PLAN}: another import writes the index of these shards.")
+        raise UserValueError(f"{folder} has {PLAN}: another import writes the index of these shards.")
     if (folder / INDEX).is_file():
         listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
         lost = [entry["name"] for entry in listed if entry["name"] not in names]
         if lost:
-            raise ValueError(
+            raise UserValueError(
                 f"{folder / INDEX} names {len(lost)} shards that are not named now, first {lost[0]}. Name all of them, "
                 "choose another --output, or delete the index first."
             )
@@ -133,7 +136,7 @@ def _finish(folder: Path, looked: list[Looked], done_before: int) -> Summary:
     pairs, ties = sum(entry.pairs for entry in entries), sum(entry.ties for entry in entries)
     if pairs + ties == 0:
         most = ", ".join(f"{count} x {reason}" for reason, count in by_reason.items()) or "there is none"
-        raise ValueError(f"Not one sample is a pair: {most}. See {folder / REJECTS}.")
+        raise UserValueError(f"Not one sample is a pair: {most}. See {folder / REJECTS}.")
     write_index(str(folder), entries, {"import": {"source": "webdataset", "rejects": by_reason}})
     return Summary(folder, len(looked), done_before, pairs, ties, by_reason)
 

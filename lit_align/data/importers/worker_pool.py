@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
+from lit_align.user_errors import UserRuntimeError, UserValueError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -24,7 +26,7 @@ def worker_count(workers: int | None) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(16, cores)
     if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1.")
+        raise UserValueError(f"workers is {workers}; it must be at least 1.")
     return workers
 
 
@@ -49,7 +51,7 @@ def shared(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) 
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"One of {workers} worker processes was killed, perhaps because memory ran out. "
                 "The same command goes on where it stopped; try it with fewer --workers."
             ) from error

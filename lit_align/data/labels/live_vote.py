@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Ballot, Vote
 from lit_align.types import PreferenceBatch
+from lit_align.user_errors import UserValueError
 
 
 class LiveVote:
@@ -23,12 +24,14 @@ class LiveVote:
 
     def __init__(self, vote: Vote | None, scorers: Mapping[str, Scorer]) -> None:
         if vote is None:
-            raise ValueError("data.scorers is set, but data.vote is not. Say in data.vote how the scorers vote.")
+            raise UserValueError("data.scorers is set, but data.vote is not. Say in data.vote how the scorers vote.")
         missing = [name for name in vote.scorers if name not in scorers]
         if missing:
-            raise ValueError(f"data.scorers lacks {missing[0]!r}, which data.vote names; it has {', '.join(scorers)}.")
+            raise UserValueError(
+                f"data.scorers lacks {missing[0]!r}, which data.vote names; it has {', '.join(scorers)}."
+            )
         if vote.needs_data_set:
-            raise ValueError(
+            raise UserValueError(
                 f"data.vote.rule {vote.rule} looks at the whole data set, which a batch is not. "
                 "Run lit-align score first and leave data.scorers out."
             )

@@ -14,6 +14,7 @@ from torch import Tensor, tensor
 
 from lit_align.common.files import whole_or_nothing
 from lit_align.data.shards.storage import is_url
+from lit_align.user_errors import UserValueError
 
 SCHEMA = pa.schema(
     [
@@ -61,7 +62,7 @@ def side_file(shard: str, folder: str | None = None) -> Path:
         ValueError: beside a shard that is not a local file.
     """
     if folder is None and is_url(shard):
-        raise ValueError(f"Scores of {shard} cannot lie beside it. Name a local folder for them.")
+        raise UserValueError(f"Scores of {shard} cannot lie beside it. Name a local folder for them.")
     path = Path(shard)
     return (path.parent if folder is None else Path(folder)) / f"{path.stem}.scores.parquet"
 
@@ -76,7 +77,7 @@ def side_files(shards: Sequence[str], folder: str | None) -> list[Path]:
     first: dict[Path, str] = {}
     for shard, path in zip(shards, paths, strict=True):
         if first.setdefault(path, shard) != shard:
-            raise ValueError(
+            raise UserValueError(
                 f"{first[path]} and {shard} would share the scores in {path}. Keep scores beside the shards, or give "
                 "shards of equal names a folder each."
             )
@@ -97,7 +98,7 @@ def read_scores(path: Path) -> dict[str, Scores]:
         rows = table.filter(pa.compute.equal(table["scorer"], scorer)).to_pydict()
         identities = {Identity(*both) for both in zip(rows["version"], rows["fingerprint"], strict=True)}
         if len(identities) != 1 or len(set(rows["key"])) != len(rows["key"]):
-            raise ValueError(f"{path} has scores by {scorer!r} twice. Delete it and score the shard again.")
+            raise UserValueError(f"{path} has scores by {scorer!r} twice. Delete it and score the shard again.")
         scores[scorer] = Scores(
             identities.pop(), rows["key"], rows["content"], tensor(rows["score_0"]), tensor(rows["score_1"])
         )
@@ -108,9 +109,11 @@ def _read_table(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error}. Delete it and score the shard again.") from error
+        raise UserValueError(
+            f"{path} cannot be read as Parquet: {error}. Delete it and score the shard again."
+        ) from error
     if not table.schema.equals(SCHEMA):
-        raise ValueError(f"{path} has other columns than scores have: {table.schema.names}. Move it away.")
+        raise UserValueError(f"{path} has other columns than scores have: {table.schema.names}. Move it away.")
     return table
 
 
@@ -178,7 +181,7 @@ def _sums(path: Path, names: Sequence[str]) -> dict[str, _Sums]:
 def _survey(name: str, by_shard: dict[str, _Sums | None]) -> Survey:
     found = {shard: sums for shard, sums in by_shard.items() if sums is not None}
     if not found:
-        raise ValueError(
+        raise UserValueError(
             f"There are no scores by {name!r} for {next(iter(by_shard))} and {len(by_shard) - 1} other shards. "
             f"Run: lit-align score --shards ... --scorers {name}, or set data.scorers to score while training."
         )
@@ -186,7 +189,7 @@ def _survey(name: str, by_shard: dict[str, _Sums | None]) -> Survey:
     for other, sums in found.items():
         if sums.identities != found[first].identities or len(sums.identities) > 1:
             here, there = (" and ".join(map(str, found[shard].identities)) for shard in (first, other))
-            raise ValueError(
+            raise UserValueError(
                 f"Scores by {name!r} are stale: {first} has {here}, {other} has {there}. "
                 "Run lit-align score on these shards, with the same options and --overwrite."
             )

@@ -19,6 +19,7 @@ from PIL import Image
 from lit_align.common.files import whole_or_nothing, write_text
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.shards.storage import join, open_binary, parent
+from lit_align.user_errors import UserValueError
 
 INDEX = "index.json"
 FORMAT = 1
@@ -153,12 +154,14 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
         with open_binary(path) as file:
             table = pq.read_table(file, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
+        raise UserValueError(
             f"{path} cannot be read as an index: {error}. Delete it, and import the shards again."
         ) from error
     about = table.schema.metadata or {}
     if about.get(b"format") != str(FORMAT).encode():
-        raise ValueError(f"{path} is no index of this version of lit-align. Delete it, and import the shards again.")
+        raise UserValueError(
+            f"{path} is no index of this version of lit-align. Delete it, and import the shards again."
+        )
     return table
 
 
@@ -208,7 +211,7 @@ def read_index(path: str) -> list[tuple[str, str]]:
             raise KeyError(f"format {index['format']}")
         shards = [join(folder, entry["name"]) for entry in index["shards"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserValueError(
             f"{path} is no index of this version of lit-align: {error!r}. Import the shards again."
         ) from error
     return [(shard, rows_file(shard, folder)) for shard in shards]

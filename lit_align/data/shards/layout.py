@@ -13,12 +13,13 @@ from typing import IO, NamedTuple
 from webdataset.tariterators import base_plus_ext
 
 from lit_align.data.shards.storage import open_binary
+from lit_align.user_errors import UserValueError
 
 PROMPT_FIELDS = ("caption.txt", "original_prompt.txt")
 BLOCK = 512  # bytes, of which a tar file is made
 
 
-class SampleError(ValueError):
+class SampleError(UserValueError):
     """A sample that cannot become a pair, or a shard that cannot be read; the message names shard and key."""
 
 

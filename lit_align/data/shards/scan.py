@@ -17,6 +17,7 @@ from lit_align.data.labels.stored import HumanLabels, Labels, stale
 from lit_align.data.shards.index import ROWS, SIZES, key_digest, look_through, read_index, read_rows, rows_file
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.shards.storage import exists, expand, size
+from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def find(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: bo
     paths = [file.path for file in found]
     twice = next((path for path, count in Counter(paths).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice} is named twice; its pairs would train twice as often. Name each shard once.")
+        raise UserValueError(f"{twice} is named twice; its pairs would train twice as often. Name each shard once.")
     return found
 
 

@@ -16,6 +16,7 @@ import braceexpand
 import fsspec
 
 from lit_align.data.shards.timeouts import TimedFile, within
+from lit_align.user_errors import MissingPackageError, UserFileNotFoundError, UserValueError
 
 PIPE = "pipe:"
 PAUSES = (1.0, 5.0)  # seconds before the network is asked again
@@ -56,7 +57,7 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: 
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if pattern.startswith(PIPE):
             if not allow_pipe:
-                raise ValueError(
+                raise UserValueError(
                     f"{pattern!r} would run a shell command. If you trust it, turn it on with data.allow_pipe."
                 )
             found += [trust(command) for command in braceexpand.braceexpand(pattern)]
@@ -78,7 +79,7 @@ def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
     there = Path(path).exists() or not must_exist
     found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * there
     if not found:
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"{pattern!r}: there is no file {path!r} (working directory {Path.cwd()}). "
             "Braces {000..127} and wildcards * are expanded."
         )
@@ -90,11 +91,13 @@ def _match_url(url: str) -> list[str]:
     if not (("*" in url) if web else glob.has_magic(url)):
         return [url]
     if web:
-        raise ValueError(f"{url!r}: a web server cannot be asked for wildcards. Use braces {{000..127}}, or an index.")
+        raise UserValueError(
+            f"{url!r}: a web server cannot be asked for wildcards. Use braces {{000..127}}, or an index."
+        )
     filesystem, path = _filesystem(url)
     found = [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
     if not found:
-        raise FileNotFoundError(f"{url!r} matches no file.")
+        raise UserFileNotFoundError(f"{url!r} matches no file.")
     return found
 
 
@@ -104,7 +107,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         package = next((name for name in EXTRAS if name in str(error)), None)
         remedy = f" Install {package}, lit-align's extra {EXTRAS[package]}." if package else ""
-        raise ModuleNotFoundError(f"{url!r} cannot be read: {error}.{remedy}") from error
+        raise MissingPackageError(f"{url!r} cannot be read: {error}.{remedy}") from error
     return filesystem, path
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lit_align.common.files import write_text
 from lit_align.evaluation.report.sections import all_pairs, decimals, summary, verdict
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 FORMAT = 2  # of results.json
 LARGEST = 320  # pixels, longer side of an embedded picture
@@ -47,7 +48,9 @@ def write_report(folder: Path) -> Path:
     }
     for file in (file for numbered in files.values() for file in numbered):
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; run lit-align test again with the same --output to draw it.")
+            raise UserFileNotFoundError(
+                f"{file} is missing; run lit-align test again with the same --output to draw it."
+            )
     report = folder / "report.html"
     write_text(report, _page(results, _embed(files)))
     return report
@@ -55,11 +58,11 @@ def write_report(folder: Path) -> Path:
 
 def _read_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; lit-align test writes it into its --output.")
+        raise UserFileNotFoundError(f"{path} is missing; lit-align test writes it into its --output.")
     results: Any = json.loads(path.read_text(encoding="utf-8"))
     found = results.get("format") if isinstance(results, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{path}: format is {found}, not {FORMAT}; run this version's lit-align test.")
+        raise UserValueError(f"{path}: format is {found}, not {FORMAT}; run this version's lit-align test.")
     return dict(results)
 
 

@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.scorers.preprocessing import centre_crops
 from lit_align.scoring.scorers.weights import build, read_state_dict, weight_file
+from lit_align.user_errors import UserValueError
 
 
 class LinearHead(nn.Module):
@@ -30,11 +31,13 @@ class LinearHead(nn.Module):
         super().__init__()
         numbers = sorted({int(name.split(".")[0]) for name in state_dict if name.split(".")[0].isdigit()})
         if not numbers or set(state_dict) != {f"{n}.{part}" for n in numbers for part in ("weight", "bias")}:
-            raise ValueError(f"Head: expected N.weight and N.bias of linear layers, got {sorted(state_dict)}.")
+            raise UserValueError(f"Head: expected N.weight and N.bias of linear layers, got {sorted(state_dict)}.")
         weights = [state_dict[f"{n}.weight"] for n in numbers]
         widths = [weight.shape[0] for weight in weights]
         if [weight.shape[1] for weight in weights[1:]] != widths[:-1] or widths[-1] != 1:
-            raise ValueError(f"Head: layers of shapes {[tuple(weight.shape) for weight in weights]} are no chain to 1.")
+            raise UserValueError(
+                f"Head: layers of shapes {[tuple(weight.shape) for weight in weights]} are no chain to 1."
+            )
         self.layers = nn.ModuleList(nn.Linear(weight.shape[1], weight.shape[0]) for weight in weights)
         for layer, n in zip(self.layers, numbers, strict=True):
             layer.load_state_dict({part: state_dict[f"{n}.{part}"] for part in ("weight", "bias")})

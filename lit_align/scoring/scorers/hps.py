@@ -11,6 +11,7 @@ from lit_align.scoring.base import Scorer
 from lit_align.scoring.scorers.clip import clip_settings, cosines
 from lit_align.scoring.scorers.preprocessing import padded_squares
 from lit_align.scoring.scorers.weights import build, read_state_dict, weight_file
+from lit_align.user_errors import UserValueError
 
 
 class HPSv2(Scorer):
@@ -92,7 +93,7 @@ def clip_state_dict(open_clip: dict[str, Tensor]) -> dict[str, Tensor]:
             else:
                 mapped[f"{layer}{IN_LAYER[match[3]]}.{match[4]}"] = value
         elif name != "attn_mask":  # a constant that older versions of open_clip saved
-            raise ValueError(
+            raise UserValueError(
                 f"State dict: {name!r} is no weight of open_clip's CLIP with a vision transformer. "
                 "Choose the file that HPSv2 publishes, such as HPS_v2.1_compressed.pt."
             )

@@ -12,6 +12,7 @@ from lit_align.scoring.base import Scorer, tokenizer_digest
 from lit_align.scoring.scorers.aesthetic import LinearHead
 from lit_align.scoring.scorers.preprocessing import centre_crops
 from lit_align.scoring.scorers.weights import build, read_state_dict, weight_file
+from lit_align.user_errors import UserValueError
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of its rewards, ImageReward/ImageReward.py
 MAX_TOKENS = 35  # ibid., `score`
@@ -39,7 +40,7 @@ class ImageReward(Scorer):
         try:
             vision_config, text_config = _vision_config(vision), _text_config(text)
         except KeyError as error:
-            raise ValueError(
+            raise UserValueError(
                 f"{source}: no weight {error} in it. Choose the file that ImageReward publishes."
             ) from error
         self.vision = build(BlipVisionModel, vision_config, vision, source)
@@ -96,13 +97,13 @@ def blip_state_dicts(image_reward: dict[str, Tensor]) -> tuple[dict[str, Tensor]
     for name, value in image_reward.items():
         prefix = next((prefix for prefix in PARTS if name.startswith(prefix)), None)
         if prefix is None and not UNUSED.fullmatch(name):
-            raise ValueError(f"State dict: {name!r} is no weight of ImageReward. Choose the file it publishes.")
+            raise UserValueError(f"State dict: {name!r} is no weight of ImageReward. Choose the file it publishes.")
         if prefix is not None:
             own = name.removeprefix(prefix)
             parts[PARTS[prefix]][_vision_name(own) if prefix == "blip.visual_encoder." else own] = value
     for prefix, part in PARTS.items():
         if not parts[part]:
-            raise ValueError(f"State dict: no weight {prefix}*. Choose the file that ImageReward publishes.")
+            raise UserValueError(f"State dict: no weight {prefix}*. Choose the file that ImageReward publishes.")
     return parts["vision"], parts["text"], parts["head"]
 
 
@@ -111,7 +112,7 @@ def _vision_name(name: str) -> str:
     assert match  # any name does
     table = VISION if match["block"] is None else IN_BLOCK
     if match["name"] not in table:
-        raise ValueError(f"State dict: blip.visual_encoder.{name} is no weight of BLIP's vision transformer.")
+        raise UserValueError(f"State dict: blip.visual_encoder.{name} is no weight of BLIP's vision transformer.")
     layer = "" if match["block"] is None else f"encoder.layers.{match['block']}."
     return layer + table[match["name"]] + (match["kind"] or "")
 

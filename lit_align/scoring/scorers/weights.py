@@ -9,6 +9,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
+
 
 def weight_file(repo: str, filename: str, revision: str | None = None) -> Path:
     """The path of a file in `repo`, a local folder or a hub id.
@@ -19,12 +21,14 @@ def weight_file(repo: str, filename: str, revision: str | None = None) -> Path:
     if Path(repo).is_dir():
         path = Path(repo) / filename
         if not path.is_file():
-            raise FileNotFoundError(f"repo: the folder {repo!r} holds no {filename!r}. Check filename.")
+            raise UserFileNotFoundError(f"repo: the folder {repo!r} holds no {filename!r}. Check filename.")
         return path
     try:
         return Path(hf_hub_download(repo, filename, revision=revision))
     except EntryNotFoundError as error:
-        raise FileNotFoundError(f"repo: {repo!r} holds no {filename!r}, or no copy of it is here: {error}") from error
+        raise UserFileNotFoundError(
+            f"repo: {repo!r} holds no {filename!r}, or no copy of it is here: {error}"
+        ) from error
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -39,10 +43,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises pickle's, zip's and its own errors alike
-            raise ValueError(f"{path} is no file of weights alone, and so is not opened: {error}") from error
+            raise UserValueError(f"{path} is no file of weights alone, and so is not opened: {error}") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content  # HPSv2 wraps its own
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no tensors by name, but {type(content).__name__}. Check repo and filename.")
+        raise UserValueError(f"{path} holds no tensors by name, but {type(content).__name__}. Check repo and filename.")
     return {name: value.float() for name, value in content.items() if not name.endswith("position_ids")}
 
 
@@ -71,7 +75,7 @@ def build(model_class: Any, config: Any, state_dict: dict[str, Tensor], source: 
     )
     for problem in ("missing", "unexpected", "mismatched"):
         if keys := sorted(map(str, report[f"{problem}_keys"])):
-            raise ValueError(
+            raise UserValueError(
                 f"{source}: {len(keys)} {problem} weights for {model_class.__name__}, the first is {keys[0]}. "
                 "The file or the config is of another model; check repo, filename and config_repo."
             )

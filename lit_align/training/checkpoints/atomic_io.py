@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.backbones.loading.sharded import META, check_whole, is_resumable
 from lit_align.common.files import whole_or_nothing
+from lit_align.user_errors import UserFileNotFoundError, UserOSError, UserValueError
 
 log = logging.getLogger(__name__)
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError)  # what torch.load says of such files
@@ -40,25 +41,25 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with whole_or_nothing(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
-            raise OSError(_why_not_written(path, checkpoint, error)) from error
+            raise UserOSError(_why_not_written(path, checkpoint, error)) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Raises ValueError where the file is no checkpoint or a damaged one."""
         if Path(path).is_dir():
-            raise ValueError(
+            raise UserValueError(
                 f"ckpt_path {path} is a folder to which each device of a sharded run has written its part. Go on with "
                 "the trainer.strategy that the run began with (lit_align.training.strategies.FSDP2 or ZeRO2)."
             )
         if not Path(path).exists() and "://" not in str(path):
-            raise FileNotFoundError(
+            raise UserFileNotFoundError(
                 f"ckpt_path {path}: there is no such file. --ckpt_path last finds the run's last checkpoint."
             )
         try:
             return super().load_checkpoint(path, map_location, weights_only)
         except UNREADABLE as error:
-            raise ValueError(
+            raise UserValueError(
                 f"ckpt_path {path} is no checkpoint, or a damaged one ({str(error).splitlines()[0]}). "
                 "Resume with --ckpt_path last, which takes the last whole one of the run."
             ) from error
@@ -141,7 +142,7 @@ def check_writable(folder: Path) -> None:
             part.touch()
         (folder / "probe").unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(
+        raise UserOSError(
             f"Checkpoints cannot be written to {folder}: {error}. Make it writable, or choose another folder with "
             "trainer.logger.init_args.save_dir or ModelCheckpoint's dirpath."
         ) from error

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_align.user_errors import UserValueError
+
 log = logging.getLogger(__name__)
 
 
@@ -17,7 +19,7 @@ def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     """
     missing, foreign = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or foreign:
-        raise ValueError(
+        raise UserValueError(
             f"The checkpoint does not fit this model: {len(missing)} trained weights are missing "
             f"({', '.join(missing[:2]) or 'none'}), {len(foreign)} are unknown "
             f"({', '.join(foreign[:2]) or 'none'}). Resume with the model.backbone that the run began with "
@@ -26,7 +28,7 @@ def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     other = sorted(name for name, weight in wanted.items() if weight.shape != found[name].shape)
     if other:
         first = other[0]
-        raise ValueError(
+        raise UserValueError(
             f"The checkpoint does not fit this model: {len(other)} weights have another shape, such as {first}: "
             f"{tuple(found[first].shape)} in the checkpoint, {tuple(wanted[first].shape)} here. Resume with the "
             "model.backbone that the run began with (its repo, and the LoRA's rank)."
@@ -46,21 +48,21 @@ def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite
     """
     seed, objective = now["seed"], now["objective"]
     if began.get("seed", seed) != seed:
-        raise ValueError(
+        raise UserValueError(
             f"The run began with seed_everything {began['seed']}, not {seed}; its noise could not go on exactly. "
             f"Resume with --seed_everything {began['seed']}."
         )
     if began.get("objective", objective) != objective:
-        raise ValueError(
+        raise UserValueError(
             f"The run began with the objective {began['objective']}, not {objective}. Resume with that; or export its "
             f"weights, put them in the place of the pipeline's UNet, and begin a run with {objective} there."
         )
     for then, here, what in _differences(began, now):
-        raise ValueError(
+        raise UserValueError(
             f"The run began with {what} {then}, not {here}. Resume with the model.backbone that the run began with."
         )
     if began.get("fault") and non_finite == "stop":
-        raise ValueError(
+        raise UserValueError(
             f"The run was ended at this checkpoint's step: {began['fault']}. Resume from an earlier checkpoint, or "
             "leave such steps out with --model.non_finite skip."
         )
