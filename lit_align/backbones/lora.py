@@ -1,4 +1,4 @@
-"""Low-rank adapters on the denoiser (LoRA, arXiv 2106.09685), through peft."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the denoiser, through peft."""
 
 from dataclasses import dataclass, field
 
@@ -7,13 +7,13 @@ from peft import LoraConfig
 
 @dataclass(frozen=True)
 class LoRA:
-    """Settings of the adapter; the default is what MaPO's authors released.
+    """LoRA settings; the defaults are those that MaPO's authors released.
 
     Args:
-        rank: rank of the two factors.
-        alpha: the adapter's output is scaled by alpha / rank.
+        rank: inner dimension of the two factors.
+        alpha: scale; the adapter's output is multiplied by alpha / rank.
         target_modules: names of the denoiser's layers that get an adapter.
-        dropout: share of the adapter's inputs set to zero while training.
+        dropout: share of the adapter's inputs that are zeroed in training.
     """
 
     rank: int = 8
@@ -22,7 +22,7 @@ class LoRA:
     dropout: float = 0.0
 
     def config(self) -> LoraConfig:
-        """The same for peft: first factor Gaussian, second zero, so that training starts at the base model."""
+        """Return the peft config: first factor Gaussian, second zero, so that training starts at the base model."""
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,

@@ -7,7 +7,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -15,10 +14,9 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lit_align.backbones.sharding import local, norm_of_parts
+from lit_align.backbones.sharding import Denoiser, norm_of_parts, to_local
 from lit_align.user_errors import UserValueError
 
-Denoiser = Any  # UNet2DConditionModel, whose base classes are not typed
 POLICY, REFERENCE = "default", "reference"  # names of the adapters; the first is peft's own
 
 
@@ -51,9 +49,9 @@ class Reference(nn.Module, ABC):
         self.check_alpha(alpha)
         for frozen, policy in self.pairs().values():
             if alpha == 1:
-                local(frozen).copy_(local(policy))
+                to_local(frozen).copy_(to_local(policy))
             else:
-                local(frozen).lerp_(local(policy), alpha)
+                to_local(frozen).lerp_(to_local(policy), alpha)
         self.moved = True
 
     @torch.no_grad()
@@ -61,7 +59,7 @@ class Reference(nn.Module, ABC):
         """Euclidean distance of the policy's trained weights from the reference's, scalar; a collective if sharded."""
         # Tensor by tensor: all differences at once would be a third denoiser in memory.
         pairs = list(self.pairs().values())
-        parts = torch.stack([torch.dist(local(policy), local(frozen)) for frozen, policy in pairs])
+        parts = torch.stack([torch.dist(to_local(policy), to_local(frozen)) for frozen, policy in pairs])
         return norm_of_parts(parts, like=pairs[0][1])
 
 

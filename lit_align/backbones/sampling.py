@@ -1,29 +1,32 @@
-"""Images from a backbone: one image per prompt, each from its own seed."""
+"""Sample images from a backbone: one image per prompt, each from its own seed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.backbones.base import Backbone
 from lit_align.backbones.encoders import to_pixels
 
-DRAWING_VERSION = 1  # counts up whenever the same arguments draw another image: kept images are of one version
+# Increase when equal arguments give another image: stored images are only reused within one version.
+SAMPLING_VERSION = 1
 Sampler = Literal["euler", "ddim", "dpm++"]
-SCHEDULERS: dict[Sampler, tuple[Any, dict[str, Any]]] = {  # of diffusers, and what they are told beside the pipeline's
+SCHEDULERS: dict[Sampler, tuple[Any, dict[str, Any]]] = {  # class, changes to the pipeline's config
     "euler": (EulerDiscreteScheduler, {}),
-    "ddim": (DDIMScheduler, {"clip_sample": False}),  # latents go beyond 1, where its default would cut them
+    "ddim": (DDIMScheduler, {"clip_sample": False}),  # its default clips latents to [-1, 1]
     "dpm++": (DPMSolverMultistepScheduler, {}),
 }
 assert set(SCHEDULERS) == set(get_args(Sampler))
 
 
-class Drawn(NamedTuple):
-    """Images, and whether they are any."""
+class SampledImages(NamedTuple):
+    """Sampled images, and which of them are valid."""
 
     images: Tensor  # (n, 3, height, width) uint8 on the CPU
-    finite: Tensor  # (n,) bool on the CPU: latents and decoded values were numbers
+    finite: Tensor  # (n,) bool on the CPU: latents and decoded values are free of NaN and infinity
 
 
 def generate(
@@ -36,12 +39,12 @@ def generate(
     guidance_scale: float = 5.0,
     sampler: Sampler = "euler",
 ) -> Tensor:
-    """The images of `draw`, whatever they show."""
-    return draw(backbone, prompts, seeds, height, width, steps, guidance_scale, sampler).images
+    """Return the images (n, 3, height, width) uint8 of `sample_images`, without checking that they are finite."""
+    return sample_images(backbone, prompts, seeds, height, width, steps, guidance_scale, sampler).images
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     backbone: Backbone,
     prompts: list[str],
     seeds: list[int],
@@ -50,37 +53,47 @@ def draw(
     steps: int = 50,
     guidance_scale: float = 5.0,
     sampler: Sampler = "euler",
-) -> Drawn:
-    """One image for each prompt and seed; the caller chooses the autocast.
+) -> SampledImages:
+    """Sample one image per prompt and seed; the caller chooses the autocast.
 
-    The first noise of an image depends on its seed alone, so the same prompt and seed give comparable images
-    whatever the batch is. Global random state, modes and weights are as before on return. Encoders that were not loaded
-    are freed again; `borrowed_encoders` around several calls keeps them for all of these.
+    An image's first noise depends only on its seed, so images of one prompt and seed are comparable across batches.
+    Global random state, train/eval modes and weights are restored. Encoders loaded here are freed again; wrap several
+    calls in `borrowed_encoders` to load them once.
     """
     device = next(backbone.denoiser.parameters()).device
     shape = backbone.latent_shape(height, width)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    modes = {module: module.training for module in backbone.modules()}
-    scheduler, options = SCHEDULERS[sampler]
-    backbone.eval()
+    with _eval_mode(backbone), backbone.borrowed_encoders():
+        pipeline = _pipeline(backbone, sampler)
+        latents = pipeline(
+            prompt=prompts,
+            latents=noise.to(device),
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            output_type="latent",
+        ).images
+        del pipeline  # it refers to the borrowed encoders, which could not be freed
+        values = backbone.decode(latents)
+    finite = latents.isfinite().flatten(1).all(1) & values.isfinite().flatten(1).all(1)
+    return SampledImages(to_pixels(values).cpu(), finite.cpu())
+
+
+def _pipeline(backbone: Backbone, sampler: Sampler) -> Any:
+    pipeline, (scheduler, changes) = backbone.pipeline(), SCHEDULERS[sampler]
+    pipeline.scheduler = scheduler.from_config(backbone.scheduler.config, **changes)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into eval mode, and restore each submodule's own mode at the end."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        with backbone.borrowed_encoders():
-            pipeline = backbone.pipeline()
-            pipeline.scheduler = scheduler.from_config(backbone.scheduler.config, **options)
-            pipeline.set_progress_bar_config(disable=True)
-            latents = pipeline(
-                prompt=prompts,
-                latents=noise.to(device),
-                height=height,
-                width=width,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                output_type="latent",
-            ).images
-            del pipeline  # or it would keep what is borrowed
-            values = backbone.decode(latents)
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    finite = latents.isfinite().flatten(1).all(1) & values.isfinite().flatten(1).all(1)
-    return Drawn(to_pixels(values).cpu(), finite.cpu())

@@ -1,6 +1,6 @@
-"""Denoisers whose weights are shared out among devices (FSDP2), and their tensors as a part or as a whole."""
+"""FSDP2 sharding of a denoiser's weights, and conversion between full tensors and one device's shard."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,63 +9,67 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-if TYPE_CHECKING:
-    from lit_align.backbones.reference import Denoiser
+Denoiser = Any  # UNet2DConditionModel, whose base classes are not typed
 
 
 def shard_denoiser(
-    denoiser: "Denoiser", mesh: dist.DeviceMesh, dtype: torch.dtype | None, keep_for_backward: bool = False
+    denoiser: Denoiser, mesh: dist.DeviceMesh, dtype: torch.dtype | None, keep_for_backward: bool = False
 ) -> None:
-    """Share a UNet's weights out, block by block: a forward pass gathers one block at a time; again changes nothing.
+    """Apply FSDP2 per block, in place, so that a forward pass gathers one block at a time. Idempotent.
 
     Args:
-        denoiser: in place; names of its weights stay as they are.
-        mesh: of one dimension.
-        dtype: in which weights are gathered; None leaves them as they are. Gradients are summed in float32.
-        keep_for_backward: what a forward pass has gathered stays until the backward pass has used it.
+        denoiser: UNet to shard; its weights keep their names.
+        mesh: one-dimensional device mesh.
+        dtype: precision of gathered weights; None keeps their own. Gradients are summed in float32.
+        keep_for_backward: keep gathered weights from the forward pass until the backward pass has used them.
     """
     if isinstance(denoiser, FSDPModule):
         return
-    # Inputs stay as they are: SDXL's sizes in pixels are not whole numbers any more in bfloat16.
+    # Inputs are not cast: in bfloat16, SDXL's sizes in pixels would no longer be whole numbers.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     transformers = [module for module in denoiser.modules() if isinstance(module, BasicTransformerBlock)]
     blocks = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
     for module in (*transformers, *blocks, denoiser):
-        # Also the outermost, which torch would leave gathered until a backward pass that a reference never has.
+        # Set for the root too: torch would keep it gathered until a backward pass, which a reference never has.
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not keep_for_backward)
     if keep_for_backward:
-        denoiser.register_forward_hook(_let_go_without_backward)
+        denoiser.register_forward_hook(_reshard_without_backward)
 
 
-def _let_go_without_backward(denoiser: nn.Module, *_: object) -> None:
-    """After a forward pass that no backward pass follows: else the next step would be taken with these weights."""
+def _reshard_without_backward(denoiser: nn.Module, *_: object) -> None:
+    """Reshard after a forward pass without gradients; otherwise the next step would use these gathered weights."""
     if not torch.is_grad_enabled():
         for module in denoiser.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is on this device, sharing its memory; all of it where it is not sharded."""
+def to_local(tensor: Tensor) -> Tensor:
+    """Return this device's shard, sharing its memory; an unsharded tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor on every device; where it is sharded, a collective."""
+def to_full(tensor: Tensor) -> Tensor:
+    """Return the full tensor on every device. A collective if the tensor is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def put(target: Tensor, value: Tensor) -> None:
-    """Write `value`, which all devices have as a whole, into `target`, sharded or not."""
+def copy_full_(target: Tensor, value: Tensor) -> None:
+    """Copy the full tensor `value`, equal on all devices, into `target`, sharded or not."""
     value = value.to(target.device, target.dtype)
     if isinstance(target, DTensor):
         value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
-    local(target).copy_(local(value))
+    to_local(target).copy_(to_local(value))
 
 
 def norm_of_parts(norms: Tensor, like: nn.Parameter) -> Tensor:
-    """Euclidean norm over all devices of what has these norms (n,) on this one; a collective if `like` is sharded."""
+    """Combine the norms (n,) of this device's parts into one Euclidean norm over all devices.
+
+    Args:
+        norms: (n,) Euclidean norms of parts of one vector.
+        like: parameter sharded as these parts are; if it is sharded, this is a collective.
+    """
     norm = norms.norm()
     if isinstance(like, DTensor):
         square = norm.square()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_align.backbones.sharding import local, put, whole
+from lit_align.backbones.sharding import copy_full_, to_full, to_local
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
 from lit_align.common.files import whole_or_nothing
 from lit_align.training.module import AlignmentModule
@@ -124,7 +124,7 @@ class DivergenceGuard(L.Callback):
         if module.skipping.fault is not None:
             return module.skipping.fault
         weights = module.backbone.trainable_parameters().values()
-        finite = torch.stack([local(weight.detach()).isfinite().all() for weight in weights]).all()
+        finite = torch.stack([to_local(weight.detach()).isfinite().all() for weight in weights]).all()
         if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             return "there are weights that are not finite"
         now, start, limit = mean_of(self.recent), self.start, 1 + self.max_rise
@@ -175,7 +175,7 @@ class DivergenceGuard(L.Callback):
         weights = module.backbone.trainable_parameters()
         kept: dict[str, Tensor] = {}
         for name, weight in weights.items():  # on all ranks, each of which may have a part
-            full = whole(weight.detach())
+            full = to_full(weight.detach())
             kept |= {name: full.cpu().contiguous()} if trainer.is_global_zero else {}
         if trainer.is_global_zero:
             with whole_or_nothing(path) as part:
@@ -200,7 +200,7 @@ class DivergenceGuard(L.Callback):
             file = safe_open(self.best["file"], framework="pt")  # it reads tensor by tensor
         for name, weight in weights.items():
             kept = file.get_tensor(name) if trainer.is_global_zero else torch.empty(0)
-            put(weight, trainer.strategy.broadcast(kept))
+            copy_full_(weight, trainer.strategy.broadcast(kept))
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
 

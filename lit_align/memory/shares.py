@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Self
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
-from lit_align.backbones.reference import Denoiser
+from lit_align.backbones.sharding import Denoiser
 from lit_align.memory.weight_bytes import WeightBytes
 
 Gathered = Literal["nothing", "layers", "all"]  # of the policy's weights while it is trained; layers: those in use

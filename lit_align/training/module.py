@@ -13,7 +13,7 @@ from torch.optim import AdamW
 
 from lit_align import __version__
 from lit_align.backbones import Backbone
-from lit_align.backbones.sharding import whole
+from lit_align.backbones.sharding import to_full
 from lit_align.diffusion import noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw, drop_prompts, fixed_draw, seeded_draw
 from lit_align.objectives import Objective
@@ -184,7 +184,7 @@ class AlignmentModule(L.LightningModule):
         Gradients have been averaged over the ranks, so that all of them decide alike.
         """
         gradients = [p.grad for p in self.backbone.trainable_parameters().values() if p.grad is not None]
-        self.gradient_norm = whole(torch.nn.utils.get_total_norm(gradients))
+        self.gradient_norm = to_full(torch.nn.utils.get_total_norm(gradients))
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if self.gradient_norm.isfinite() or (scaler is not None and scaler.get_scale() >= 1):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

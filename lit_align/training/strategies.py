@@ -25,7 +25,7 @@ from lit_align.backbones.loading.sharded import (
     read_into,
     replace_folder,
 )
-from lit_align.backbones.sharding import put
+from lit_align.backbones.sharding import copy_full_
 from lit_align.user_errors import UserValueError
 
 REFUSED = ("deepspeed", "fsdp", "modelparallel")  # what their names begin with
@@ -132,7 +132,7 @@ class FSDP2(ModelParallelStrategy):
             read_into({"state_dict": own}, self._path)
         else:
             for name, weight in own.items():
-                put(weight, found[name])
+                copy_full_(weight, found[name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         assert self.model is not None

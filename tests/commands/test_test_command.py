@@ -341,7 +341,7 @@ def test_a_pipeline_that_differs_in_a_number_alone_draws_anew(tmp_path, dark, mo
     assert len({about["fingerprint"] for about in found["models"].values()}) == 4
     before = images(tmp_path / "out")
     assert len(set(before.values())) == len(before)
-    for name, version in (("DRAWING_VERSION", 2), ("transformers", SimpleNamespace(__version__="0"))):
+    for name, version in (("SAMPLING_VERSION", 2), ("transformers", SimpleNamespace(__version__="0"))):
         monkeypatch.setattr(contest, name, version)
         run(tmp_path, dark, models={"m0": models["m0"]}, output=name, **share)
     assert counts[4:] == [2, 2, 2, 2]

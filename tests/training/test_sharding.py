@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_align.backbones import LoRA
 from lit_align.backbones.loading.sharded import outlines, read_into
-from lit_align.backbones.sharding import whole
+from lit_align.backbones.sharding import to_full
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard, ReferenceUpdate, SampleGrid
 from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO
@@ -39,7 +39,7 @@ def two(strategy="ddp", **options):
 def whole_weights(module):
     """Policy and reference, whole; a collective."""
     named = module.backbone.trainable_parameters() | module.backbone.reference_weights()
-    return {name: whole(weight.detach()).clone() for name, weight in named.items()}
+    return {name: to_full(weight.detach()).clone() for name, weight in named.items()}
 
 
 class Sharded(L.Callback):

@@ -13,8 +13,8 @@ from lit_align.backbones.base import Backbone
 from lit_align.backbones.loading.hub import plain
 from lit_align.backbones.loading.sharded import is_sharded
 from lit_align.backbones.loading.trained import build_unet, merge_trained_lora, read_trained
-from lit_align.backbones.reference import Denoiser
 from lit_align.backbones.sdxl import StableDiffusionXL
+from lit_align.backbones.sharding import Denoiser
 from lit_align.backbones.stable_diffusion import StableDiffusion
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from lit_align.backbones.base import Backbone
 from lit_align.backbones.loading.sharded import META, is_sharded, read_whole
 from lit_align.backbones.lora import LoRA
-from lit_align.backbones.reference import REFERENCE, Denoiser
+from lit_align.backbones.reference import REFERENCE
+from lit_align.backbones.sharding import Denoiser
 from lit_align.user_errors import UserValueError
 
 PREFIX = "backbone.denoiser."

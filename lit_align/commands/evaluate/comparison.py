@@ -12,7 +12,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from lit_align.backbones.sampling import DRAWING_VERSION
+from lit_align.backbones.sampling import SAMPLING_VERSION
 from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
 from lit_align.commands.shared.models import Model, Sampling, Source, at_a_time, load_models, place_models
 from lit_align.commands.shared.process_group import Place
@@ -77,7 +77,7 @@ class Contest(NamedTuple):
         """What decides an image beside prompt and seed, as 16 hexadecimal digits."""
         threads = torch.get_num_threads() if self.place.device.type == "cpu" else None  # rounding depends on them
         how = [model.fingerprint, self.sampling._asdict(), self.guidance_scale, self.place.device.type, threads]
-        versions = [DRAWING_VERSION, str(torch.__version__), diffusers.__version__, transformers.__version__]
+        versions = [SAMPLING_VERSION, str(torch.__version__), diffusers.__version__, transformers.__version__]
         digest = hashlib.blake2b(json.dumps([*how, *versions]).encode())
         return digest.hexdigest()[:16]
 

@@ -57,7 +57,7 @@ class Model(NamedTuple):
         device = self.denoiser.device.type
         dtype = DTYPES[how.precision]
         with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype):
-            images, finite = sampling.draw(
+            images, finite = sampling.sample_images(
                 self.backbone, prompts, seeds, how.height, how.width, how.steps, guidance_scale, how.sampler
             )
         if not finite.all():
