@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_align.backbones.sampling import generate
-from tests.conftest import PAIRS, PIPELINE
+from tests.support.paths import PAIRS, PIPELINE
 from tests.support.published_unets import PUBLISHED
 
 PROMPTS = ["strawberry", "", "red apple"]

@@ -14,9 +14,10 @@ from lit_align.backbones.reference import FrozenAdapter, FrozenCopy
 from lit_align.callbacks import ReferenceUpdate, StartBanner
 from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO, MaPO
-from tests.conftest import PIPELINE, fork_ranks
+from tests.support.paths import PIPELINE
+from tests.support.processes import fork_ranks
 from tests.support.published_unets import PUBLISHED
-from tests.training.test_module import KeepLogs, equal, fit, make_data, make_module, weights
+from tests.support.runs import KeepLogs, equal, fit, make_data, make_module, weights
 
 KINDS = pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
 

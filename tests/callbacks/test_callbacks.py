@@ -13,7 +13,7 @@ from lit_align.backbones.sampling import generate
 from lit_align.callbacks import SampleGrid, StartBanner, StepProgress, Throughput
 from lit_align.callbacks.sample_grid import draw_grid
 from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
-from tests.training.test_module import equal, fit, make_data, make_module, weights
+from tests.support.runs import equal, fit, make_data, make_module, weights
 
 
 def grid(**changes):

@@ -10,23 +10,9 @@ from lit_align.callbacks import ChosenErrorRise, StepProgress
 from lit_align.objectives import DiffusionDPO
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics
 from lit_align.types import ObjectiveOutput, PairErrors
-from tests.training.test_module import KeepLogs, equal, fit, make_data, make_module, weights
-from tests.training.test_resume import keep_all
+from tests.support.runs import KeepLogs, equal, fit, held_out_errors, keep_all, make_data, make_module, weights
 
 VALIDATES = {"limit_val_batches": 2, "val_check_interval": 1, "check_val_every_n_epoch": None}
-
-
-def held_out_errors(module, batches=2):
-    """Chosen errors of the held-out pairs by their numbers, without the callback."""
-    data = make_data(batch_size=4)
-    data.setup("fit")
-    module.backbone.eval()
-    errors = {}
-    with torch.no_grad():
-        for _, batch in zip(range(batches), data.val_dataloader(), strict=False):
-            policy, _ = module.errors(batch, module.validation_draw(batch, 0), batch.prompts)
-            errors |= dict(zip(batch.number.tolist(), policy.chosen.tolist(), strict=True))
-    return torch.tensor([errors[number] for number in sorted(errors)])
 
 
 def test_held_out_values_by_timestep_range():

@@ -19,10 +19,8 @@ from lit_align.callbacks.divergence_guard import RESTORED, WEIGHTS, Mean, mean_o
 from lit_align.commands.export import export
 from lit_align.objectives import DiffusionDPO
 from lit_align.scoring.presets import load_scorers
-from tests.callbacks.test_diagnostics import held_out_errors
-from tests.conftest import PIPELINE, ROOT
-from tests.training.test_module import equal, fit, make_data, make_module, weights
-from tests.training.test_resume import keep_all
+from tests.support.paths import PIPELINE, ROOT
+from tests.support.runs import equal, fit, held_out_errors, keep_all, make_data, make_module, weights
 
 make_bundled = partial(make_module, repo=PIPELINE)  # whose pictures mean something
 
@@ -242,7 +240,7 @@ import sys, torch
 from lit_align.backbones import LoRA
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard
 from tests.callbacks.test_divergence_guard import with_rate
-from tests.training.test_module import fit, make_data, weights
+from tests.support.runs import fit, make_data, weights
 torch.set_num_threads(1)
 folder = sys.argv[1]
 module, rise = with_rate(0.3, lora=LoRA(rank=2)), ChosenErrorRise()

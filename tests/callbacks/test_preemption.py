@@ -14,9 +14,10 @@ import yaml
 
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, ReferenceUpdate
 from lit_align.objectives import DiffusionDPO
-from tests.conftest import PAIRS, ROOT, fork, fork_ranks, small_sdxl
-from tests.training.test_module import KeepLogs, Recorder, equal, fit, make_data, make_module, weights
-from tests.training.test_resume import keep_all
+from tests.support.paths import PAIRS, ROOT
+from tests.support.pipelines import small_sdxl
+from tests.support.processes import fork, fork_ranks
+from tests.support.runs import KeepLogs, Recorder, equal, fit, keep_all, make_data, make_module, weights
 
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM
 VALIDATES = {"limit_val_batches": 2, "check_val_every_n_epoch": None, "val_check_interval": 2}

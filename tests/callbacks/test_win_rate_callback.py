@@ -17,8 +17,8 @@ from lit_align.cli import main
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import Aesthetic, Colourfulness, Scorer, Sharpness
-from tests.conftest import PAIRS, PIPELINE, ROOT
-from tests.training.test_module import KeepLogs, equal, fit, make_data, make_module, weights
+from tests.support.paths import PAIRS, PIPELINE, ROOT
+from tests.support.runs import KeepLogs, equal, fit, make_data, make_module, weights
 
 STYLE = ROOT / "assets/emoji/scorers/style"
 PROMPTS = ["fox", "tulip", "cactus"]
@@ -250,7 +250,7 @@ def test_command_line_reads_and_keeps_the_scorers(tmp_path):
 
 TWO = """
 import sys, torch
-from tests.training.test_module import fit, make_data, make_module
+from tests.support.runs import fit, make_data, make_module
 from tests.callbacks.test_win_rate_callback import win_rate
 torch.set_num_threads(1)
 callback = win_rate()

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,57 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.backbones.sampling import generate
 from lit_align.cli import Parser, main
-from tests.conftest import PAIRS, PIPELINE, ROOT, small_sdxl
-
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-FOUR_VOTERS = {"voters": "[clip,style,colour]", "ties": "human"}  # those that have scored the bundled pairs
-CPU = str(ROOT / "configs/hardware/cpu.yaml")
+from tests.support.configs import CONFIGS, callbacks, small_options
+from tests.support.paths import PAIRS, PIPELINE, ROOT
 
 
 @pytest.fixture(autouse=True)
 def _in_project(monkeypatch):
     monkeypatch.chdir(ROOT)
-
-
-def small(config, folder, sd15, sd21):
-    """Overrides that run a config on one CPU with the bundled pairs and a small pipeline."""
-    name = config.stem
-    repo = sd15 if "sd15" in name else sd21 if "sd21" in name else small_sdxl()
-    vae = PIPELINE / "vae" if "sdxl" in name else None
-    four = [f"--data.vote.{key}={value}" for key, value in FOUR_VOTERS.items()] if "balanced_dpo_sd" in name else []
-    return [
-        f"--config={config}",
-        f"--config={CPU}",
-        f"--model.backbone.init_args.repo={repo}",
-        *([f"--model.backbone.init_args.vae_repo={vae}"] if vae else []),
-        "--model.backbone.init_args.vae_precision=fp32",
-        "--trainer.max_steps=2",
-        "--trainer.log_every_n_steps=1",
-        "--trainer.accumulate_grad_batches=1",
-        "--trainer.val_check_interval=2",
-        "--trainer.limit_val_batches=1",
-        f"--trainer.default_root_dir={folder}",
-        f"--trainer.logger.init_args.save_dir={folder}",
-        f"--data.train_shards={PAIRS}/train/0000{{0..1}}.tar",
-        f"--data.val_shards={PAIRS}/held_out/00000.tar",
-        "--data.resolution=32",
-        "--data.batch_size=2",
-        "--data.num_workers=0",
-        *four,
-        *callbacks(folder, moving="balanced" in name),
-    ]
-
-
-def callbacks(folder, moving=False):
-    """The configs' callbacks, with the folder and the size of the test: a later list replaces an earlier one."""
-    checkpoints = {"dirpath": f"{folder}/checkpoints", "every_n_train_steps": 1, "save_last": True}
-    grid = {"prompts": ["fox", "tulip"], "every_n_steps": 1, "height": 32, "width": 32, "steps": 2}
-    classes = {"lightning.pytorch.callbacks.ModelCheckpoint": checkpoints, "SampleGrid": grid}
-    classes |= {"ReferenceUpdate": {"every_n_steps": 1}} if moving else {}
-    listed = [{"class_path": name, "init_args": arguments} for name, arguments in classes.items()]
-    path = Path(folder) / "callbacks.yaml"
-    path.write_text(yaml.safe_dump({"trainer": {"callbacks": listed}}))
-    return [f"--config={path}"]
 
 
 def test_configs_are_all_here():
@@ -114,7 +69,7 @@ def test_config_dumps_to_itself(config, capsys):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
 def test_config_runs_and_its_export_loads(config, tmp_path, sd15, sd21, capsys):
-    main(["fit", *small(config, tmp_path, sd15, sd21)])
+    main(["fit", *small_options(config, tmp_path, sd15, sd21)])
     assert sorted(path.name for path in tmp_path.rglob("step-*.png")) == ["step-0000001.png", "step-0000002.png"]
     events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents*"))))
     events.Reload()
@@ -146,7 +101,7 @@ def test_export_gives_the_same_images(tmp_path, lora):
     """The live module, and diffusers with the exported weights, draw the same."""
     import lightning as L
 
-    from tests.training.test_module import fit, make_data, make_module
+    from tests.support.runs import fit, make_data, make_module
 
     module = make_module(lora=lora, repo=PIPELINE)
     module.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # far from the base
@@ -198,7 +153,7 @@ def test_objective_is_exchanged_without_traces_of_the_old_one(config, words, ini
 @pytest.mark.parametrize("name", ["quickstart", "quickstart_balanced_dpo", "balanced_dpo_sdxl_lora"])
 def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, capsys, name):
     """The README's commands on a run's folder."""
-    main(["fit", *small(ROOT / f"configs/{name}.yaml", tmp_path, sd15, sd21)])
+    main(["fit", *small_options(ROOT / f"configs/{name}.yaml", tmp_path, sd15, sd21)])
     config, checkpoint = next(tmp_path.rglob("config.yaml")), tmp_path / "checkpoints/last.ckpt"
     main(["fit", f"--config={config}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=3"])
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
@@ -215,7 +170,10 @@ def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, c
 
 def test_a_number_that_a_family_keeps_is_said(tmp_path, sd15, sd21, caplog):
     """DiffusionDPO and BalancedDPO share beta_dpo, and parsing keeps it: not silently."""
-    words = [*small(ROOT / "configs/quickstart_balanced_dpo.yaml", tmp_path, sd15, sd21), "--trainer.max_steps=1"]
+    words = [
+        *small_options(ROOT / "configs/quickstart_balanced_dpo.yaml", tmp_path, sd15, sd21),
+        "--trainer.max_steps=1",
+    ]
     with caplog.at_level("INFO"):
         main(["fit", *words, "--model.objective=SFT", *callbacks(tmp_path)])
         main(["fit", *words, "--model.objective.beta_dpo=300"])
@@ -238,7 +196,7 @@ def test_one_config_scores_in_the_loop(tmp_path, sd15, sd21, capsys):
     shards = tmp_path / "shards"
     shards.mkdir()
     shutil.copy(PAIRS / "train/00000.tar", shards)
-    words = small(ROOT / "configs/quickstart_balanced_dpo.yaml", tmp_path, sd15, sd21)
+    words = small_options(ROOT / "configs/quickstart_balanced_dpo.yaml", tmp_path, sd15, sd21)
     data = [f"--data.train_shards={shards}/*.tar", "--data.val_shards=null"]
     with pytest.raises(ValueError, match=r"There are no scores by 'clip'.*or set data\.scorers"):
         main(["fit", *words, *data])
@@ -291,7 +249,7 @@ def run(*words):
 
 def test_two_processes_train_together(tmp_path, sd15, sd21):
     """DDP on two CPU processes with workers: the run ends, both ranks share the grid, the banner counts both."""
-    words = small(ROOT / "configs/quickstart.yaml", tmp_path, sd15, sd21)
+    words = small_options(ROOT / "configs/quickstart.yaml", tmp_path, sd15, sd21)
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.num_workers=1"]
     result = run("fit", *words, *two)
     assert result.returncode == 0, result.stderr[-2000:]

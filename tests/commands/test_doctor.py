@@ -28,10 +28,11 @@ from lit_align.memory.shares import layers_in_use
 from lit_align.objectives import DiffusionDPO, MaPO
 from lit_align.scoring.base import Scorer
 from lit_align.training.module import COMPUTE_DTYPES, AlignmentModule
-from tests.commands.test_cli import CONFIGS, small
-from tests.conftest import PAIRS, PIPELINE, ROOT, small_sdxl
+from tests.support.configs import CONFIGS, small_options
+from tests.support.paths import PAIRS, PIPELINE, ROOT
+from tests.support.pipelines import small_sdxl
 from tests.support.published_unets import PUBLISHED
-from tests.training.test_module import fit, make_data
+from tests.support.runs import fit, make_data
 
 QUICKSTART = "--config=configs/quickstart.yaml"
 
@@ -306,7 +307,7 @@ def test_quickstart_is_fit(capsys):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
 def test_configs_are_looked_at(config, tmp_path, sd15, sd21, capsys):
-    code, report = visit(capsys, *small(config, tmp_path, sd15, sd21), "--memory=24")
+    code, report = visit(capsys, *small_options(config, tmp_path, sd15, sd21), "--memory=24")
     assert (code, report.count("fits\n")) == (0, 1), report
     assert ("reference   " in report) == ("dpo" in config.stem)
     assert "of 24.00 GB a device: fits" in report
@@ -485,7 +486,7 @@ def test_scorers_in_training_have_rules(capsys, tmp_path, words, messages):
 
 def test_what_a_sharding_strategy_refuses_is_told_and_not_advised(capsys, tmp_path, sd15, sd21):
     config, overlay = ROOT / "configs/mapo_sdxl_lora.yaml", "--config=configs/hardware/fsdp2_multi_node.yaml"
-    words = [*small(config, tmp_path, sd15, sd21), overlay, "--trainer.accelerator=gpu"]
+    words = [*small_options(config, tmp_path, sd15, sd21), overlay, "--trainer.accelerator=gpu"]
     refused = ["--trainer.precision=16-mixed", "--model.optimizer=bitsandbytes.optim.AdamW8bit"]
     code, report = visit(capsys, *words, *refused, "--memory=24")
     assert code == 1

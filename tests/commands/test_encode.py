@@ -35,7 +35,9 @@ from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.objectives import MaPO
 from lit_align.training.module import AlignmentModule
 from lit_align.types import PreferenceBatch
-from tests.conftest import PAIRS, PIPELINE, ROOT, fork, fork_ranks, small_sdxl
+from tests.support.paths import PAIRS, PIPELINE, ROOT
+from tests.support.pipelines import small_sdxl
+from tests.support.processes import fork, fork_ranks
 
 SHARDS, PAIRS_EACH = 3, 5
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 
-from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL, sampling
+from lit_align.backbones import StableDiffusion, StableDiffusionXL, sampling
 from lit_align.backbones.loading.denoisers import backbone_class, load_denoiser
 from lit_align.cli import main
 from lit_align.commands.generate.command import generate
@@ -21,7 +21,10 @@ from lit_align.data.shards.index import read_index, read_rows
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.evaluation.prompts import read_prompts
 from lit_align.scoring import Colourfulness
-from tests.conftest import PIPELINE, ROOT, fork, small_sdxl
+from tests.support.exports import adapter, darker
+from tests.support.paths import PIPELINE, ROOT
+from tests.support.pipelines import small_sdxl
+from tests.support.processes import fork
 
 NAMES = ["anchor", "bacon", "fox", "tulip", "bell"]
 SCORERS = ROOT / "assets/emoji/scorers/scorers.yaml"
@@ -258,30 +261,6 @@ def test_another_plan_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no generate\.json"):
         make(tmp_path, NAMES[:1])
     assert files(output) == {name: data for name, data in before.items() if name != "generate.json"}
-
-
-def darker(folder):
-    """A UNet that predicts otherwise."""
-    unet = UNet2DConditionModel.from_pretrained(PIPELINE, subfolder="unet")
-    with torch.no_grad():
-        unet.conv_out.bias.add_(0.1)
-    unet.save_pretrained(folder)
-    return folder
-
-
-def adapter(folder):
-    """A LoRA far from zero, in the layout of `lit-align export`."""
-    backbone = StableDiffusionXL(str(PIPELINE), lora=LoRA(rank=2, alpha=6))
-    torch.manual_seed(0)
-    layers = {}
-    for name, weight in backbone.denoiser.named_parameters():
-        if "lora_" in name:
-            layers[name.replace(".default.weight", ".weight")] = torch.randn_like(weight) * 0.1
-    metadata = {"r": 2, "lora_alpha": 6, "target_modules": LoRA().target_modules}
-    StableDiffusionXLPipeline.save_lora_weights(
-        folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata, safe_serialization=True
-    )
-    return folder
 
 
 def by_diffusers(folder, name, seed):

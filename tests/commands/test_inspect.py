@@ -15,7 +15,7 @@ from lit_align.data.importers.worker_pool import worker_count
 from lit_align.data.shards.index import INDEX, index_shard, rows_file, write_index
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.data.shards.writer import NewPair, write_shard
-from tests.conftest import PAIRS
+from tests.support.paths import PAIRS
 
 TRAIN = sorted((PAIRS / "train").glob("*.tar"))
 

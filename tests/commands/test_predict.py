@@ -21,8 +21,8 @@ from lit_align.commands.evaluate.predict import predict
 from lit_align.commands.shared import process_group as place
 from lit_align.data.images import decode_pixels
 from lit_align.evaluation.noise import prompt_seed
-from tests.commands.test_generate import adapter, darker
-from tests.conftest import PIPELINE, ROOT
+from tests.support.exports import adapter, darker
+from tests.support.paths import PIPELINE, ROOT
 
 NAMES = ["anchor", "bacon", "fox"]
 

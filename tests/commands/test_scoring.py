@@ -25,8 +25,10 @@ from lit_align.scoring.presets import load_scorers
 from lit_align.scoring.vote import Vote
 from lit_align.training.metrics import PreferenceMetrics
 from lit_align.types import ObjectiveOutput, PairErrors
-from tests.conftest import PAIRS, ROOT, fork, read_dicts, write_dicts
-from tests.training.test_module import KeepLogs, equal, fit, make_module, weights
+from tests.support.paths import PAIRS, ROOT
+from tests.support.processes import fork
+from tests.support.runs import KeepLogs, equal, fit, make_module, weights
+from tests.support.shards import read_dicts, write_dicts
 
 EMOJI_SCORERS = ROOT / "assets/emoji/scorers/scorers.yaml"
 NAMES = ["colour", "sharp", "exposure"]

@@ -43,10 +43,10 @@ from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.prompts import read_prompts
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import load_scorers
-from tests.commands.test_generate import darker
-from tests.conftest import PIPELINE, ROOT
-from tests.evaluation.test_image_store import other_picture
-from tests.training.test_module import fit, make_data, make_module
+from tests.support.exports import darker
+from tests.support.images import write_red_image
+from tests.support.paths import PIPELINE, ROOT
+from tests.support.runs import fit, make_data, make_module
 
 make_bundled = partial(make_module, repo=PIPELINE)  # whose pictures mean something
 
@@ -296,7 +296,7 @@ def test_the_first_of_two_runs_with_a_cache_wins(tmp_path, dark, monkeypatch):
 
     def overtaken(model, wanted, *rest):
         wanted[0].path.parent.mkdir(parents=True)
-        written[wanted[0].path] = other_picture(wanted[0].path)
+        written[wanted[0].path] = write_red_image(wanted[0].path)
         return draw(model, wanted, *rest)
 
     monkeypatch.setattr(contest, "draw_images", overtaken)
@@ -314,7 +314,7 @@ def test_an_image_that_is_changed_after_it_was_scored_is_an_error(tmp_path, dark
 
     def then_changed(gallery, *rest):
         score(gallery, *rest)
-        other_picture(gallery.paths[1])
+        write_red_image(gallery.paths[1])
 
     monkeypatch.setattr(Gallery, "score", then_changed)
     with pytest.raises(RuntimeError, match=r"cache: 1 images of base in .* have no score by colour.* again"):

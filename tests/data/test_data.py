@@ -19,7 +19,7 @@ from lit_align.data.order import Order
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.data.shards.scan import ShardFile, scan
 from lit_align.data.shards.storage import expand, read_range
-from tests.conftest import PAIRS
+from tests.support.paths import PAIRS
 
 
 def png(color, size=(8, 8), kind="PNG", mode="RGB"):

@@ -16,7 +16,7 @@ import torch
 
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.shards.index import index_shard
-from tests.conftest import PAIRS
+from tests.support.paths import PAIRS
 
 SHARD = PAIRS / "train/00003.tar"
 PAIR_COUNT = 26

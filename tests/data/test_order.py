@@ -12,7 +12,7 @@ from PIL import Image
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.buckets import SDXL_BUCKETS, assign_buckets, bucket_shapes
 from lit_align.data.shards.index import index_shard
-from tests.conftest import write_dicts
+from tests.support.shards import write_dicts
 
 
 def test_published_buckets():

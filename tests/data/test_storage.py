@@ -16,7 +16,7 @@ from lit_align.data.shards.index import entry_of, index_shard, write_index
 from lit_align.data.shards.layout import read_samples
 from lit_align.data.shards.storage import expand, open_binary, read_range, size
 from lit_align.data.shards.timeouts import within
-from tests.conftest import PAIRS
+from tests.support.paths import PAIRS
 
 TRAIN = PAIRS / "train"
 NAMES = ["00000.tar", "00001.tar"]

@@ -7,19 +7,15 @@ from PIL import Image
 from lit_align.common.files import write_first
 from lit_align.evaluation import image_store as gallery_module
 from lit_align.evaluation.image_store import Gallery
+from tests.support.images import write_red_image
 
 NAMES = ["anchor", "bacon", "fox", "tulip", "bell", "red apple", "axe", "cactus"]
-
-
-def other_picture(path):
-    Image.new("RGB", (32, 32), "red").save(path)
-    return path.read_bytes()
 
 
 def test_a_score_is_of_the_bytes_that_were_read(tmp_path):
     """Whatever happens to the file while a scorer looks at them."""
     gallery = Gallery(tmp_path, ["fox"], 0)
-    first = other_picture(gallery.paths[0])
+    first = write_red_image(gallery.paths[0])
     (key,) = gallery.keys([0])
 
     class Slow:
@@ -38,7 +34,7 @@ def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_module, "KEPT_AT_A_TIME", 2)
     gallery, seen = Gallery(tmp_path, NAMES, 0), []
     for path in gallery.paths:
-        other_picture(path)
+        write_red_image(path)
 
     class Dies:
         def score(self, images, prompts):

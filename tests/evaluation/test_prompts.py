@@ -8,7 +8,7 @@ import pytest
 
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.evaluation.prompts import SETS, read_prompts, set_names
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 PARTI = (
     "Prompt\tCategory\tChallenge\tNote\r\n"

@@ -17,7 +17,7 @@ from lit_align.evaluation.report.page import write_report
 from lit_align.evaluation.report.sections import MINUS, decimals, verdict
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring.presets import load_scorers
-from tests.conftest import PAIRS, ROOT
+from tests.support.paths import PAIRS, ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")

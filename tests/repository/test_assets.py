@@ -12,7 +12,7 @@ from lit_align.commands.score.command import score
 from lit_align.data.labels.score_files import read_scores, side_file, survey
 from lit_align.data.shards.scan import expand
 from lit_align.scoring.presets import load_scorers
-from tests.conftest import PAIRS, PIPELINE, ROOT
+from tests.support.paths import PAIRS, PIPELINE, ROOT
 
 SCORERS = ROOT / "assets/emoji/scorers"
 

@@ -6,7 +6,7 @@ import yaml
 
 from lit_align.cli import main
 from lit_align.training.strategies import check_strategy
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 FOLDER = ROOT / "configs/hardware"
 STEPS = 250  # optimizer steps between validations, as in the experiments

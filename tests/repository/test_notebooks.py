@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from notebooks.execute import execute
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 SHORT = {  # parameters with which a notebook shows little, and runs in seconds
     "01_quickstart": {"STEPS": 4, "IMAGES": 4},

@@ -3,7 +3,7 @@
 import ast
 from collections import Counter
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 BELOW = {"types", "user_errors", "common"}
 MODELS = BELOW | {"objectives", "diffusion", "backbones"}

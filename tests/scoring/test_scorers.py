@@ -34,7 +34,7 @@ from lit_align.scoring import (
 )
 from lit_align.scoring.scorers.analytic import colourfulness
 from lit_align.scoring.scorers.hps import clip_state_dict
-from tests.conftest import PIPELINE
+from tests.support.paths import PIPELINE
 
 TOKENIZER = PIPELINE / "tokenizer"
 PROMPTS = ["strawberry", "red apple", "fox", "a very long prompt " * 20]

@@ -10,9 +10,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.cli import main
 from lit_align.data.shards.index import index_shard
-from tests.conftest import PAIRS, PIPELINE, ROOT, read_dicts, write_dicts
-from tests.training.test_module import Recorder, equal, fit, make_data, make_module, weights
-from tests.training.test_resume import keep_all
+from tests.support.paths import PAIRS, PIPELINE, ROOT
+from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
+from tests.support.shards import read_dicts, write_dicts
 
 CONFIG = str(ROOT / "configs/quickstart.yaml")
 TRAIN = [str(PAIRS / f"train/0000{i}.tar") for i in range(2)]  # those of `make_data`

@@ -9,8 +9,8 @@ import torch
 from lit_align.backbones import LoRA
 from lit_align.callbacks import ReferenceUpdate
 from lit_align.objectives import DiffusionDPO
-from tests.conftest import fork_ranks
-from tests.training.test_module import KeepLogs, equal, fit, make_data, make_module, weights
+from tests.support.processes import fork_ranks
+from tests.support.runs import KeepLogs, equal, fit, make_data, make_module, weights
 
 TWO = {"devices": 2, "strategy": "ddp"}
 RATE = 0.02

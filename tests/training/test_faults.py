@@ -27,9 +27,9 @@ from lit_align.commands.export import export
 from lit_align.objectives import SFT, DiffusionDPO
 from lit_align.training.checkpoints.atomic_io import WholeCheckpointIO, check_writable, last_checkpoint, last_version
 from lit_align.training.config_checks import choose_version
-from tests.conftest import PAIRS, fork_ranks
-from tests.training.test_module import equal, fit, make_data, make_module, weights
-from tests.training.test_resume import keep_all
+from tests.support.paths import PAIRS
+from tests.support.processes import fork_ranks
+from tests.support.runs import equal, fit, keep_all, make_data, make_module, weights
 
 
 @pytest.fixture(scope="module")

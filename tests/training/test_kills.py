@@ -21,7 +21,8 @@ from lit_align import cli
 from lit_align.backbones.reference import FrozenCopy
 from lit_align.training.checkpoints.atomic_io import WholeCheckpointIO, last_checkpoint
 from lit_align.training.module import AlignmentModule
-from tests.conftest import PAIRS, ROOT, small_sdxl
+from tests.support.paths import PAIRS, ROOT
+from tests.support.pipelines import small_sdxl
 
 MOMENTS = {  # what a run is doing, the function that does it, how often it does that, and for how many seconds
     "step": (AlignmentModule, "training_step", 12, 0.2),

@@ -7,67 +7,14 @@ import pytest
 import torch
 import yaml
 
-from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
+from lit_align.backbones import LoRA, StableDiffusion
 from lit_align.data import PreferenceDataModule
-from lit_align.objectives import SFT, MaPO
+from lit_align.objectives import SFT
 from lit_align.training.metrics import PreferenceMetrics, WeightedMeans, implicit_accuracy
-from lit_align.training.module import AlignmentModule
 from lit_align.types import ObjectiveOutput, PairErrors
-from tests.conftest import PAIRS, ROOT, read_dicts, small_sdxl, write_dicts
-
-
-def make_module(seed=0, lora=None, objective=None, repo=None, backbone=StableDiffusionXL, **options):
-    """On the pipeline with the small random UNet, unless told otherwise."""
-    L.seed_everything(seed, verbose=False)
-    return AlignmentModule(
-        backbone(str(repo or small_sdxl()), lora=lora),
-        objective or MaPO(),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
-        seed=seed,
-        **options,
-    )
-
-
-def make_data(seed=0, **options):
-    settings = {"resolution": 32, "batch_size": 2, "num_workers": 0, "shuffle_window": 16, "flip_probability": 0.5}
-    shards = [str(PAIRS / f"train/0000{i}.tar") for i in range(2)]  # 52 pairs
-    return PreferenceDataModule(shards, str(PAIRS / "held_out/00002.tar"), seed=seed, **{**settings, **options})
-
-
-def fit(module, data, folder, steps, ckpt_path=None, callbacks=(), **options):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        default_root_dir=folder,
-        logger=options.pop("logger", False),
-        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
-        enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-        **{"limit_val_batches": 0, **options},
-    )
-    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
-    return trainer
-
-
-def weights(module):
-    return {name: p.detach().clone() for name, p in module.backbone.trainable_parameters().items()}
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-class Recorder(L.Callback):
-    """Numbers of the pairs of every batch."""
-
-    def __init__(self):
-        self.pairs = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.pairs.append(batch.number.tolist())
-
+from tests.support.paths import PAIRS, ROOT
+from tests.support.runs import KeepLogs, Recorder, equal, fit, make_data, make_module, weights
+from tests.support.shards import read_dicts, write_dicts
 
 # -- determinism and resume
 
@@ -238,15 +185,6 @@ def test_validation_gives_the_same_number_every_time(tmp_path):
     assert results[0]["val/accuracy"] == results[2]["val/accuracy"]
     assert results[0]["val/margin"] == pytest.approx(results[2]["val/margin"], rel=1e-4)
     assert results[0]["val/chosen_error"] == pytest.approx(results[2]["val/chosen_error"], rel=1e-5)
-
-
-class KeepLogs(L.pytorch.loggers.logger.DummyLogger):
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, metrics))
 
 
 def test_logged_means_cover_all_micro_batches_of_the_interval(tmp_path):

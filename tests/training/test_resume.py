@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from lit_align.backbones import LoRA
-from tests.conftest import fork_ranks
-from tests.training.test_module import Recorder, equal, fit, make_data, make_module, weights
-
-
-def keep_all(folder, **options):
-    return L.pytorch.callbacks.ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **options)
+from tests.support.processes import fork_ranks
+from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
 
 
 @pytest.mark.parametrize("buckets", [False, True], ids=["square", "buckets"])

@@ -21,9 +21,8 @@ from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO
 from lit_align.training.checkpoints.atomic_io import WholeCheckpointIO, last_checkpoint
 from lit_align.training.strategies import FSDP2, ZeRO2
-from tests.conftest import fork_ranks
-from tests.training.test_module import KeepLogs, equal, fit, make_data, make_module
-from tests.training.test_resume import keep_all
+from tests.support.processes import fork_ranks
+from tests.support.runs import KeepLogs, equal, fit, keep_all, make_data, make_module
 
 
 def make(optimizer=torch.optim.AdamW, rate=1e-3, **options):

@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from lit_align.cli import main
-from tests.conftest import PAIRS, ROOT, fork_ranks, small_sdxl
+from tests.support.paths import PAIRS, ROOT
+from tests.support.pipelines import small_sdxl
+from tests.support.processes import fork_ranks
 from tests.support.slurm_cluster import SlurmCluster, missing, wait_for
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no SLURM here: {missing()}")

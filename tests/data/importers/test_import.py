@@ -33,7 +33,7 @@ from lit_align.data.importers.table import shuffled
 from lit_align.data.shards.index import read_index, read_rows
 from lit_align.data.shards.layout import SampleError, parse_sample, read_samples
 from lit_align.data.shards.writer import NewPair, write_shard
-from tests.conftest import PAIRS
+from tests.support.paths import PAIRS
 
 BUNDLED = [parse_sample(sample) for i in range(2) for sample in read_samples(str(PAIRS / f"train/0000{i}.tar"))]
 

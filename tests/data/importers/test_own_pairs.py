@@ -13,7 +13,7 @@ import torch
 from lit_align.cli import main
 from lit_align.data import PreferenceDataModule
 from lit_align.data.shards.layout import parse_sample, read_samples
-from tests.conftest import PAIRS, ROOT
+from tests.support.paths import PAIRS, ROOT
 
 SHARD = PAIRS / "train/00002.tar"
 BUNDLED = [parse_sample(sample) for sample in read_samples(str(SHARD))]
