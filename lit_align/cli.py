@@ -1,246 +1,94 @@
-"""The command line: `lit-align fit | validate` through LightningCLI, and our own commands beside them."""
+"""The front door: a table of commands, each imported only when it is called."""
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from importlib import import_module
+from typing import Literal, NamedTuple
 
-import lightning as L
-from jsonargparse import auto_cli
-from jsonargparse.typing import PositiveFloat
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from lightning.pytorch.utilities import rank_zero_info
 
-import lit_align.backbones
-import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
-from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
-from lit_align.commands.doctor.command import doctor
-from lit_align.commands.doctor.run_parts import RunParts
-from lit_align.commands.encode.command import encode
-from lit_align.commands.evaluate.predict import predict
-from lit_align.commands.evaluate.test import test
-from lit_align.commands.export import export
-from lit_align.commands.generate.command import generate
-from lit_align.commands.importing.command import IMPORTERS
-from lit_align.commands.inspect.command import inspect
-from lit_align.commands.score.command import score
-from lit_align.commands.shared.training_config import run_with_config
-from lit_align.data import PreferenceDataModule
-from lit_align.training.checkpoints.atomic_io import (
-    WholeCheckpointIO,
-    check_writable,
-    checkpoint_folders,
-    last_checkpoint,
-)
-from lit_align.training.config_checks import choose_version, integer_seed, kept_numbers
-from lit_align.training.module import AlignmentModule
-from lit_align.training.strategies import check_strategy, name_of
+class Command(NamedTuple):
+    """A line of the table."""
 
-Command = Callable[..., None] | dict[str, Any]  # one function, or functions by the name of the subcommand
-COMMANDS: dict[str, Command] = {
-    "export": export,
-    "generate": generate,
-    "import": IMPORTERS,
-    "inspect": inspect,
-    "predict": predict,
-    "score": score,
-    "test": test,
+    line: str  # what it does
+    path: str  # module:name of a function or dataclass
+    # How the words of the command line reach it: parsed as its parameters or fields, parsed together with the
+    # config of a training run, or as they are.
+    takes: Literal["options", "config", "words"] = "options"
+
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "train": {
+        "fit": Command("train a model on preference pairs", "lit_align.commands.fit:fit", "words"),
+        "validate": Command("validate a checkpoint on held-out pairs", "lit_align.commands.fit:validate", "words"),
+        "export": Command("write a checkpoint's weights for diffusers", "lit_align.commands.export:export"),
+    },
+    "data": {
+        "import": Command(
+            "make shards of pairs from Pick-a-Pic, HPDv2, WebDataset or your own images",
+            "lit_align.commands.importing.command:IMPORTERS",
+        ),
+        "inspect": Command(
+            "report what is in shards, and what is broken", "lit_align.commands.inspect.command:inspect"
+        ),
+        "generate": Command("make pairs from a model's own images", "lit_align.commands.generate.command:generate"),
+        "score": Command("score the images of pairs, for votes", "lit_align.commands.score.command:score"),
+        "encode": Command(
+            "cache latents and prompt embeddings, for faster training",
+            "lit_align.commands.encode.command:encode",
+            "config",
+        ),
+    },
+    "judge": {
+        "test": Command(
+            "win rates of models against their base, with a report", "lit_align.commands.evaluate.test:test"
+        ),
+        "predict": Command("images of prompts, by any model", "lit_align.commands.evaluate.predict:predict"),
+    },
+    "before a run": {
+        "doctor": Command(
+            "whether a training run would start and fit into memory",
+            "lit_align.commands.doctor.doctor_cli:run_doctor",
+            "words",
+        ),
+    },
 }
-COMMANDS_WITH_CONFIG: dict[str, Callable[..., None]] = {"encode": encode}  # they read a training config
-EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
-
-
-class Parser(LightningArgumentParser):
-    """Names the extra that brings a missing package."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        for package, extra in EXTRAS.items():
-            if f"No module named '{package}'" in message:
-                how = f"pip install -e '.[{extra}]' in its checkout"
-                message += f"\n  Install {package}, lit-align's extra {extra}: {how}"
-        super().error(message, ex)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml` once training begins: a run that refuses to go on as another one keeps its own."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            super().setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
-
-
-class AlignmentCLI(LightningCLI):
-    """LightningCLI for our module and data, with one seed for everything."""
-
-    description = "Align text-to-image diffusion models with preference pairs."
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
-
-    def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        if self.subcommand:
-            check_strategy(name_of(config.trainer.strategy))
-        for kept in kept_numbers(config):
-            rank_zero_info(kept)
-        if config.get("ckpt_path") == "last":
-            choose_version(config.trainer.logger)
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """With our CheckpointIO, unless the config names another one, and our progress bar, unless it wants none."""
-        trainer = self.config_init[self.subcommand].trainer
-        if trainer.enable_progress_bar is False:
-            ours = self.trainer_defaults["callbacks"]
-            self.trainer_defaults["callbacks"] = [c for c in ours if not isinstance(c, StepProgress)]
-        given = trainer.plugins or []
-        plugins = given if isinstance(given, list) else [given]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, WholeCheckpointIO()]
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
-
-    def before_fit(self) -> None:
-        """`--ckpt_path last` is the run's last whole checkpoint; a run that has none begins."""
-        folders = checkpoint_folders(self.trainer)
-        if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
-            check_writable(folders[0])
-        if self.config_init.fit.ckpt_path == "last":
-            found = last_checkpoint(folders)
-            rank_zero_info(
-                f"ckpt_path last: {found.path}, of step {found.step:,}"
-                if found
-                else f"ckpt_path last: there is no checkpoint in {', '.join(map(str, folders))}; the run begins."
-            )
-            self.config_init.fit.ckpt_path = None if found is None else str(found.path)
-
-    @property
-    def exit_code(self) -> int:
-        """What the process is to exit with; not 0 where a signal has ended the run.
-
-        A process that Lightning itself has started leaves that to the one which did: Lightning kills that one, whatever
-        it still has to write, once another ends with a code.
-        """
-        launcher = self.trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher) and not self.trainer.is_global_zero:
-            environment = launcher.cluster_environment
-            if not environment.creates_processes_externally and environment.local_rank() != 0:
-                return 0
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
-        return next((callback.exit_code for callback in callbacks if isinstance(callback, Preemption)), 0)
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {"fit": skipped, "validate": skipped}
-
-
-class DoctorCLI(AlignmentCLI):
-    """Understands what `fit` understands, and instantiates nothing of it."""
-
-    description = (
-        "Say whether a training run would start, what memory it would need and what to change, without training. "
-        "Ends with status 1 where it would not start."
-    )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument(
-            "--memory",
-            type=PositiveFloat | None,
-            help="GB (10^9 bytes) of each GPU that the run is to have, for GPUs that this machine does not have",
-        )
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint that the run is to go on from")
-        parser.add_argument("--weights_only", type=bool | None, help="as in a run's own config; nothing comes of it")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)  # Lightning's own warns where args are not those of the process
-
-    def _set_seed(self) -> None:
-        """Nothing here draws."""
-
-    def instantiate_classes(self) -> None:
-        """The parts are made one by one, see `RunParts`."""
-
-    def run(self) -> int:
-        """Print the report; returns the exit code."""
-        found = doctor(RunParts(self.parser, self.config, self._instantiate_trainer), self.config.memory)
-        print(found.text())
-        return 1 if found.errors else 0
-
-
-CLI = TypeVar("CLI", bound=AlignmentCLI)
-
-
-def spell_flags(command: Callable[..., None], words: list[str]) -> list[str]:
-    """`--flag` alone as `--flag true`, for the command's boolean parameters."""
-    flags = {f"--{name}" for name, kind in get_type_hints(command).items() if kind is bool}
-    following = [*words[1:], ""]
-    bare = [
-        word in flags and after.lower() not in ("true", "false") for word, after in zip(words, following, strict=True)
-    ]
-    return [f"{word}=true" if alone else word for word, alone in zip(words, bare, strict=True)]
-
-
-def run_command(command: Command, name: str, words: list[str]) -> None:
-    """Parse a command's options and run it, or the subcommand that the first word names."""
-    if isinstance(command, dict):
-        if words and words[0] in command:
-            return run_command(command[words[0]], f"{name} {words[0]}", words[1:])
-    else:
-        words = spell_flags(command, words)
-    auto_cli(command, args=words, as_positional=False, prog=f"lit-align {name}")
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `lit-align`."""
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # nothing is unpickled
     words = sys.argv[1:] if arguments is None else arguments
-    if words and words[0] in COMMANDS:
-        run_command(COMMANDS[words[0]], words[0], words[1:])
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
         return
-    if words and words[0] in COMMANDS_WITH_CONFIG:
-        command = COMMANDS_WITH_CONFIG[words[0]]
-        run_with_config(command, spell_flags(command, words[1:]), prog=f"lit-align {words[0]}")
-        return
-    if words and words[0] == "doctor":
-        raise SystemExit(_cli(DoctorCLI, words[1:], run=False, prog="lit-align doctor").run())
-    code = _cli(AlignmentCLI, arguments, run=True, prog="lit-align").exit_code
-    if code:
-        sys.exit(code)
+    name, *rest = words
+    if name not in COMMANDS:
+        sys.exit(f"lit-align: there is no command {name!r}")
+    run(name, rest)
 
 
-def _cli(kind: type[CLI], words: list[str] | None, run: bool, prog: str) -> CLI:
-    """A LightningCLI with what all of ours have in common."""
-    others = [*COMMANDS, *COMMANDS_WITH_CONFIG, "doctor"]
-    return kind(
-        AlignmentModule,
-        PreferenceDataModule,
-        args=words,
-        run=run,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults={
-            "callbacks": [
-                StartBanner(),
-                Throughput(),
-                StepProgress(),
-                ChosenErrorRise(),
-                DueValidation(),
-                Preemption(),
-            ],
-            "enable_model_summary": False,  # the banner says it
-        },
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_class=Parser,
-        parser_kwargs={
-            "prog": prog,
-            "description": kind.description,
-            "epilog": f"Also: {', '.join(f'lit-align {name} --help' for name in others)}",
-        },
-    )
+def run(name: str, words: list[str]) -> None:
+    """Import a command and run it."""
+    module, _, attribute = COMMANDS[name].path.partition(":")
+    command = getattr(import_module(module), attribute)
+    if COMMANDS[name].takes == "words":
+        command(words)
+    elif COMMANDS[name].takes == "config":
+        from lit_align.commands.shared.command_line import spell_flags
+        from lit_align.commands.shared.training_config import run_with_config
+
+        run_with_config(command, spell_flags(command, words), prog=f"lit-align {name}")
+    else:
+        from lit_align.commands.shared.command_line import run_command
+
+        run_command(command, words, prog=f"lit-align {name}")
+
+
+def overview() -> str:
+    """All commands in their groups, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: lit-align COMMAND ...", "", "Align text-to-image diffusion models with preference pairs."]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:{width}}  {command.line}" for name, command in commands.items())]
+    return "\n".join([*lines, "", "lit-align COMMAND --help lists a command's options."])

@@ -23,7 +23,7 @@ ALLOWED = {
     "evaluation": BELOW | {"backbones", "data", "scoring"},
     "callbacks": TRAINING | {"memory", "evaluation"},
     "commands": TRAINING | {"memory", "evaluation", "callbacks"},
-    "cli": TRAINING | {"callbacks", "commands"},
+    "cli": {"commands", "user_errors"},
     "__main__": {"cli"},
     "__init__": {"moved"},
 }

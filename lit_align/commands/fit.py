@@ -1,0 +1,162 @@
+"""`lit-align fit` and `lit-align validate`: training and its validation through LightningCLI."""
+
+import sys
+from typing import Any, NoReturn, TypeVar
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_info
+
+import lit_align.backbones
+import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
+from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
+from lit_align.data import PreferenceDataModule
+from lit_align.training.checkpoints.atomic_io import (
+    WholeCheckpointIO,
+    check_writable,
+    checkpoint_folders,
+    last_checkpoint,
+)
+from lit_align.training.config_checks import choose_version, integer_seed, kept_numbers
+from lit_align.training.module import AlignmentModule
+from lit_align.training.strategies import check_strategy, name_of
+
+EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
+
+
+class Parser(LightningArgumentParser):
+    """Names the extra that brings a missing package."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        for package, extra in EXTRAS.items():
+            if f"No module named '{package}'" in message:
+                how = f"pip install -e '.[{extra}]' in its checkout"
+                message += f"\n  Install {package}, lit-align's extra {extra}: {how}"
+        super().error(message, ex)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` once training begins: a run that refuses to go on as another one keeps its own."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
+class AlignmentCLI(LightningCLI):
+    """LightningCLI for our module and data, with one seed for everything."""
+
+    description = "Align text-to-image diffusion models with preference pairs."
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)  # Lightning's own warns where args are not those of the process
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if self.subcommand:
+            check_strategy(name_of(config.trainer.strategy))
+        for kept in kept_numbers(config):
+            rank_zero_info(kept)
+        if config.get("ckpt_path") == "last":
+            choose_version(config.trainer.logger)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """With our CheckpointIO, unless the config names another one, and our progress bar, unless it wants none."""
+        trainer = self.config_init[self.subcommand].trainer
+        if trainer.enable_progress_bar is False:
+            ours = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in ours if not isinstance(c, StepProgress)]
+        given = trainer.plugins or []
+        plugins = given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def before_fit(self) -> None:
+        """`--ckpt_path last` is the run's last whole checkpoint; a run that has none begins."""
+        folders = checkpoint_folders(self.trainer)
+        if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
+            check_writable(folders[0])
+        if self.config_init.fit.ckpt_path == "last":
+            found = last_checkpoint(folders)
+            rank_zero_info(
+                f"ckpt_path last: {found.path}, of step {found.step:,}"
+                if found
+                else f"ckpt_path last: there is no checkpoint in {', '.join(map(str, folders))}; the run begins."
+            )
+            self.config_init.fit.ckpt_path = None if found is None else str(found.path)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process is to exit with; not 0 where a signal has ended the run.
+
+        A process that Lightning itself has started leaves that to the one which did: Lightning kills that one, whatever
+        it still has to write, once another ends with a code.
+        """
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher) and not self.trainer.is_global_zero:
+            environment = launcher.cluster_environment
+            if not environment.creates_processes_externally and environment.local_rank() != 0:
+                return 0
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
+        return next((callback.exit_code for callback in callbacks if isinstance(callback, Preemption)), 0)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {"fit": skipped, "validate": skipped}
+
+
+CLI = TypeVar("CLI", bound=AlignmentCLI)
+
+
+def fit(words: list[str]) -> None:
+    """Train. `words` are those of the command line after `fit`."""
+    _run("fit", words)
+
+
+def validate(words: list[str]) -> None:
+    """Validate a checkpoint on held-out pairs. `words` are those of the command line after `validate`."""
+    _run("validate", words)
+
+
+def _run(subcommand: str, words: list[str]) -> None:
+    code = make_cli(AlignmentCLI, [subcommand, *words], run=True, prog="lit-align").exit_code
+    if code:
+        sys.exit(code)
+
+
+def make_cli(kind: type[CLI], words: list[str], run: bool, prog: str) -> CLI:
+    """A LightningCLI with what all of ours have in common."""
+    return kind(
+        AlignmentModule,
+        PreferenceDataModule,
+        args=words,
+        run=run,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={
+            "callbacks": [
+                StartBanner(),
+                Throughput(),
+                StepProgress(),
+                ChosenErrorRise(),
+                DueValidation(),
+                Preemption(),
+            ],
+            "enable_model_summary": False,  # the banner says it
+        },
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_class=Parser,
+        parser_kwargs={"prog": prog, "description": kind.description},
+    )
