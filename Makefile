@@ -1,17 +1,20 @@
 # make quickstart: align the bundled small model on the bundled pairs, and see it.    make test: the tests.
-# Both make .venv first, with the versions of constraints.txt. PYTHON=... chooses another interpreter.
+# Each target first installs what it needs into .venv, with the versions of constraints.txt: quickstart what running
+# needs, test what testing adds. PYTHON=... chooses another interpreter.
 
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+INSTALLED_DEV := .venv/installed_dev
 QUICKSTART := runs/quickstart
 
 # Image processors that nothing here uses ask for torchvision.
 export TRANSFORMERS_VERBOSITY = error
 
-.PHONY: quickstart quickstart_balanced_dpo balanced_dpo_table objectives_table test test_mutations test_slurm_limit test_kills test_notebooks notebooks lint format clean
+.NOTPARALLEL:  # the targets share .venv and runs
+.PHONY: quickstart quickstart_balanced_dpo balanced_dpo_table objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks lint format clean
 
 quickstart: $(INSTALLED)
 	rm -rf $(QUICKSTART)
@@ -36,35 +39,44 @@ objectives_table: $(INSTALLED)
 	$(BIN)/python benchmarks/objectives.py --jobs 2 --record benchmarks/objectives.json
 
 # A process per core, up to 8, for each takes up to 2 GB; a file's tests stay together, for they share what they made.
-test: $(INSTALLED)
-	$(BIN)/pytest -n auto --maxprocesses=8 --dist=loadfile --max-worker-restart=0
+PYTEST_PARALLEL := $(BIN)/pytest -n auto --maxprocesses=8 --dist=loadfile --max-worker-restart=0
+
+# Every mechanism at least once, under 12 minutes on two cores.
+test: $(INSTALLED_DEV)
+	$(PYTEST_PARALLEL) -m "not slow"
+
+# The tests marked slow: kills, SLURM, and others that train in several processes or for many steps.
+test_slow: $(INSTALLED_DEV)
+	$(PYTEST_PARALLEL) -m slow
+
+test_all: test test_slow
 
 # Damaged shards: 2,000 mutations instead of 120, about 8 minutes.
-test_mutations: $(INSTALLED)
+test_mutations: $(INSTALLED_DEV)
 	LIT_ALIGN_MUTATIONS=2000 $(BIN)/pytest --timeout=3600 tests/data/test_mutations.py
 
 # Runs that are killed and resumed: 30 in place of 5, about 10 minutes; writes tests/records/kills.md.
-test_kills: $(INSTALLED)
+test_kills: $(INSTALLED_DEV)
 	LIT_ALIGN_KILLS=30 $(BIN)/pytest --timeout=3600 tests/training/test_kills.py
 
 # A job that SLURM warns before its time limit, about 5 minutes; writes tests/records/slurm_limit.txt.
-test_slurm_limit: $(INSTALLED)
+test_slurm_limit: $(INSTALLED_DEV)
 	LIT_ALIGN_SLURM_LIMIT=1 $(BIN)/pytest --timeout=1200 tests/training/test_slurm.py -k time_limit
 
 # Run the notebooks in full, about 5 minutes on two cores, and store them with what they print and draw.
-notebooks: $(INSTALLED)
+notebooks: $(INSTALLED_DEV)
 	$(BIN)/python notebooks/execute.py
 
 test_notebooks: notebooks
 	$(BIN)/pytest tests/repository/test_notebooks.py
 
-lint: $(INSTALLED)
+lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/audit.py
 
-format: $(INSTALLED)
+format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -73,8 +85,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11 to 3.13. Choose one: make PYTHON=..."; exit 1; }
 	@echo "Making .venv with $(PYTHON); installing takes a few minutes."
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@echo "Adding what tests, lint and notebooks need to .venv."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(INSTALLED)
+	touch $@
 
 clean:
 	rm -rf .venv runs
