@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_align.backbones.sharding import copy_full_, to_full, to_local
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
-from lit_align.common.files import whole_or_nothing
+from lit_align.common.files import atomic_path
 from lit_align.training.module import AlignmentModule
 from lit_align.training.steps import at_step
 from lit_align.types import PreferenceBatch
@@ -178,7 +178,7 @@ class DivergenceGuard(L.Callback):
             full = to_full(weight.detach())
             kept |= {name: full.cpu().contiguous()} if trainer.is_global_zero else {}
         if trainer.is_global_zero:
-            with whole_or_nothing(path) as part:
+            with atomic_path(path) as part:
                 save_file(kept, part)
 
     def _act(self, trainer: L.Trainer, module: L.LightningModule, fault: str | None) -> None:

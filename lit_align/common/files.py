@@ -10,7 +10,7 @@ from PIL import Image
 
 
 @contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Another name to write a file under; it gets its own once it is on the disk, or is removed if something is raised.
 
     Both names are in one folder: between file systems a move is a copy, which can be cut short.
@@ -26,10 +26,10 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_first(path: Path, data: bytes) -> None:
+def write_if_absent(path: Path, data: bytes) -> None:
     """Write a file that is either whole or not there, unless there is one: of several writers the first one wins."""
     own = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.whole")
-    with whole_or_nothing(own) as part:
+    with atomic_path(own) as part:
         part.write_bytes(data)
     try:
         path.hardlink_to(own)
@@ -43,11 +43,11 @@ def write_first(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is either whole or not there."""
-    with whole_or_nothing(path) as part:
+    with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_png(path: Path, image: Image.Image) -> None:
     """Write a picture that is either whole or not there."""
-    with whole_or_nothing(path) as part:
+    with atomic_path(path) as part:
         image.save(part, "PNG")

@@ -16,7 +16,7 @@ from lit_align.backbones import StableDiffusion, StableDiffusionXL, sampling
 from lit_align.backbones.loading.denoisers import backbone_class, load_denoiser
 from lit_align.cli import main
 from lit_align.commands.generate.command import generate
-from lit_align.commands.generate.recipes import PRESETS, choose_prefixes, draw
+from lit_align.commands.generate.recipes import PRESETS, choose_prefixes, pair_seeds
 from lit_align.data.shards.index import read_index, read_rows
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.evaluation.prompts import read_prompts
@@ -173,13 +173,13 @@ def test_seed_0_is_a_seed(whole, tmp_path):
 
 
 def test_draws():
-    assert draw("fox", 0, 0, False) == draw("fox", 0, 0, False)
-    drawn = [draw(name, seed, pair, False) for name in NAMES for seed in (0, 1) for pair in (0, 1)]
+    assert pair_seeds("fox", 0, 0, False) == pair_seeds("fox", 0, 0, False)
+    drawn = [pair_seeds(name, seed, pair, False) for name in NAMES for seed in (0, 1) for pair in (0, 1)]
     assert len({number for one in drawn for number in one.seeds}) == 2 * len(drawn)
     assert all(0 <= number < 2**32 for one in drawn for number in one.seeds)
-    same = draw("fox", 0, 0, True)
-    assert same.seeds[0] == same.seeds[1] == draw("fox", 0, 0, False).seeds[0]
-    first = [draw(str(number), 0, 0, False).rejected_first for number in range(2000)]
+    same = pair_seeds("fox", 0, 0, True)
+    assert same.seeds[0] == same.seeds[1] == pair_seeds("fox", 0, 0, False).seeds[0]
+    first = [pair_seeds(str(number), 0, 0, False).rejected_first for number in range(2000)]
     assert abs(np.mean(first) - 0.5) < 0.05
 
 

@@ -5,24 +5,26 @@ import subprocess
 import pytest
 import torch
 
-from lit_align.commands.shared import process_group as place_module
-from lit_align.commands.shared.process_group import Place, take_place
+from lit_align.commands.shared import process_group as group_module
+from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
 
 
 def test_a_failed_process_is_an_error():
-    def place(*words):
-        return Place(0, 1 + len(words), torch.device("cpu"), tuple(subprocess.Popen(word.split()) for word in words))
+    def group(*words):
+        return ProcessGroup(
+            0, 1 + len(words), torch.device("cpu"), tuple(subprocess.Popen(word.split()) for word in words)
+        )
 
-    place().wait()
-    place("true", "sleep 0.2").wait()
+    group().wait()
+    group("true", "sleep 0.2").wait()
     with pytest.raises(ChildProcessError, match=r"devices: process 3 of 3 ended with exit code 1, .*--devices 1"):
-        place("true", "false").wait()
+        group("true", "false").wait()
 
 
 def test_what_others_wrote_may_come_late(monkeypatch):
     slept = []
-    monkeypatch.setattr(place_module.time, "sleep", slept.append)
-    alone, one_of_two = (Place(0, count, torch.device("cpu")) for count in (1, 2))
+    monkeypatch.setattr(group_module.time, "sleep", slept.append)
+    alone, one_of_two = (ProcessGroup(0, count, torch.device("cpu")) for count in (1, 2))
     found = iter([None, None, 7])
     assert one_of_two.patiently(lambda: next(found)) == 7
     assert slept == [2, 2]
@@ -40,7 +42,7 @@ def test_threads_do_not_depend_on_the_processes(monkeypatch, variable, threads):
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     before = 4
     torch.set_num_threads(before)
-    assert take_place("cpu", 1) == Place(0, 1, torch.device("cpu"))
+    assert join_process_group("cpu", 1) == ProcessGroup(0, 1, torch.device("cpu"))
     assert torch.get_num_threads() == before
-    take_place("cpu", 1, pin_threads=True)
+    join_process_group("cpu", 1, pin_threads=True)
     assert torch.get_num_threads() == threads

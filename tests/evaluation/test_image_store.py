@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_align.common.files import write_first
+from lit_align.common.files import write_if_absent
 from lit_align.evaluation import image_store as gallery_module
 from lit_align.evaluation.image_store import Gallery
 from tests.support.images import write_red_image
@@ -51,14 +51,14 @@ def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
 def test_the_first_of_two_writers_wins(tmp_path, monkeypatch):
     """Also where the second one looked before the first had written; a disk without hard links keeps the last."""
     path = tmp_path / "new" / "a.png"
-    write_first(path, b"first")
-    write_first(path, b"second")
+    write_if_absent(path, b"first")
+    write_if_absent(path, b"second")
     assert path.read_bytes() == b"first"
 
     def no_links(*_):
         raise PermissionError
 
     monkeypatch.setattr(type(path), "hardlink_to", no_links)
-    write_first(path, b"third")
+    write_if_absent(path, b"third")
     assert path.read_bytes() == b"third"
     assert list(path.parent.iterdir()) == [path]

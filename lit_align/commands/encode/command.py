@@ -22,7 +22,7 @@ from lit_align.commands.encode.encoding import (
     encode_shard,
     prepared_batches,
 )
-from lit_align.commands.shared.process_group import Place, take_place
+from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
 from lit_align.common.files import write_text
 from lit_align.data.cache.format import (
     FINGERPRINT,
@@ -77,26 +77,26 @@ def encode(
         OSError: if the disk has less space than is needed.
     """
     patterns = _shards(data, split, batch_size)
-    place = take_place(accelerator, devices)
+    group = join_process_group(accelerator, devices)
     module, name = backbone.class_path.rsplit(".", 1)
     kind: type[Backbone] = getattr(import_module(module), name)
     encoders = kind.without_denoiser(**(backbone.init_args.as_dict() if "init_args" in backbone else {}))
     flips = flips or ("both" if split == "train" and data.flip_probability > 0 else "none")
     plan = make_plan(
-        patterns, data.resolution, data.aspect_buckets, data.on_error, data.allow_pipe, quiet=place.rank > 0
+        patterns, data.resolution, data.aspect_buckets, data.on_error, data.allow_pipe, quiet=group.rank > 0
     )
     rule = rules(encoders.encoders_identity(), data.resolution, data.aspect_buckets, flips, posterior)
-    _begin(output, rule | plan.describe(), plan, place)
+    _begin(output, rule | plan.describe(), plan, group)
     encoders.load_encoders()
-    encoders.to(place.device)
-    work = Work(encoders, place.device, plan.prompts, flips, posterior, batch_size, data.on_error)
-    todo = _todo(output, plan, place)
-    if place.rank == 0:
+    encoders.to(group.device)
+    work = Work(encoders, group.device, plan.prompts, flips, posterior, batch_size, data.on_error)
+    todo = _todo(output, plan, group)
+    if group.rank == 0:
         _announce(output, plan, todo, work)
-    skipped = _work(output, todo, work, place)
-    before = len(plan.shards[place.rank :: place.world_size]) - len(todo.shards)
-    print(f"{place}: encoded {len(todo.shards)} shards, {before} were done before, skipped {skipped} samples")
-    place.wait()
+    skipped = _work(output, todo, work, group)
+    before = len(plan.shards[group.rank :: group.world_size]) - len(todo.shards)
+    print(f"{group}: encoded {len(todo.shards)} shards, {before} were done before, skipped {skipped} samples")
+    group.wait()
 
 
 def _shards(data: Namespace, split: str, batch_size: int) -> str | list[str]:
@@ -117,7 +117,7 @@ def _shards(data: Namespace, split: str, batch_size: int) -> str | list[str]:
     return train
 
 
-def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, place: Place) -> None:
+def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, group: ProcessGroup) -> None:
     """Say what the folder is a cache of.
 
     Raises:
@@ -131,7 +131,7 @@ def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, place: Plac
                 f"output: {output} is a cache of something else: {'; '.join(changed)}. Choose another folder, delete "
                 "this one, or go back to the old values."
             )
-    if place.rank == 0:
+    if group.rank == 0:
         output.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(fingerprint, indent=1, ensure_ascii=False) + "\n")
         write_prompts(output / PROMPTS, plan.prompts)
@@ -144,8 +144,8 @@ class Todo(NamedTuple):
     prompts: dict[str, list[str]]  # by the file that they go to
 
 
-def _todo(output: Path, plan: Plan, place: Place) -> Todo:
-    mine = slice(place.rank, None, place.world_size)
+def _todo(output: Path, plan: Plan, group: ProcessGroup) -> Todo:
+    mine = slice(group.rank, None, group.world_size)
     files = {
         name: plan.prompts[number * PROMPTS_PER_FILE : (number + 1) * PROMPTS_PER_FILE]
         for number, name in list(enumerate(prompts_files(len(plan.prompts))))[mine]
@@ -222,9 +222,9 @@ def _seconds(todo: Todo, work: Work) -> float:
     return seconds
 
 
-def _work(output: Path, todo: Todo, work: Work, place: Place) -> int:
+def _work(output: Path, todo: Todo, work: Work, group: ProcessGroup) -> int:
     """Encode what is to be done; returns how many samples were skipped."""
-    hidden, skipped = place.rank > 0, 0  # the bars show the first process's share
+    hidden, skipped = group.rank > 0, 0  # the bars show the first process's share
     for name, prompts in tqdm(todo.prompts.items(), desc="prompts", unit="file", disable=hidden or not todo.prompts):
         save(output / name, encode_prompts(prompts, work))
     images = sum(shard.pairs for shard in todo.shards) * work.images_per_pair

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from lit_align.backbones.sampling import SAMPLING_VERSION
 from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
-from lit_align.commands.shared.models import Model, Sampling, Source, at_a_time, load_models, place_models
-from lit_align.commands.shared.process_group import Place
+from lit_align.commands.shared.models import Model, ModelSpec, Sampling, at_a_time, load_models, place_models
+from lit_align.commands.shared.process_group import ProcessGroup
 from lit_align.evaluation.image_store import Gallery
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.scoring.base import Scorer
@@ -36,21 +36,21 @@ class Contest(NamedTuple):
     seed: int  # of the noise, see `prompt_seed`
     sampling: Sampling
     guidance_scale: float
-    place: Place
+    group: ProcessGroup
     batch_size: int  # images, see `at_a_time`
     cache: Path  # folder of galleries
 
     @property
     def mine(self) -> range:
         """Numbers of the prompts that are this process's share."""
-        return range(self.place.rank, len(self.prompts), self.place.world_size)
+        return range(self.group.rank, len(self.prompts), self.group.world_size)
 
-    def draw(self, name: str, source: Source, vae_repo: str | None, variant: str | None) -> tuple[Gallery, str]:
+    def draw(self, name: str, spec: ModelSpec, vae_repo: str | None, variant: str | None) -> tuple[Gallery, str]:
         """The share's images by a model, those that are not there yet, and the model's fingerprint.
 
         The model is loaded for this alone, so that there is one in memory at a time.
         """
-        models = load_models([source], vae_repo, variant)
+        models = load_models([spec], vae_repo, variant)
         gallery = Gallery(self.cache / self._folder(models[0]), self.prompts, self.seed)
         todo = [
             Wanted(self.prompts[number], prompt_seed(self.prompts[number], self.seed), gallery.paths[number])
@@ -58,25 +58,25 @@ class Contest(NamedTuple):
             if not is_whole(gallery.paths[number])
         ]
         if todo:
-            place_models(models, self.place.device, self.sampling.precision)
+            place_models(models, self.group.device, self.sampling.precision)
         with self._bar(f"drawing {name}", len(todo)) as bar:
             plain = draw_images(models[0], todo, self.guidance_scale, self.sampling, self.batch_size, bar.update)
-        note_plain(self.place, name, plain)
+        note_plain(self.group, name, plain)
         fingerprint = models[0].fingerprint
         models.clear()
         gc.collect()  # a pipeline and its modules know each other
-        if self.place.device.type == "cuda":
+        if self.group.device.type == "cuda":
             torch.cuda.empty_cache()
         return gallery, fingerprint
 
     def _bar(self, title: str, total: int) -> "tqdm[NoReturn]":
         """Of the first process's share, if there is something to do."""
-        return tqdm(total=total, desc=title, unit="image", disable=not total or self.place.rank > 0)
+        return tqdm(total=total, desc=title, unit="image", disable=not total or self.group.rank > 0)
 
     def _folder(self, model: Model) -> str:
         """What decides an image beside prompt and seed, as 16 hexadecimal digits."""
-        threads = torch.get_num_threads() if self.place.device.type == "cpu" else None  # rounding depends on them
-        how = [model.fingerprint, self.sampling._asdict(), self.guidance_scale, self.place.device.type, threads]
+        threads = torch.get_num_threads() if self.group.device.type == "cpu" else None  # rounding depends on them
+        how = [model.fingerprint, self.sampling._asdict(), self.guidance_scale, self.group.device.type, threads]
         versions = [SAMPLING_VERSION, str(torch.__version__), diffusers.__version__, transformers.__version__]
         digest = hashlib.blake2b(json.dumps([*how, *versions]).encode())
         return digest.hexdigest()[:16]
@@ -92,8 +92,8 @@ class Contest(NamedTuple):
                 todo.append([number for number, key in zip(self.mine, own, strict=True) if key not in known])
             total = sum(map(len, todo))
             if total:
-                judge.scorer.prepare(self.place.device)
-            count = at_a_time(self.batch_size, self.place.device)
+                judge.scorer.prepare(self.group.device)
+            count = at_a_time(self.batch_size, self.group.device)
             with self._bar(f"scoring by {name}", total) as bar:
                 for gallery, numbers in zip(shares, todo, strict=True):
                     gallery.score(judge.scorer, judge.fingerprint, numbers, count, bar.update)
@@ -114,7 +114,7 @@ class Contest(NamedTuple):
                 known = gallery.scores(judge.fingerprint)
                 found = [known[key] for key in keys[name] if key in known]
                 if len(found) < len(self.prompts):
-                    if self.place.world_size == 1:
+                    if self.group.world_size == 1:
                         raise UserRuntimeError(
                             f"cache: {len(self.prompts) - len(found)} images of {name} in {gallery.folder} have no "
                             f"score by {judge_name}, for something else has changed them since. Run the same command "

@@ -21,9 +21,9 @@ from lit_align.commands.shared.models import (
     load_models,
     native_size,
     place_models,
-    source_of,
+    spec_of,
 )
-from lit_align.commands.shared.process_group import ALONE, Place, take_place
+from lit_align.commands.shared.process_group import ALONE, ProcessGroup, join_process_group
 from lit_align.common.files import write_text
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.prompts import read_prompts
@@ -87,37 +87,37 @@ def predict(
     counts = {"images_per_prompt": images_per_prompt, "steps": steps, "batch_size": batch_size}
     check_numbers(counts, {"height": height, "width": width})
     found = read_prompts(prompts, prompt_column)
-    source = source_of(model, model if is_pipeline(model) else find_base([model], base))
-    place = take_place(accelerator, devices, pin_threads=True)
-    precision = precision or default_precision(place.device)
-    models = load_models([source], vae_repo, variant)
+    spec = spec_of(model, model if is_pipeline(model) else find_base([model], base))
+    group = join_process_group(accelerator, devices, pin_threads=True)
+    precision = precision or default_precision(group.device)
+    models = load_models([spec], vae_repo, variant)
     if height is None or width is None:
-        own = native_size([source.repo], vae_repo)
+        own = native_size([spec.repo], vae_repo)
         height, width = height or own, width or own
     how = Sampling(height, width, steps, precision, sampler)
-    scale = default_guidance_scale(source.repo) if guidance_scale is None else guidance_scale
+    scale = default_guidance_scale(spec.repo) if guidance_scale is None else guidance_scale
     plan = {
         "prompts": {"count": len(found.unique), "digest": found.digest()},
         "images_per_prompt": images_per_prompt,
         "seed": seed,
-        "model": source._asdict(),
+        "model": spec._asdict(),
         "weights": models[0].fingerprint,
         "vae_repo": vae_repo,
         "drawing": {"guidance_scale": scale, **how._asdict()},
     }
-    settle_plan(output / PLAN, plan, place, made="*.png")
-    place_models(models, place.device, precision)
-    if place.rank == 0:
+    settle_plan(output / PLAN, plan, group, made="*.png")
+    place_models(models, group.device, precision)
+    if group.rank == 0:
         print(found)
     rows = _rows(found.unique, images_per_prompt, seed)
-    mine = [Wanted(row["prompt"], row["seed"], output / row["file"]) for row in rows[place.rank :: place.world_size]]
+    mine = [Wanted(row["prompt"], row["seed"], output / row["file"]) for row in rows[group.rank :: group.world_size]]
     todo = [image for image in mine if not is_whole(image.path)]
-    with tqdm(total=len(todo), desc="drawing", unit="image", disable=place.rank > 0) as bar:
+    with tqdm(total=len(todo), desc="drawing", unit="image", disable=group.rank > 0) as bar:
         plain = draw_images(models[0], todo, scale, how, batch_size, bar.update)
-    note_plain(place, "the model", plain)
-    print(f"{place}: drew {len(todo)} images, {len(mine) - len(todo)} were done before")
-    place.wait()
-    _write_table(output, rows, place)
+    note_plain(group, "the model", plain)
+    print(f"{group}: drew {len(todo)} images, {len(mine) - len(todo)} were done before")
+    group.wait()
+    _write_table(output, rows, group)
 
 
 def _rows(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[dict[str, Any]]:
@@ -128,15 +128,15 @@ def _rows(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[dic
     ]
 
 
-def _write_table(output: Path, rows: Sequence[dict[str, Any]], place: Place) -> None:
+def _write_table(output: Path, rows: Sequence[dict[str, Any]], group: ProcessGroup) -> None:
     """Whoever sees all images writes it, several processes if they end together: all would write the same."""
 
     def missing() -> int:
         return sum(not (output / row["file"]).is_file() for row in rows)
 
-    if place.patiently(lambda: None if missing() else True) is None:
+    if group.patiently(lambda: None if missing() else True) is None:
         left = missing()
-        print(f"{place}: {left} images of other processes are still to come; the last one writes {TABLE}. {ALONE}")
+        print(f"{group}: {left} images of other processes are still to come; the last one writes {TABLE}. {ALONE}")
         return
     write_text(output / TABLE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(f"{output}: {len(rows)} images, which {TABLE} describes")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lit_align.common.files import whole_or_nothing, write_text
+from lit_align.common.files import atomic_path, write_text
 from lit_align.evaluation.image_store import Gallery
 from lit_align.evaluation.report.page import write_report
 from lit_align.evaluation.tables import overview, to_text
@@ -58,7 +58,7 @@ def _link(image: Path, path: Path) -> None:
     """The same file under another name, or a copy where that is on another disk."""
     if path.exists() and path.samefile(image):
         return
-    with whole_or_nothing(path) as part:
+    with atomic_path(path) as part:
         try:
             part.hardlink_to(image)
         except OSError:

@@ -17,16 +17,16 @@ from lit_align.commands.evaluate.comparison import Contest, Judge
 from lit_align.commands.evaluate.publish import BASE, alone_in, publish, stamp
 from lit_align.commands.shared.manifest import compare_plans, read_plan
 from lit_align.commands.shared.models import (
+    ModelSpec,
     Sampling,
-    Source,
     check_numbers,
     default_guidance_scale,
     default_precision,
     find_base,
     native_size,
-    source_of,
+    spec_of,
 )
-from lit_align.commands.shared.process_group import ALONE, take_place
+from lit_align.commands.shared.process_group import ALONE, join_process_group
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.prompts import Prompts, read_prompts
 from lit_align.evaluation.report.page import FORMAT
@@ -112,42 +112,42 @@ def test(
     found = read_prompts(prompts, prompt_column)
     asked = found if prompt_limit is None else found.spread(prompt_limit)
     base = find_base(models.values(), base)
-    sources = {BASE: Source(base, None)} | {name: source_of(model, base) for name, model in models.items()}
+    specs = {BASE: ModelSpec(base, None)} | {name: spec_of(model, base) for name, model in models.items()}
     path = output / RESULTS
     _refuse_others(path, options, asked)
     began_with = stamp(path)
     if height is None or width is None:
-        own = native_size([source.repo for source in sources.values()], vae_repo)
+        own = native_size([spec.repo for spec in specs.values()], vae_repo)
         height, width = height or own, width or own
-    place = take_place(accelerator, devices, pin_threads=True)
-    sampling = Sampling(height, width, steps, precision or default_precision(place.device), sampler)
+    group = join_process_group(accelerator, devices, pin_threads=True)
+    sampling = Sampling(height, width, steps, precision or default_precision(group.device), sampler)
     scale = default_guidance_scale(base) if guidance_scale is None else guidance_scale
     judges = {name: Judge(scorer, scorer.fingerprint()) for name, scorer in load_scorers(names, presets).items()}
-    if place.rank == 0:
+    if group.rank == 0:
         print(found if asked is found else f"{len(asked.unique)} of {found}")
-    contest = Contest(asked.unique, seed, sampling, scale, place, batch_size, cache)
+    contest = Contest(asked.unique, seed, sampling, scale, group, batch_size, cache)
     galleries, drawn_by = {}, {}
-    for name, source in sources.items():
-        galleries[name], drawn_by[name] = contest.draw(name, source, vae_repo, variant)
+    for name, spec in specs.items():
+        galleries[name], drawn_by[name] = contest.draw(name, spec, vae_repo, variant)
     contest.score(judges, galleries)
-    place.wait()
-    scores = place.patiently(lambda: {} if stamp(path) != began_with else contest.collect(judges, galleries))
+    group.wait()
+    scores = group.patiently(lambda: {} if stamp(path) != began_with else contest.collect(judges, galleries))
     if scores is None:
-        print(f"{place}: other processes are still at work; the last one writes {path}. {ALONE}")
+        print(f"{group}: other processes are still at work; the last one writes {path}. {ALONE}")
         return
-    about = _describe(contest, sources, drawn_by, judges, tolerances)
-    made_with = {"made_with": _versions() | {"device": _name(place.device), "options": _plain(options)}}
+    about = _describe(contest, specs, drawn_by, judges, tolerances)
+    made_with = {"made_with": _versions() | {"device": _name(group.device), "options": _plain(options)}}
     with alone_in(output):
         if stamp(path) == began_with:
             outcome = {"scores": scores, "comparisons": compare_all(scores, tolerances)}
             publish(path, {"format": FORMAT, **made_with, **about, **outcome}, galleries)
         else:
-            print(f"{place}: another process has written {path}")
+            print(f"{group}: another process has written {path}")
 
 
 def _describe(
     contest: Contest,
-    sources: Mapping[str, Source],
+    specs: Mapping[str, ModelSpec],
     drawn_by: Mapping[str, str],
     judges: Mapping[str, Judge],
     tolerances: Mapping[str, float],
@@ -158,8 +158,8 @@ def _describe(
         "sampling": {**how, "seed": contest.seed},
         "prompts": [{"prompt": prompt, "seed": prompt_seed(prompt, contest.seed)} for prompt in contest.prompts],
         "models": {
-            name: {"repo": source.repo, "weights": source.unet, "fingerprint": drawn_by[name]}
-            for name, source in sources.items()
+            name: {"repo": spec.repo, "weights": spec.unet, "fingerprint": drawn_by[name]}
+            for name, spec in specs.items()
         },
         "scorers": {
             name: {"fingerprint": judge.fingerprint, "tie_tolerance": tolerances.get(name, 0.0)}

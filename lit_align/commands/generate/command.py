@@ -12,8 +12,8 @@ from lit_align.commands.generate.pair_maker import ImageFormat, Item, PairMaker,
 from lit_align.commands.generate.recipes import SIDES, PresetName, Recipe, Side, choose_prefixes
 from lit_align.commands.shared.manifest import settle_plan
 from lit_align.commands.shared.models import (
+    ModelSpec,
     Sampling,
-    Source,
     check_numbers,
     default_guidance_scale,
     default_precision,
@@ -21,7 +21,7 @@ from lit_align.commands.shared.models import (
     native_size,
     place_models,
 )
-from lit_align.commands.shared.process_group import Place, take_place
+from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
 from lit_align.data.shards.index import INDEX, entry_of, index_shard, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.evaluation.prompts import read_prompts
@@ -120,9 +120,9 @@ def generate(
     chosen, rejected = (Side(*parts) for parts in zip(prefixes, repos, unets, scales, strict=True))
     recipe = Recipe(chosen, rejected, same_noise, rank_by)
     scorer = None if rank_by is None else load_scorers([rank_by], presets)[rank_by]
-    place = take_place(accelerator, devices)
-    precision = precision or default_precision(place.device)
-    models = load_models([Source(side.repo, side.unet) for side in recipe.sides], vae_repo, variant)
+    group = join_process_group(accelerator, devices)
+    precision = precision or default_precision(group.device)
+    models = load_models([ModelSpec(side.repo, side.unet) for side in recipe.sides], vae_repo, variant)
     if height is None or width is None:
         own = native_size(repos, vae_repo)
         height, width = height or own, width or own
@@ -138,16 +138,16 @@ def generate(
         "vae_repo": vae_repo,
         "drawing": how._asdict() | storing._asdict(),
     }
-    settle_plan(output / PLAN, plan, place)
-    place_models(models, place.device, precision)
-    ranking = None if scorer is None else scorer.prepare(place.device)
+    settle_plan(output / PLAN, plan, group)
+    place_models(models, group.device, precision)
+    ranking = None if scorer is None else scorer.prepare(group.device)
     maker = PairMaker(recipe, models, ranking, how, storing, seed)
-    if place.rank == 0:
+    if group.rank == 0:
         print(found)
     items = [Item(row, prompt, pair) for row, prompt in enumerate(found.unique) for pair in range(pairs_per_prompt)]
     batches = [items[start : start + pairs_per_shard] for start in range(0, len(items), pairs_per_shard)]
-    _write_shards(output, batches, maker, batch_size, place)
-    place.wait()
+    _write_shards(output, batches, maker, batch_size, group)
+    group.wait()
 
 
 def _guidance_scales(repos: Sequence[str], both: float | None, own: Sequence[float | None]) -> Iterator[float]:
@@ -158,23 +158,23 @@ def _guidance_scales(repos: Sequence[str], both: float | None, own: Sequence[flo
 
 
 def _write_shards(
-    folder: Path, parts: Sequence[Sequence[Item]], maker: PairMaker, batch_size: int, place: Place
+    folder: Path, parts: Sequence[Sequence[Item]], maker: PairMaker, batch_size: int, group: ProcessGroup
 ) -> None:
     """Draw this process's share of the shards that are not there yet, and the index once all are there."""
     shards = [folder / f"{number:05d}.tar" for number in range(len(parts))]
-    mine = range(place.rank, len(parts), place.world_size)
+    mine = range(group.rank, len(parts), group.world_size)
     todo = [number for number in mine if not _is_done(shards[number])]
     with tqdm(
-        total=sum(len(parts[number]) for number in todo), desc="drawing", unit="pair", disable=place.rank > 0
+        total=sum(len(parts[number]) for number in todo), desc="drawing", unit="pair", disable=group.rank > 0
     ) as bar:  # of the first process's share
         for number in todo:
             _write_shard(shards[number], parts[number], maker, batch_size, bar)
     entries = [entry_of(str(shard)) for shard in shards]
     ties = sum(entry.ties for number in mine if (entry := entries[number]) is not None)
-    print(f"{place}: drew {len(todo)} shards, {len(mine) - len(todo)} were done before; {ties} pairs are ties")
+    print(f"{group}: drew {len(todo)} shards, {len(mine) - len(todo)} were done before; {ties} pairs are ties")
     missing = entries.count(None)
     if missing:
-        print(f"{place}: {missing} shards of other processes are still to come; the last one writes {INDEX}")
+        print(f"{group}: {missing} shards of other processes are still to come; the last one writes {INDEX}")
     else:
         # Whoever sees all shards writes it, several if they end together: all would write the same.
         index = write_index(

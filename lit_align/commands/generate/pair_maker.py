@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_align.commands.generate.recipes import SIDES, Recipe, draw
+from lit_align.commands.generate.recipes import SIDES, Recipe, pair_seeds
 from lit_align.commands.shared.models import Model, Sampling
 from lit_align.data.images import decode
 from lit_align.data.shards.writer import NewPair
@@ -55,7 +55,7 @@ class PairMaker(NamedTuple):
                 yield from self._make_batch(items[start : start + batch_size], pool)
 
     def _make_batch(self, items: Sequence[Item], pool: ThreadPoolExecutor) -> Iterator[NewPair]:
-        draws = [draw(item.prompt, self.seed, item.pair, self.recipe.same_noise) for item in items]
+        draws = [pair_seeds(item.prompt, self.seed, item.pair, self.recipe.same_noise) for item in items]
         encoded: list[list[bytes]] = []
         for number, (side, model) in enumerate(zip(self.recipe.sides, self.models, strict=True)):
             prompts = [side.prompt(item.prompt) for item in items]

@@ -90,14 +90,14 @@ def choose_prefixes(preset: PresetName | None, chosen: str | None, rejected: str
     return prefixes[0] or "", prefixes[1] or ""
 
 
-class Draw(NamedTuple):
+class PairSeeds(NamedTuple):
     """What chance decides in a pair."""
 
     seeds: tuple[int, int]  # of the noise: chosen side, rejected side
     rejected_first: bool  # whether the rejected side's image is image 0
 
 
-def draw(prompt: str, seed: int, pair: int, same_noise: bool) -> Draw:
+def pair_seeds(prompt: str, seed: int, pair: int, same_noise: bool) -> PairSeeds:
     """The draw of a prompt's pair: a hash, so that neither the file around it nor who draws it matters.
 
     The recipe is no part of it: two recipes with one seed draw from the same noise.
@@ -114,4 +114,4 @@ def draw(prompt: str, seed: int, pair: int, same_noise: bool) -> Draw:
         rejected = chosen
     elif rejected == chosen:
         rejected ^= 1
-    return Draw((chosen, rejected), bool(digest[8] & 1))
+    return PairSeeds((chosen, rejected), bool(digest[8] & 1))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_align.common.files import whole_or_nothing
+from lit_align.common.files import atomic_path
 from lit_align.data.labels.score_files import read_scores, side_file, survey
 from lit_align.data.shards.layout import SampleError, parse_sample, read_samples
 from lit_align.data.shards.scan import OnError
@@ -166,5 +166,5 @@ def draw_heat_map(found: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_title(f"Agreement on {found['pairs']:,} pairs")
     figure.colorbar(image, ax=axes, shrink=0.8, format=lambda share, _: f"{share:.0%}")
-    with whole_or_nothing(path) as part:
+    with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=120)

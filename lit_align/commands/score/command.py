@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_align.commands.score.agreement import report_agreement, require_matplotlib
-from lit_align.commands.shared.process_group import take_place
+from lit_align.commands.shared.process_group import join_process_group
 from lit_align.data.images import ImageError, decode_pixels
 from lit_align.data.labels.score_files import Identity, Scores, read_scores, side_file, side_files, write_scores
 from lit_align.data.shards.index import content_digest
@@ -73,20 +73,20 @@ def score(
     side_files(paths, output)  # refuses shards that would share one
     if report:
         require_matplotlib()
-    place = take_place(accelerator, devices)
+    group = join_process_group(accelerator, devices)
     loaded = load_scorers(names, presets)
     known = {name: Identity(scorer.version, scorer.fingerprint()) for name, scorer in loaded.items()}
-    mine = paths[place.rank :: place.world_size]
+    mine = paths[group.rank :: group.world_size]
     todo = list(_unfinished(mine, output, known, overwrite))
-    prepared = {name: LoadedScorer(loaded[name].prepare(place.device), known[name]) for name in names}
+    prepared = {name: LoadedScorer(loaded[name].prepare(group.device), known[name]) for name in names}
     skipped = 0
-    with tqdm(total=sum(task.pairs for task in todo), desc="scoring", unit="pair", disable=place.rank > 0) as bar:
+    with tqdm(total=sum(task.pairs for task in todo), desc="scoring", unit="pair", disable=group.rank > 0) as bar:
         for task in todo:  # the bar shows the first process's share
             skipped += _score_shard(task, prepared, output, batch_size, on_error, bar)
-    print(f"{place}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
-    place.wait()
-    if report and place.rank == 0:
-        if place.world_size > 1:
+    print(f"{group}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
+    group.wait()
+    if report and group.rank == 0:
+        if group.world_size > 1:
             _wait_for_others(paths, output, names)
         report_agreement(paths, output, names, on_error)
 

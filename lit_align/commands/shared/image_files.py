@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from lit_align.commands.shared.models import Model, Sampling, at_a_time
-from lit_align.commands.shared.process_group import Place
-from lit_align.common.files import write_first
+from lit_align.commands.shared.process_group import ProcessGroup
+from lit_align.common.files import write_if_absent
 
 
 class Wanted(NamedTuple):
@@ -62,16 +62,16 @@ def draw_images(
     return plain
 
 
-def note_plain(place: Place, name: str, plain: int) -> None:
+def note_plain(group: ProcessGroup, name: str, plain: int) -> None:
     """Say that a model draws images that show nothing, if it does: an over-optimised one may.
 
     Args:
-        place: of this process.
+        group: of this process.
         name: of the model.
         plain: images of one colour.
     """
     if plain:
-        print(f"{place}: {name} drew {plain} images of one colour alone; their numbers are finite, and they count")
+        print(f"{group}: {name} drew {plain} images of one colour alone; their numbers are finite, and they count")
 
 
 def _write(path: Path, image: Tensor) -> None:
@@ -81,4 +81,4 @@ def _write(path: Path, image: Tensor) -> None:
     path.unlink(missing_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    write_first(path, buffer.getvalue())
+    write_if_absent(path, buffer.getvalue())

@@ -4,20 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_align.commands.shared.process_group import Place
+from lit_align.commands.shared.process_group import ProcessGroup
 from lit_align.common.files import write_text
 from lit_align.user_errors import UserValueError
 
 FORMAT = 1
 
 
-def settle_plan(path: Path, plan: dict[str, Any], place: Place, made: str = "*.tar") -> None:
+def settle_plan(path: Path, plan: dict[str, Any], group: ProcessGroup, made: str = "*.tar") -> None:
     """Write down what is to be done, or see that the folder was begun with the same.
 
     Args:
         path: of the plan, in the folder.
         plan: plain values.
-        place: of this process.
+        group: of this process.
         made: pattern of the files that are made; without a plan there must be none.
 
     Raises:
@@ -32,7 +32,7 @@ def settle_plan(path: Path, plan: dict[str, Any], place: Place, made: str = "*.t
             f"output: {path.parent} holds {made}, but no {path.name} that says what they are. Choose another folder."
         )
     # Every process writes it, for any may be the first to need it: each under a name of its own until it is whole.
-    own = path.with_name(f"{path.name}.{place.rank}")
+    own = path.with_name(f"{path.name}.{group.rank}")
     write_text(own, text)
     own.replace(path)
 

@@ -23,7 +23,7 @@ from lit_align.user_errors import UserFileNotFoundError, UserValueError
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class Source(NamedTuple):
+class ModelSpec(NamedTuple):
     """What a model is loaded from."""
 
     repo: str  # hub id or local folder of a pipeline
@@ -69,22 +69,22 @@ class Model(NamedTuple):
         return images
 
 
-def load_models(sources: Sequence[Source], vae_repo: str | None, variant: str | None) -> list[Model]:
+def load_models(specs: Sequence[ModelSpec], vae_repo: str | None, variant: str | None) -> list[Model]:
     """The models, in float32 on the CPU; what they have in common is there once."""
     backbones: dict[str, Backbone] = {}
-    models: dict[Source, Model] = {}
-    for source in sources:
-        if source.repo not in backbones:
-            kind = backbone_class(source.repo)
+    models: dict[ModelSpec, Model] = {}
+    for spec in specs:
+        if spec.repo not in backbones:
+            kind = backbone_class(spec.repo)
             # One image at a time through the VAE, so that a large batch takes little memory.
-            backbone = kind(source.repo, vae_repo, variant=variant, vae_slicing=True).requires_grad_(False)
-            backbones[source.repo] = backbone
-        backbone = backbones[source.repo]
-        if source not in models:
+            backbone = kind(spec.repo, vae_repo, variant=variant, vae_slicing=True).requires_grad_(False)
+            backbones[spec.repo] = backbone
+        backbone = backbones[spec.repo]
+        if spec not in models:
             # `Model.draw` exchanges the backbone's denoiser, but nothing is drawn before all are loaded.
-            denoiser = backbone.denoiser if source.unet is None else load_denoiser(backbone, source.unet)
-            models[source] = Model(backbone, denoiser, fingerprint(backbone, denoiser))
-    return [models[source] for source in sources]
+            denoiser = backbone.denoiser if spec.unet is None else load_denoiser(backbone, spec.unet)
+            models[spec] = Model(backbone, denoiser, fingerprint(backbone, denoiser))
+    return [models[spec] for spec in specs]
 
 
 def place_models(models: Sequence[Model], device: torch.device, precision: Precision) -> None:
@@ -164,9 +164,9 @@ def find_base(models: Iterable[str], base: str | None) -> str:
     return str(named.pop())
 
 
-def source_of(model: str, base: str) -> Source:
+def spec_of(model: str, base: str) -> ModelSpec:
     """Where to load a model from: it is a pipeline, or takes the place of the UNet in `base`."""
-    return Source(model, None) if is_pipeline(model) else Source(base, model)
+    return ModelSpec(model, None) if is_pipeline(model) else ModelSpec(base, model)
 
 
 def at_a_time(batch_size: int, device: torch.device) -> int:

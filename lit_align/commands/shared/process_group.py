@@ -15,7 +15,7 @@ ALONE = "If none is running, run the same command again."  # where others are wa
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
+class ProcessGroup(NamedTuple):
     """Which process this is, and where it computes."""
 
     rank: int
@@ -49,8 +49,8 @@ class Place(NamedTuple):
         return look()
 
 
-def take_place(accelerator: str, devices: int | str, pin_threads: bool = False) -> Place:
-    """This process's place among those that torchrun or SLURM has started, or that Fabric starts here.
+def join_process_group(accelerator: str, devices: int | str, pin_threads: bool = False) -> ProcessGroup:
+    """This process's group among those that torchrun or SLURM has started, or that Fabric starts here.
 
     The processes need no process group: they only share out the work.
 
@@ -61,13 +61,13 @@ def take_place(accelerator: str, devices: int | str, pin_threads: bool = False) 
             choice depends on the number of processes, and how it rounds on the number of threads.
     """
     threads = (os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]  # before Fabric sets it
-    place = _take_place(accelerator, devices)
-    if pin_threads and place.device.type == "cpu":
+    group = _join(accelerator, devices)
+    if pin_threads and group.device.type == "cpu":
         torch.set_num_threads(int(threads))
-    return place
+    return group
 
 
-def _take_place(accelerator: str, devices: int | str) -> Place:
+def _join(accelerator: str, devices: int | str) -> ProcessGroup:
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
             found = environment()
@@ -75,8 +75,8 @@ def _take_place(accelerator: str, devices: int | str) -> Place:
             visible = torch.cuda.device_count() if accelerator != "cpu" else 0
             one: Any = [found.local_rank() % visible] if visible else 1
             fabric = Fabric(accelerator=accelerator, devices=one, plugins=[LightningEnvironment()])
-            return Place(found.global_rank(), found.world_size(), fabric.device)
+            return ProcessGroup(found.global_rank(), found.world_size(), fabric.device)
     fabric = Fabric(accelerator=accelerator, devices=devices)
     fabric.launch()
     children = getattr(fabric.strategy.launcher, "procs", [])  # that of one device is None
-    return Place(fabric.global_rank, fabric.world_size, fabric.device, tuple(children))
+    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children))

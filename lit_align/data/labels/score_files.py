@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor, tensor
 
-from lit_align.common.files import whole_or_nothing
+from lit_align.common.files import atomic_path
 from lit_align.data.shards.storage import is_url
 from lit_align.user_errors import UserValueError
 
@@ -129,7 +129,7 @@ def write_scores(path: Path, scores: dict[str, Scores]) -> None:
         columns["content"] += values.contents
         columns["score_0"] += values.score_0.tolist()
         columns["score_1"] += values.score_1.tolist()
-    with whole_or_nothing(path) as part:
+    with atomic_path(path) as part:
         pq.write_table(pa.table(columns, SCHEMA), part, compression="zstd")
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lit_align.common.files import whole_or_nothing, write_text
+from lit_align.common.files import atomic_path, write_text
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.shards.storage import join, open_binary, parent
 from lit_align.user_errors import UserValueError
@@ -137,7 +137,7 @@ def index_shard(shard: str, folder: str | None = None) -> ShardEntry:
             count += len(block)
     about = {"format": str(FORMAT), "bytes": str(count), "sha256": digest.hexdigest()}
     path = Path(rows_file(shard, folder))
-    with whole_or_nothing(path) as part:
+    with atomic_path(path) as part:
         pq.write_table(table.replace_schema_metadata(about), part, compression="zstd")
     entry = entry_of(shard, folder)
     assert entry is not None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from webdataset import TarWriter
 
-from lit_align.common.files import whole_or_nothing
+from lit_align.common.files import atomic_path
 
 
 class NewPair(NamedTuple):
@@ -38,7 +38,7 @@ def write_shard(path: Path, pairs: Iterable[NewPair]) -> int:
     """
     count = 0
     with (
-        whole_or_nothing(path) as part,
+        atomic_path(path) as part,
         part.open("wb") as file,
         TarWriter(file, encoder=False, compress=False, mtime=0) as shard,
     ):

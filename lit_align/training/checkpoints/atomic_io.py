@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.backbones.loading.sharded import META, check_whole, is_resumable
-from lit_align.common.files import whole_or_nothing
+from lit_align.common.files import atomic_path
 from lit_align.user_errors import UserFileNotFoundError, UserOSError, UserValueError
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         try:
             for left_over in path.parent.glob(".*.ckpt.*.part"):  # by a killed run
                 left_over.unlink()
-            with whole_or_nothing(path) as part, part.open("wb") as file:
+            with atomic_path(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
             raise UserOSError(_why_not_written(path, checkpoint, error)) from error
@@ -138,7 +138,7 @@ def check_writable(folder: Path) -> None:
         OSError: that says what to do.
     """
     try:
-        with whole_or_nothing(folder / "probe") as part:
+        with atomic_path(folder / "probe") as part:
             part.touch()
         (folder / "probe").unlink(missing_ok=True)
     except OSError as error:
