@@ -1,8 +1,5 @@
 """The guard on runs made to fail, and on one that goes well."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,6 +17,7 @@ from lit_align.commands.export import export
 from lit_align.objectives import DiffusionDPO
 from lit_align.scoring.presets import load_scorers
 from tests.support.paths import PIPELINE, ROOT
+from tests.support.processes import fork_ranks
 from tests.support.runs import equal, fit, held_out_errors, keep_all, make_data, make_module, weights
 
 make_bundled = partial(make_module, repo=PIPELINE)  # whose pictures mean something
@@ -235,31 +233,19 @@ def test_restore_needs_a_start_and_held_out_pairs(tmp_path):
         fit(module, make_data(), tmp_path, 1, callbacks=[guard, ChosenErrorRise()])
 
 
-TWO = """
-import sys, torch
-from lit_align.backbones import LoRA
-from lit_align.callbacks import ChosenErrorRise, DivergenceGuard
-from tests.callbacks.test_divergence_guard import with_rate
-from tests.support.runs import fit, make_data, weights
-torch.set_num_threads(1)
-folder = sys.argv[1]
-module, rise = with_rate(0.3, lora=LoRA(rank=2)), ChosenErrorRise()
-guard = DivergenceGuard(action="restore", window=2)
-trainer = fit(module, make_data(batch_size=2), folder, 9, callbacks=[rise, guard], devices=2, strategy="ddp",
-              limit_val_batches=1.0, val_check_interval=50, check_val_every_n_epoch=None)
-found = {"rise": rise.start, "guard": list(guard.start), "steps": trainer.global_step, "weights": weights(module)}
-torch.save(found, f"{folder}/rank{trainer.global_rank}.pt")
-"""
-
-
 def test_two_processes_decide_alike(tmp_path):
     """The starts are those of all pairs; both stop at one step with the weights of the start."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def run():
+        module, rise = with_rate(0.3, lora=LoRA(rank=2)), ChosenErrorRise()
+        guard = DivergenceGuard(action="restore", window=2)
+        options = {"limit_val_batches": 1.0, "val_check_interval": 50, "check_val_every_n_epoch": None}
+        options |= {"devices": 2, "strategy": "ddp"}
+        trainer = fit(module, make_data(batch_size=2), tmp_path, 9, callbacks=[rise, guard], **options)
+        found = {"rise": rise.start, "guard": list(guard.start), "steps": trainer.global_step}
+        torch.save(found | {"weights": weights(module)}, tmp_path / f"rank{trainer.global_rank}.pt")
+
+    fork_ranks(run)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     module = make_bundled(lora=LoRA(rank=2))
     assert first["steps"] == second["steps"] == 3  # of few pairs the first rise may be chance

@@ -226,7 +226,7 @@ def test_one_rank_tells_all(tmp_path):
         assert equal(resumed[rank]["weights"], whole_run[rank]["weights"])
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_command_exits_with_the_code(tmp_path, monkeypatch, devices):
     """And leaves its checkpoint where the config's ModelCheckpoint writes, also where Lightning starts processes."""
     monkeypatch.chdir(ROOT)

@@ -1,9 +1,5 @@
 """The win rate during training: true, without a trace in the run, there at every save, the same after a resume."""
 
-import os
-import subprocess
-import sys
-
 import lightning as L
 import pytest
 import torch
@@ -18,6 +14,7 @@ from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import Aesthetic, Colourfulness, Scorer, Sharpness
 from tests.support.paths import PAIRS, PIPELINE, ROOT
+from tests.support.processes import fork_ranks
 from tests.support.runs import KeepLogs, equal, fit, make_data, make_module, weights
 
 STYLE = ROOT / "assets/emoji/scorers/style"
@@ -248,27 +245,18 @@ def test_command_line_reads_and_keeps_the_scorers(tmp_path):
     assert list(tmp_path.rglob("best-step=*.ckpt"))
 
 
-TWO = """
-import sys, torch
-from tests.support.runs import fit, make_data, make_module
-from tests.callbacks.test_win_rate_callback import win_rate
-torch.set_num_threads(1)
-callback = win_rate()
-trainer = fit(make_module(), make_data(), sys.argv[1], 2, callbacks=[callback], devices=2, strategy="ddp")
-metrics = {name: value for name, value in trainer.callback_metrics.items() if "/" in name}
-after = callback._scores(trainer, trainer.lightning_module)
-torch.save([metrics, callback.base, after], f"{sys.argv[1]}/rank{trainer.global_rank}.pt")
-torch.save(trainer.lightning_module.backbone.denoiser.state_dict(), f"{sys.argv[1]}/weights{trainer.global_rank}.pt")
-"""
-
-
 def test_two_processes_find_what_one_does(tmp_path):
     """Three prompts on two ranks; both know all scores, which are those of a model with the same weights alone."""
-    (tmp_path / "two.py").write_text(TWO)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, str(tmp_path / "two.py"), str(tmp_path)]
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
-    assert result.returncode == 0, result.stderr[-2000:]
+
+    def run():
+        module, callback = make_module(), win_rate()
+        trainer = fit(module, make_data(), tmp_path, 2, callbacks=[callback], devices=2, strategy="ddp")
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if "/" in name}
+        after = callback._scores(trainer, trainer.lightning_module)
+        torch.save([metrics, callback.base, after], tmp_path / f"rank{trainer.global_rank}.pt")
+        torch.save(module.backbone.denoiser.state_dict(), tmp_path / f"weights{trainer.global_rank}.pt")
+
+    fork_ranks(run)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     module, callback = make_module(), win_rate()
     for part, expected in ((1, scores(module, callback)), (2, None)):

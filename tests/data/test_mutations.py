@@ -128,7 +128,7 @@ def originals():
 
 
 @pytest.mark.parametrize("when", ["before", "before, indexed", "under us"])
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 def test_mutations_end_in_an_error_or_a_counted_skip(tmp_path, originals, when, part):
     by_chosen = {batch.chosen.numpy().tobytes(): batch for batch in originals}
     by_rejected = {batch.rejected.numpy().tobytes(): batch for batch in originals}

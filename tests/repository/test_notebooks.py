@@ -76,10 +76,12 @@ def _this_project(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
+@pytest.mark.slow
 def test_quickstart_runs():
     check_quickstart(printed(execute(path_of("01_quickstart"), SHORT["01_quickstart"])), 4, 4)
 
 
+@pytest.mark.slow
 def test_objectives_runs():
     text = printed(execute(path_of("02_objectives"), SHORT["02_objectives"]))
     check_objectives(text)

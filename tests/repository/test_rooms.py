@@ -69,3 +69,13 @@ def test_imports_point_one_way():
 def test_no_two_files_share_a_name():
     stems = Counter(path.stem for path in package_files())
     assert [stem for stem, count in stems.items() if count > 1 and stem not in SHARED_STEMS] == []
+
+
+def test_no_test_file_imports_another():
+    """What several files use stands in tests/support; the rooms of tests are those of the package."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len(files) > 40, "the walk has missed the tests"
+    for path in files:
+        assert path.relative_to(ROOT / "tests").parts[0] in {*ALLOWED, "repository"}, f"{path} is in no room"
+        for name in imported(path):
+            assert not name.startswith("tests.") or name.startswith("tests.support."), f"{path} imports {name}"

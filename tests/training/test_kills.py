@@ -148,23 +148,38 @@ def unbroken(tmp_path_factory):
     return result(run)
 
 
-def test_killed_runs_end_with_the_weights_of_the_unbroken_one(tmp_path, unbroken):
-    chance, rows = random.Random(0), []
+@pytest.fixture(scope="module")
+def rows():
+    """What became of each kill; `make test_kills` records it."""
+    rows = []
+    yield rows
+    if len(rows) == KILLS > len(MOMENTS):
+        write_record(rows)
+
+
+def draw_kills() -> list:
+    """Number, moment, how often it began before the kill, and the delay of each kill; one of them is quick enough."""
+    chance, kills = random.Random(0), []
     for kill in range(KILLS):
         moment = list(MOMENTS)[kill % len(MOMENTS)]
         *_, times, seconds = MOMENTS[moment]
-        number, delay = chance.randint(1, times), chance.uniform(0, seconds)
-        config, run = prepare(tmp_path / f"run{kill}")
-        assert train_and_export(config, run, (moment, number, delay)) == -signal.SIGKILL, moment
-        left = last_checkpoint([run / "checkpoints"])
-        assert train_and_export(config, run) == 0, moment
-        begins = "begins" if left is None else f"step {left.step}"
-        equal = same(result(run), unbroken)
-        rows.append((kill + 1, moment, number, round(delay * 1000), begins, equal))
-        assert not list(run.rglob("*.part")), "what a killed save left behind is still there"
-    if len(MOMENTS) < KILLS:
-        write_record(rows)
-    assert all(row[-1] for row in rows), rows
+        drawn = kill, moment, chance.randint(1, times), chance.uniform(0, seconds)
+        marks = [] if moment == "checkpoint" and kill < len(MOMENTS) else [pytest.mark.slow]
+        kills.append(pytest.param(*drawn, marks=marks, id=f"{kill}-{moment}"))
+    return kills
+
+
+@pytest.mark.parametrize(("kill", "moment", "number", "delay"), draw_kills())
+def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, unbroken, rows, kill, moment, number, delay):
+    config, run = prepare(tmp_path / "run")
+    assert train_and_export(config, run, (moment, number, delay)) == -signal.SIGKILL
+    left = last_checkpoint([run / "checkpoints"])
+    assert train_and_export(config, run) == 0
+    begins = "begins" if left is None else f"step {left.step}"
+    equal = same(result(run), unbroken)
+    rows.append((kill + 1, moment, number, round(delay * 1000), begins, equal))
+    assert not list(run.rglob("*.part")), "what a killed save left behind is still there"
+    assert equal, rows[-1]
 
 
 def write_record(rows) -> None:

@@ -17,7 +17,10 @@ from tests.support.pipelines import small_sdxl
 from tests.support.processes import fork_ranks
 from tests.support.slurm_cluster import SlurmCluster, missing, wait_for
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no SLURM here: {missing()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=f"no SLURM here: {missing()}"),
+]
 STEPS = 6
 ON_TWO = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0")
 ON_ONE = ("--nodes=1", *ON_TWO[1:])
