@@ -8,16 +8,16 @@ from tests.support.paths import PAIRS, PIPELINE, ROOT
 from tests.support.pipelines import small_sdxl
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-FOUR_VOTERS = {"voters": "[clip,style,colour]", "ties": "human"}  # those that have scored the bundled pairs
+STORED_VOTERS = {"voters": "[clip,style,colour]", "ties": "human"}  # whose scores of the bundled pairs are stored
 CPU = str(ROOT / "configs/hardware/cpu.yaml")
 
 
 def small_options(config, folder, sd15, sd21):
-    """Overrides that run a config on one CPU with the bundled pairs and a small pipeline."""
+    """Return the overrides that run a config on one CPU, with the bundled pairs and a small pipeline."""
     name = config.stem
     repo = sd15 if "sd15" in name else sd21 if "sd21" in name else small_sdxl()
     vae = PIPELINE / "vae" if "sdxl" in name else None
-    four = [f"--data.vote.{key}={value}" for key, value in FOUR_VOTERS.items()] if "balanced_dpo_sd" in name else []
+    votes = [f"--data.vote.{key}={value}" for key, value in STORED_VOTERS.items()] if "balanced_dpo_sd" in name else []
     return [
         f"--config={config}",
         f"--config={CPU}",
@@ -36,13 +36,13 @@ def small_options(config, folder, sd15, sd21):
         "--data.resolution=32",
         "--data.batch_size=2",
         "--data.num_workers=0",
-        *four,
+        *votes,
         *callbacks(folder, moving="balanced" in name),
     ]
 
 
 def callbacks(folder, moving=False):
-    """The configs' callbacks, with the folder and the size of the test: a later list replaces an earlier one."""
+    """Write the config's callbacks at the size of a test; this list replaces the one in the config."""
     checkpoints = {"dirpath": f"{folder}/checkpoints", "every_n_train_steps": 1, "save_last": True}
     grid = {"prompts": ["fox", "tulip"], "every_n_steps": 1, "height": 32, "width": 32, "steps": 2}
     classes = {"lightning.pytorch.callbacks.ModelCheckpoint": checkpoints, "SampleGrid": grid}

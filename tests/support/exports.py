@@ -1,4 +1,4 @@
-"""Exported weights that a command can tell from the pretrained ones."""
+"""Exported weights whose images differ from those of the pretrained model."""
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -8,7 +8,7 @@ from tests.support.paths import PIPELINE
 
 
 def darker(folder):
-    """A UNet that predicts otherwise."""
+    """Write a UNet whose images are darker than the base's."""
     unet = UNet2DConditionModel.from_pretrained(PIPELINE, subfolder="unet")
     with torch.no_grad():
         unet.conv_out.bias.add_(0.1)
@@ -17,7 +17,7 @@ def darker(folder):
 
 
 def adapter(folder):
-    """A LoRA far from zero, in the layout of `lit-align export`."""
+    """Write a LoRA far from zero, in the layout of `lit-align export`."""
     backbone = StableDiffusionXL(str(PIPELINE), lora=LoRA(rank=2, alpha=6))
     torch.manual_seed(0)
     layers = {}

@@ -1,4 +1,4 @@
-"""Small pipelines of each kind."""
+"""Pipelines with small random UNets, of the three supported kinds."""
 
 import atexit
 import shutil
@@ -15,10 +15,10 @@ from tests.support.paths import PIPELINE
 
 @cache
 def small_sdxl() -> Path:
-    """The bundled pipeline with a random UNet of a quarter of the weights, for what any UNet shows.
+    """Write the bundled pipeline with a random UNet of a quarter of the weights, once per process.
 
-    A step takes half the time of one with the bundled UNet, in bfloat16 a third. Half as wide, it would round alike
-    without the care of `round_alike`.
+    A step takes half as long as with the bundled UNet, a third as long in bfloat16. A UNet of half this width would not
+    show rounding differences between policy and reference, which the bfloat16 tests need.
     """
     folder = Path(tempfile.mkdtemp()) / "sdxl"
     atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
@@ -32,7 +32,7 @@ def small_sdxl() -> Path:
 
 
 def write_stable_diffusion(folder: Path, prediction_type: str) -> Path:
-    """A small Stable Diffusion pipeline: the bundled VAE and first text encoder, a random UNet of the kind of 1.5."""
+    """Write a small Stable Diffusion pipeline: the bundled VAE and text encoder, a random UNet built like SD1.5's."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=16,

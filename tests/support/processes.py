@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def fork(function: Callable[[], None], **environment: str) -> multiprocessing.Process:
-    """Start a function in a process of its own; a fork, because importing everything again takes 10 seconds."""
+    """Start a function in a forked process, which need not import anything again (10 seconds)."""
 
     def run():
         os.environ.update(environment)
@@ -19,11 +19,11 @@ def fork(function: Callable[[], None], **environment: str) -> multiprocessing.Pr
 
 
 def fork_ranks(function: Callable[[], None], timeout: float = 200) -> None:
-    """Run a function in two processes with the environment that torchrun gives its own.
+    """Run a function in two forked processes with the environment variables that torchrun sets.
 
     Args:
-        function: it is to say on which rank it is.
-        timeout: seconds until both must have ended without an error.
+        function: runs on both ranks; reads RANK from the environment where they differ.
+        timeout: seconds within which both must end without an error.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,4 +37,4 @@ def fork_ranks(function: Callable[[], None], timeout: float = 200) -> None:
         assert [process.exitcode for process in both] == [0, 0]
     finally:
         for process in both:
-            process.kill()  # the other one, where one failed, would wait for it
+            process.kill()  # if one has failed, the other waits for it

@@ -1,4 +1,4 @@
-"""The UNets' configurations as their publishers ship them in `unet/config.json`."""
+"""Configurations of the published UNets, from their `unet/config.json`."""
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _SD = {

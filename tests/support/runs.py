@@ -12,7 +12,7 @@ from tests.support.pipelines import small_sdxl
 
 
 def make_module(seed=0, lora=None, objective=None, repo=None, backbone=StableDiffusionXL, **options):
-    """On the pipeline with the small random UNet, unless told otherwise."""
+    """Seed everything and build a module, by default MaPO on the small SDXL."""
     L.seed_everything(seed, verbose=False)
     return AlignmentModule(
         backbone(str(repo or small_sdxl()), lora=lora),
@@ -24,12 +24,14 @@ def make_module(seed=0, lora=None, objective=None, repo=None, backbone=StableDif
 
 
 def make_data(seed=0, **options):
+    """Build a data module of 52 training pairs and 20 held-out pairs, of 32 x 32 pixels."""
     settings = {"resolution": 32, "batch_size": 2, "num_workers": 0, "shuffle_window": 16, "flip_probability": 0.5}
-    shards = [str(PAIRS / f"train/0000{i}.tar") for i in range(2)]  # 52 pairs
+    shards = [str(PAIRS / f"train/0000{i}.tar") for i in range(2)]
     return PreferenceDataModule(shards, str(PAIRS / "held_out/00002.tar"), seed=seed, **{**settings, **options})
 
 
 def fit(module, data, folder, steps, ckpt_path=None, callbacks=(), **options):
+    """Train on the CPU for some steps and return the Trainer; `options` are the Trainer's."""
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -47,15 +49,17 @@ def fit(module, data, folder, steps, ckpt_path=None, callbacks=(), **options):
 
 
 def weights(module):
+    """Copy the trained weights."""
     return {name: p.detach().clone() for name, p in module.backbone.trainable_parameters().items()}
 
 
 def equal(first, second):
+    """Tell whether two sets of weights are equal, bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class Recorder(L.Callback):
-    """Numbers of the pairs of every batch."""
+    """Records the indices of the pairs of every training batch."""
 
     def __init__(self):
         self.pairs = []
@@ -65,6 +69,8 @@ class Recorder(L.Callback):
 
 
 class KeepLogs(L.pytorch.loggers.logger.DummyLogger):
+    """Keeps every row that is logged, with its step."""
+
     def __init__(self):
         super().__init__()
         self.rows = []
@@ -74,11 +80,12 @@ class KeepLogs(L.pytorch.loggers.logger.DummyLogger):
 
 
 def keep_all(folder, **options):
+    """Return a ModelCheckpoint that keeps every checkpoint, as `step=3.ckpt`."""
     return L.pytorch.callbacks.ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **options)
 
 
 def held_out_errors(module, batches=2):
-    """Chosen errors of the held-out pairs by their numbers, without the callback."""
+    """Compute the chosen errors of the first held-out batches without a callback, in the order of the pairs."""
     data = make_data(batch_size=4)
     data.setup("fit")
     module.backbone.eval()

@@ -6,12 +6,12 @@ from lit_align.data.shards.layout import read_samples
 
 
 def read_dicts(shard) -> list[dict]:
-    """The samples of a shard, as webdataset writes them."""
+    """Read the samples of a shard as dictionaries that webdataset can write."""
     return [{"__key__": sample.key, **sample.fields} for sample in read_samples(str(shard))]
 
 
 def write_dicts(shard, samples: list[dict]) -> str:
-    """Write a shard of such samples, fields that are None left out."""
+    """Write a shard; fields that are None are left out."""
     with wds.TarWriter(str(shard)) as writer:
         for sample in samples:
             writer.write({name: value for name, value in sample.items() if value is not None})

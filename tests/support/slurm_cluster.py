@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes on this machine, for as long as tests need it."""
+"""A SLURM cluster of two nodes on this machine."""
 
 import os
 import random
@@ -49,7 +49,7 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=UNLIMITED State=UP
 
 
 def missing() -> str:
-    """Why there can be no cluster here, or an empty string."""
+    """Return why no cluster can run here, or an empty string."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
     if absent:
         return f"{', '.join(absent)} not installed: apt-get install slurm-wlm munge"
@@ -61,7 +61,7 @@ def search_path() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of which nobody listens on any."""
+    """Return different TCP ports that are free."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -72,10 +72,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class SlurmCluster:
-    """munged, slurmctld and the slurmd of two nodes, `n1` and `n2`; ends them by their process ids.
+    """Runs munged, slurmctld and a slurmd for each of the nodes `n1` and `n2`.
 
     Args:
-        folder: of its configuration, state and logs.
+        folder: for configuration, state and logs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +107,7 @@ class SlurmCluster:
         self.nodes[node] = self._daemon("slurmd", "-D", "-N", node)
 
     def lose_node(self, node: str, task: int) -> None:
-        """Kill all that runs on a node: its daemon, the one of a job's step there, and that step's task by its id."""
+        """Kill what runs on a node: its slurmd, the step daemon and the task with this process id."""
         step = int(Path(f"/proc/{task}/stat").read_text().rsplit(")", 1)[1].split()[1])
         self.nodes[node].kill()
         for process in (step, task):
@@ -142,10 +142,8 @@ class SlurmCluster:
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
-    # -- jobs
-
     def sbatch(self, *words: str, **environment: str) -> str:
-        """The number of a job that was put into the queue, with `environment` besides that of the tests."""
+        """Submit a job and return its number; `environment` is added to the environment of the tests."""
         names = ",".join(["ALL", *(f"{name}={value}" for name, value in environment.items())])
         return self._run("sbatch", "--parsable", f"--export={names}", *words).strip()
 
@@ -153,7 +151,7 @@ class SlurmCluster:
         self._run("scancel", *words)
 
     def job(self, job: str) -> dict[str, str]:
-        """What `scontrol show job` says of it: `JobState`, `ExitCode`, `Restarts` and so on."""
+        """Return the fields of `scontrol show job`: `JobState`, `ExitCode`, `Restarts` and others."""
         line = self._run("scontrol", "show", "job", "--oneliner", job).splitlines()[0]
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
@@ -161,29 +159,26 @@ class SlurmCluster:
         return self.job(job)["JobState"]
 
     def wait(self, job: str, timeout: float = 120) -> dict[str, str]:
-        """What is said of a job that has ended and is not put back into the queue."""
+        """Wait until a job has ended for good and return its fields, see `job`."""
         wait_for(lambda: self.state(job) in ENDED, timeout, f"job {job} to end, it is {self.job(job)}")
         return self.job(job)
 
     def restart(self, job: str, restarts: int, timeout: float = 60) -> None:
-        """Wait until a job was put back, and have it start soon; SLURM would let it wait two minutes.
-
-        Not within the same second: the nodes refuse a start that may be older than the end.
-        """
+        """Wait until a job is queued again, and let it start now instead of after SLURM's two minutes."""
         wait_for(lambda: self.job(job)["Restarts"] == str(restarts), timeout, f"job {job} to be put back")
         wait_for(lambda: self.state(job) in ("PENDING", "RUNNING"), timeout, f"job {job} to be pending")
-        time.sleep(2)
+        time.sleep(2)  # nodes refuse a start in the second of the previous end
         if self.state(job) == "PENDING":
             self._run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 class Gate(L.Callback):
-    """Holds a run after a step until a file exists, so that a test finds it there.
+    """Holds a run after a step until a file exists, so that a test can act at that moment.
 
     Args:
-        file: `FILE.RANK` says that a rank waits for it, and its process id.
-        step: after which.
-        rank: that waits; none means all.
+        file: a waiting rank writes its process id to `FILE.RANK`.
+        step: optimizer step after which to wait.
+        rank: the rank that waits; none: all ranks.
     """
 
     def __init__(self, file: str, step: int, rank: int | None = None) -> None:
@@ -198,10 +193,10 @@ class Gate(L.Callback):
 
 
 class Slow(L.Callback):
-    """Makes each step take some time more.
+    """Makes each step slower.
 
     Args:
-        seconds: more.
+        seconds: added to each step.
     """
 
     def __init__(self, seconds: float) -> None:
