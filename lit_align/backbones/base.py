@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
 from lit_align.backbones.encoders import DIFFUSERS_STEM, DTYPES, Encoders, Precision
-from lit_align.backbones.loading.hub import Source
 from lit_align.backbones.loading.meta import load_model
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, round_alike
 from lit_align.backbones.sharding import shard_denoiser
+from lit_align.common.hub import ModelLocation
 from lit_align.diffusion import NoiseSchedule
 from lit_align.user_errors import UserValueError
 
@@ -53,7 +53,7 @@ class Backbone(Encoders):
     ) -> None:
         super().__init__(repo, vae_repo, revision, variant, vae_precision, vae_slicing)
         self.lora = lora
-        self.denoiser_source = Source(repo, "unet", revision, variant)
+        self.denoiser_source = ModelLocation(repo, "unet", revision, variant)
         self.denoiser = load_model(UNet2DConditionModel, self.denoiser_source, torch.float32)
         self.scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler", revision=revision)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
@@ -68,7 +68,7 @@ class Backbone(Encoders):
         Encoders.__init__(backbone, **{name: value for name, value in arguments.items() if name in known})
         return backbone
 
-    def sources(self) -> dict[str, tuple[Source, str]]:
+    def sources(self) -> dict[str, tuple[ModelLocation, str]]:
         return {"unet": (self.denoiser_source, DIFFUSERS_STEM), **super().sources()}
 
     def _choose_trainable(self, lora: LoRA | None, gradient_checkpointing: bool) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lit_align.backbones.latents import LatentSpace, complete_vae_config
-from lit_align.backbones.loading.hub import Source, digest_tokenizer, digest_weights
 from lit_align.backbones.loading.meta import load_model
+from lit_align.backbones.loading.model_files import digest_tokenizer, digest_weights
+from lit_align.common.hub import ModelLocation
 from lit_align.user_errors import UserValueError
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -44,11 +45,13 @@ class Encoders(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.repo, self.revision, self.variant = repo, revision, variant
-        self.vae_source = Source(repo, "vae", revision, variant) if vae_repo is None else Source(vae_repo)
+        self.vae_source = ModelLocation(repo, "vae", revision, variant) if vae_repo is None else ModelLocation(vae_repo)
         self.vae_precision, self.vae_dtype, self.vae_slicing = vae_precision, DTYPES[vae_precision], vae_slicing
         self.text_dtype = torch.float32  # what `cast_frozen` last asked for
         self.pipeline_config = self._check_pipeline()
-        self._vae_config = complete_vae_config(AutoencoderKL.load_config(self.vae_source.repo, **self.vae_source.place))
+        self._vae_config = complete_vae_config(
+            AutoencoderKL.load_config(self.vae_source.repo, **self.vae_source.load_options)
+        )
 
     def _check_pipeline(self) -> dict[str, Any]:
         config = dict(DiffusionPipeline.load_config(self.repo, revision=self.revision))
@@ -75,7 +78,9 @@ class Encoders(nn.Module, ABC):
     @cached_property
     def tokenizers(self) -> list[Any]:
         """Those of the text encoders."""
-        return [CLIPTokenizer.from_pretrained(source.repo, **source.place) for source in self._tokenizer_sources()]
+        return [
+            CLIPTokenizer.from_pretrained(source.repo, **source.load_options) for source in self._tokenizer_sources()
+        ]
 
     def _part(self, name: str, load: Callable[[], nn.Module]) -> Any:
         if name not in self._modules:
@@ -96,14 +101,14 @@ class Encoders(nn.Module, ABC):
             self.text_dtype
         )
 
-    def _text_sources(self) -> list[Source]:
-        return [Source(self.repo, folder, self.revision, self.variant) for folder in self.text_encoder_classes]
+    def _text_sources(self) -> list[ModelLocation]:
+        return [ModelLocation(self.repo, folder, self.revision, self.variant) for folder in self.text_encoder_classes]
 
-    def _tokenizer_sources(self) -> list[Source]:
+    def _tokenizer_sources(self) -> list[ModelLocation]:
         folders = [folder.replace("text_encoder", "tokenizer") for folder in self.text_encoder_classes]
-        return [Source(self.repo, folder, self.revision) for folder in folders]
+        return [ModelLocation(self.repo, folder, self.revision) for folder in folders]
 
-    def sources(self) -> dict[str, tuple[Source, str]]:
+    def sources(self) -> dict[str, tuple[ModelLocation, str]]:
         """Where each model comes from, by its folder in the pipeline, and what its weight files are called."""
         texts = zip(self.text_encoder_classes, self._text_sources(), strict=True)
         return {"vae": (self.vae_source, DIFFUSERS_STEM)} | {name: (source, "model") for name, source in texts}

@@ -353,7 +353,7 @@ def test_all_errors_are_told_at_once_and_the_rest_is_there(capsys, tmp_path):
                 "data.val_cache={tmp}/val",
             ],
             [
-                "'./nowhere' is no folder, and no hub id (OWNER/NAME) either. Correct the path",
+                "'./nowhere' is neither a folder nor a hub id (OWNER/NAME). Correct the path",
                 "There are no scores by 'hpsv2.1' for",
                 "/train is no cache: it has no fingerprint.json. Make one with lit-align encode",
                 "/val is no cache: it has no fingerprint.json. Make one with lit-align encode",

@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lit_align.backbones import StableDiffusion, StableDiffusionXL
-from lit_align.backbones.loading.hub import Source, digest_weights
+from lit_align.backbones.loading.model_files import digest_weights
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks import SampleGrid
 from lit_align.cli import main
 from lit_align.commands.encode import command as encode_command
 from lit_align.commands.encode.encoding import prepare_images
+from lit_align.common.hub import ModelLocation
 from lit_align.data.cache.format import latents_bytes, names_of, rules
 from lit_align.data.cache.reader import Cache
 from lit_align.data.images import decode
@@ -320,7 +321,7 @@ def test_identity_follows_variant_and_hub_cache(sd15, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
     def hub(revision=None):
-        return digest_weights(Source("someone/sd15", "vae", revision), "diffusion_pytorch_model")
+        return digest_weights(ModelLocation("someone/sd15", "vae", revision), "diffusion_pytorch_model")
 
     assert hub() == hub("main") == whole["vae"]
     with pytest.raises(FileNotFoundError, match=r"someone/sd15/vae holds no config\.json"):

@@ -1,4 +1,4 @@
-"""Published scorers, on small models in the published file layouts; formulas by hand."""
+"""Published scorers on small models in the published file layouts; analytic scorers by hand."""
 
 from itertools import pairwise
 
@@ -52,7 +52,7 @@ def images():
 
 
 def crop(image):
-    """CLIP's preprocessing of one image, by PIL and numpy."""
+    """Preprocess one image as CLIP does, with PIL and numpy."""
     picture = Image.fromarray(image.numpy().transpose(1, 2, 0))
     width, height = picture.size
     if width <= height:
@@ -65,7 +65,7 @@ def crop(image):
 
 
 def pad(image):
-    """HPSv2's, with PIL's resize of float images."""
+    """Preprocess one image as HPSv2 does, with PIL's resize of float images."""
     scale = SIDE / max(image.shape[1:])
     height, width = round(image.shape[1] * scale), round(image.shape[2] * scale)
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
@@ -77,7 +77,7 @@ def pad(image):
 
 
 def randomise(model):
-    """Weights large enough that scores of different images and prompts are far apart."""
+    """Draw weights so large that scores of different images and prompts differ clearly."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if name != "logit_scale":
@@ -116,7 +116,7 @@ def cosine(clip, pixels, prompt):
 
 
 def check(scorer, images, expected):
-    """Scores are `expected`, apart from each other, each the same alone as among others, and near in half precision."""
+    """Check that scores are `expected`, distinct, independent of the batch, and close in half precision."""
     scores = scorer.score(images, PROMPTS)
     assert scores.shape == (4,)
     assert scores.dtype == torch.float32
@@ -124,7 +124,7 @@ def check(scorer, images, expected):
     assert scores.sort().values.diff().min() > 1e-3
     alone = torch.cat([scorer.score([image], [prompt]) for image, prompt in zip(images, PROMPTS, strict=True)])
     torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-5)
-    half = scorer.to(torch.float16).score(images, PROMPTS)  # as `prepare` does on CUDA; formulas stay in float32
+    half = scorer.to(torch.float16).score(images, PROMPTS)  # as `prepare` does on CUDA; formulas are in float32
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, scores, atol=5e-3, rtol=5e-3)
     assert not torch.equal(half, half.half().float())
@@ -135,7 +135,7 @@ def test_clip_score(clip, clip_folder, images):
     check(CLIPScore(str(clip_folder)), images, expected)
 
 
-def test_pick_score_takes_its_tokenizer_elsewhere(clip, images, tmp_path):
+def test_pick_score_reads_its_tokenizer_from_another_folder(clip, images, tmp_path):
     clip.save_pretrained(tmp_path)
     expected = [
         clip.logit_scale.detach().exp() * cosine(clip, crop(image), prompt)
@@ -145,7 +145,7 @@ def test_pick_score_takes_its_tokenizer_elsewhere(clip, images, tmp_path):
 
 
 def open_clip_layout(clip):
-    """The inverse of `clip_state_dict`, layer by layer."""
+    """Invert `clip_state_dict`, layer by layer."""
     state = {"logit_scale": clip.logit_scale.data, "attn_mask": torch.zeros(32, 32)}
     text, vision = clip.text_model, clip.vision_model
     state["token_embedding.weight"] = text.embeddings.token_embedding.weight.data
@@ -188,7 +188,7 @@ def test_clip_state_dict_is_the_inverse_of_its_layout(clip):
 
 
 def head_layers(width, hidden=(8, 4)):
-    """Layers numbered as the published head's, whose dropouts count."""
+    """Make layers numbered as in the published head, where dropouts count too."""
     widths = [width, *hidden, 1]
     generator = torch.Generator().manual_seed(2)
     numbers = [0, 2, 4][: len(hidden) + 1]
@@ -198,7 +198,7 @@ def head_layers(width, hidden=(8, 4)):
     }
 
 
-def through(layers, features):
+def apply_head(layers, features):
     for weight, bias in layers.values():
         features = weight @ features + bias
     return features[0]
@@ -212,7 +212,7 @@ def test_aesthetic(clip, images, tmp_path, filename, hidden):
     layers = head_layers(24, hidden)
     state = {f"vision_model.{name}": value for name, value in model.vision_model.state_dict().items()}
     state["visual_projection.weight"] = model.visual_projection.weight.data
-    state["vision_model.embeddings.position_ids"] = torch.arange(5)[None]  # as older versions of transformers saved
+    state["vision_model.embeddings.position_ids"] = torch.arange(5)[None]  # saved by older versions of transformers
     for n, (weight, bias) in layers.items():
         state |= {f"layers.{n}.weight": weight, f"layers.{n}.bias": bias}
     config.save_pretrained(tmp_path)
@@ -221,7 +221,7 @@ def test_aesthetic(clip, images, tmp_path, filename, hidden):
     for image in images:
         with torch.no_grad():
             embedding = model(crop(image)[None]).image_embeds[0]
-        expected.append(through(layers, embedding / embedding.norm()))
+        expected.append(apply_head(layers, embedding / embedding.norm()))
     check(Aesthetic(str(tmp_path)), images, expected)
 
 
@@ -275,7 +275,7 @@ def test_image_reward(blip, vocabulary, images, tmp_path):
                 encoder_hidden_states=seen,
                 encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long),
             ).last_hidden_state[0, 0]
-        expected.append((through(head, read) - 0.16717362830052426) / 1.0333394966054072)
+        expected.append((apply_head(head, read) - 0.16717362830052426) / 1.0333394966054072)
     check(ImageReward(str(tmp_path), "ImageReward.pt", tokenizer_repo=str(vocabulary)), images, expected)
 
 
@@ -292,7 +292,7 @@ def test_a_pickle_that_runs_code_is_refused(clip_folder, vocabulary, tmp_path, c
         lambda: ImageReward(str(tmp_path), "x.pt", tokenizer_repo=str(vocabulary)),
         lambda: Aesthetic(str(tmp_path)),
     ):
-        with pytest.raises(ValueError, match="is no file of weights alone, and so is not opened"):
+        with pytest.raises(ValueError, match="holds more than weights, or is damaged; it is not loaded"):
             build()
     assert "code from a weight file ran" not in capsys.readouterr().out
 
@@ -303,7 +303,7 @@ def test_weights_of_another_layout_are_refused(clip, clip_folder, blip, vocabula
         return HPSv2(str(tmp_path), "x.pt", config_repo=str(clip_folder))
 
     state = open_clip_layout(clip)
-    with pytest.raises(ValueError, match=r"'text_model\S+' is no weight of open_clip's CLIP"):
+    with pytest.raises(ValueError, match=r"'text_model\S+' is not a weight of open_clip's CLIP"):
         hps({name: value for name, value in clip.state_dict().items() if name != "logit_scale"})
     with pytest.raises(ValueError, match=r"1 missing weights for CLIPModel, the first is visual_projection\.weight"):
         hps({name: value for name, value in state.items() if name != "visual.proj"})
@@ -312,11 +312,11 @@ def test_weights_of_another_layout_are_refused(clip, clip_folder, blip, vocabula
     with pytest.raises(ValueError, match="1 mismatched weights for CLIPModel"):
         hps(state | {"visual.proj": torch.ones(64, 25)})
     torch.save({"state_dict": [1]}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="holds no tensors by name, but list"):
+    with pytest.raises(ValueError, match="holds a list instead of named tensors"):
         HPSv2(str(tmp_path), "x.pt", config_repo=str(clip_folder))
-    with pytest.raises(FileNotFoundError, match=r"holds no 'y\.pt'"):
+    with pytest.raises(FileNotFoundError, match=r"holds no y\.pt\. Check repo, and filename"):
         HPSv2(str(tmp_path), "y.pt", config_repo=str(clip_folder))
-    with pytest.raises(FileNotFoundError, match=r"'no/such' holds no 'y\.pt', or no copy of it is here"):
+    with pytest.raises(FileNotFoundError, match=r"no/such holds no y\.pt in the local cache, and HF_HUB_OFFLINE"):
         HPSv2("no/such", "y.pt", config_repo=str(clip_folder))  # tests are offline
 
     def image_reward(state):
@@ -326,22 +326,22 @@ def test_weights_of_another_layout_are_refused(clip, clip_folder, blip, vocabula
     state = image_reward_layout(*blip, head_layers(128))
     image_reward(state)
     for extra, message in [
-        ("surprise", "'surprise' is no weight of ImageReward"),
-        ("blip.visual_encoder.blocks.0.norm9.weight", r"blocks\.0\.norm9\.weight is no weight of BLIP's vision"),
+        ("surprise", "'surprise' is not a weight of ImageReward"),
+        ("blip.visual_encoder.blocks.0.norm9.weight", r"blocks\.0\.norm9\.weight is not a weight of BLIP's vision"),
         ("blip.text_encoder.pooler.dense.weight", r"1 unexpected weights for BlipTextModel, the first is pooler"),
         ("mlp.layers.5.gain", r"Head: expected N\.weight and N\.bias"),
     ]:
         with pytest.raises(ValueError, match=message):
             image_reward(state | {extra: torch.ones(2)})
-    with pytest.raises(ValueError, match="are no chain to 1"):
+    with pytest.raises(ValueError, match="do not chain to one output"):
         image_reward(state | {"mlp.layers.2.weight": torch.ones(4, 7)})
-    with pytest.raises(ValueError, match=r"no weight 'embeddings\.position_embedding' in it"):
+    with pytest.raises(ValueError, match=r"lacks the weight 'embeddings\.position_embedding'"):
         image_reward({name: value for name, value in state.items() if not name.endswith("pos_embed")})
     with pytest.raises(ValueError, match=r"no weight mlp\.layers\.\*"):
         image_reward({name: value for name, value in state.items() if not name.startswith("mlp")})
 
 
-def test_fingerprints_tell_scorers_weights_and_settings_apart(clip, clip_folder):
+def test_fingerprints_depend_on_class_weights_and_settings(clip, clip_folder):
     scorer, twin = CLIPScore(str(clip_folder)), CLIPScore(str(clip_folder))
     assert scorer.fingerprint() == twin.fingerprint() != PickScore(str(clip_folder)).fingerprint()
     before = scorer.fingerprint()
@@ -352,7 +352,7 @@ def test_fingerprints_tell_scorers_weights_and_settings_apart(clip, clip_folder)
     assert CLIPScore(str(clip_folder)).prepare("cpu").fingerprint() == before
 
 
-def test_presets_load_by_name_and_name_their_faults(clip_folder, tmp_path):
+def test_presets_load_by_name_and_errors_name_the_entry(clip_folder, tmp_path):
     scorers = load_scorers(["sharpness", "colourfulness", "exposure"])
     assert [type(scorer) for scorer in scorers.values()] == [Sharpness, Colourfulness, Exposure]
     assert list(scorers) == ["sharpness", "colourfulness", "exposure"]
@@ -376,7 +376,7 @@ def test_presets_load_by_name_and_name_their_faults(clip_folder, tmp_path):
 
 
 def test_every_packaged_preset_fits_its_class(monkeypatch):
-    """Classes and arguments of all nine, without loading a weight."""
+    """Parse classes and arguments of all nine presets without loading weights."""
     from lit_align.scoring import presets
 
     names = list(yaml.safe_load(presets.PRESETS.read_text()))
@@ -394,17 +394,17 @@ def flat(colour, height=4, width=6):
 def test_colourfulness_by_hand():
     grey, red_green = flat([90, 90, 90]), flat([255, 0, 0])
     red_green[:, :, 3:] = torch.tensor([0, 255, 0], dtype=torch.uint8).view(3, 1, 1)
-    # rg is 255 and -255, of deviation 255 and mean 0; yb is 127.5 throughout.
+    # rg is 255 and -255: standard deviation 255, mean 0; yb is 127.5 everywhere.
     torch.testing.assert_close(colourfulness(torch.stack([grey, red_green])), torch.tensor([0.0, 255 + 0.3 * 127.5]))
     other = flat([255, 0, 0], height=9)
-    # rg = 255, yb = 127.5, no deviation: 0.3 sqrt(255² + 127.5²).
+    # rg = 255, yb = 127.5, standard deviation 0: 0.3 sqrt(255² + 127.5²).
     scores = Colourfulness().score([grey, red_green, other], ["", "", ""])
     torch.testing.assert_close(scores, torch.tensor([0.0, 293.25, 0.3 * 285.0986]))
 
 
 def test_sharpness_by_hand():
     dot = flat([100, 100, 100], height=5, width=5)
-    dot[:, 2, 2] = 110  # the Laplacian of the inner nine: -40, four times 10, four times 0
+    dot[:, 2, 2] = 110  # Laplacian of the nine inner pixels: -40, four times 10, four times 0
     scores = Sharpness().score([flat([9, 90, 200]), dot], ["", ""])
     torch.testing.assert_close(scores, torch.tensor([0.0, (40**2 + 4 * 10**2) / 9]), atol=1e-3, rtol=1e-4)
 
@@ -412,7 +412,9 @@ def test_sharpness_by_hand():
 def test_exposure_by_hand():
     black, mid = flat([0, 0, 0]), flat([127, 127, 128])
     half = flat([0, 0, 0])
-    half[:, :, :3] = torch.tensor([102, 102, 102], dtype=torch.uint8).view(3, 1, 1)  # 0.4: half a deviation off
+    half[:, :, :3] = torch.tensor([102, 102, 102], dtype=torch.uint8).view(
+        3, 1, 1
+    )  # 0.4: half a standard deviation off
     scores = Exposure().score([black, mid, half], ["", "", ""])
     dark = np.exp(-3 * 0.25 / 0.08)
     expected = torch.tensor([dark, 1.0, (np.exp(-3 * 0.125) + dark) / 2], dtype=torch.float32)

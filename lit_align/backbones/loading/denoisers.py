@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
 from lit_align.backbones.base import Backbone
-from lit_align.backbones.loading.hub import plain
+from lit_align.backbones.loading.model_files import without_incidental
 from lit_align.backbones.loading.sharded import is_sharded
 from lit_align.backbones.loading.trained import build_unet, merge_trained_lora, read_trained
 from lit_align.backbones.sdxl import StableDiffusionXL
@@ -114,7 +114,7 @@ def fingerprint(backbone: Backbone, denoiser: Denoiser) -> str:
     """
     texts = [encoder.config.to_dict() for encoder in backbone.text_encoders]
     configs = [dict(part.config) for part in (backbone.scheduler, backbone.vae, denoiser)] + texts
-    settings = [type(backbone).__name__, backbone.prompts_identity(), *map(plain, configs)]
+    settings = [type(backbone).__name__, backbone.prompts_identity(), *map(without_incidental, configs)]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     modules: dict[str, Any] = {"denoiser": denoiser, "text_encoders": backbone.text_encoders, "vae": backbone.vae}
     for part, module in modules.items():

@@ -1,4 +1,4 @@
-"""Models as they are stored, or their shapes alone: what a run would need can be told without reading its weights."""
+"""Load models with their weights, or only their shapes, so that a run's memory is known without reading weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ import torch
 from diffusers import ConfigMixin
 from torch import nn
 
-from lit_align.backbones.loading.hub import Source
+from lit_align.common.hub import ModelLocation
 
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """A context in which backbones are built from their configs, on the meta device, without weights."""
+    """Build backbones created in this context from their configs, on the meta device, without weights."""
     before = _shapes_only.set(True)
     try:
         yield
@@ -24,17 +24,18 @@ def shapes_only() -> Iterator[None]:
         _shapes_only.reset(before)
 
 
-def load_model(kind: Any, source: Source, dtype: torch.dtype) -> Any:
-    """A model of diffusers or transformers, whose base classes are not typed, in `dtype`.
+def load_model(model_class: Any, location: ModelLocation, dtype: torch.dtype) -> Any:
+    """Load a model of diffusers or transformers, whose base classes are not typed, in `dtype`.
 
     Raises:
         OSError: if its config, or outside of `shapes_only` its weights, cannot be found.
     """
+    repo, options = location.repo, location.load_options
     if not _shapes_only.get():
-        return kind.from_pretrained(source.repo, variant=source.variant, dtype=dtype, **source.place)
+        return model_class.from_pretrained(repo, variant=location.variant, dtype=dtype, **options)
     with torch.device("meta"):
-        if issubclass(kind, ConfigMixin):
-            model = kind.from_config(kind.load_config(source.repo, **source.place))
+        if issubclass(model_class, ConfigMixin):
+            model = model_class.from_config(model_class.load_config(repo, **options))
         else:
-            model = kind(kind.config_class.from_pretrained(source.repo, **source.place))
+            model = model_class(model_class.config_class.from_pretrained(repo, **options))
     return nn.Module.to(model, dtype).eval()  # diffusers' own `to` warns

@@ -37,7 +37,7 @@ def advice_on_data(check: DataCheck, machine: Machine) -> Iterator[str]:
 
 def advice_on_precision(backbone: Backbone, machine: Machine) -> Iterator[str]:
     """On numbers that overflow."""
-    stored = AutoencoderKL.load_config(backbone.vae_source.repo, **backbone.vae_source.place)
+    stored = AutoencoderKL.load_config(backbone.vae_source.repo, **backbone.vae_source.load_options)
     if backbone.vae_precision == "fp16" and stored.get("force_upcast"):
         yield (
             f"model.backbone.vae_precision bf16 or fp32, or a model.backbone.vae_repo that is safe in fp16: the config "

@@ -18,7 +18,7 @@ from lit_align.commands.doctor.diagnosis import Diagnosis, gigabytes
 from lit_align.commands.doctor.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.doctor.memory_report import MemoryReport
 from lit_align.commands.doctor.run_parts import RunParts
-from lit_align.commands.doctor.weights_check import missing_config, weight_line
+from lit_align.commands.doctor.weights_check import download_command, weight_line
 from lit_align.memory import UnknownPrecision
 from lit_align.objectives import Objective
 from lit_align.training.strategies import check_strategy, name_of
@@ -118,7 +118,7 @@ class Doctor:
     def _weights(self) -> None:
         about = self.config.model.backbone.init_args
         with self.found.section("weights") as lines:
-            self.fetch = missing_config(about.repo, about.revision)
+            self.fetch = download_command(about.repo, about.revision)
             if self.fetch is not None:
                 lines.append(f"{about.repo} is not in the local cache; fit would download it")
                 return

@@ -1,36 +1,35 @@
-"""Whether the pretrained weights of a run are here, without reading them."""
-
-from huggingface_hub import constants
+"""Check that a run's pretrained weights are on this machine, without reading them."""
 
 from lit_align.backbones import Backbone
-from lit_align.backbones.loading.hub import Source, weight_files
+from lit_align.backbones.loading.model_files import weight_files
 from lit_align.commands.doctor.diagnosis import gigabytes
+from lit_align.common.hub import ModelLocation, offline
 from lit_align.user_errors import UserFileNotFoundError
 
 INDEX = "model_index.json"
 
 
-def missing_config(repo: str, revision: str | None) -> str | None:
-    """What is to be done before anything can be told of a pipeline that is not here; None where it is.
+def download_command(repo: str, revision: str | None) -> str | None:
+    """Return the command that fetches a pipeline's configs; None where they are on this machine.
 
     Raises:
-        FileNotFoundError: if a run would not find it either.
+        FileNotFoundError: if a run would not find the pipeline either.
     """
-    source = Source(repo, "", revision)
-    if source.local:
-        if source.find(INDEX) is None:
+    location = ModelLocation(repo, "", revision)
+    if location.is_local:
+        if location.find(INDEX) is None:
             raise UserFileNotFoundError(
                 f"model.backbone.repo {repo!r} holds no {INDEX}. Name the folder of a diffusers pipeline."
             )
         return None
     if repo.startswith((".", "/", "~")) or repo.count("/") != 1:
         raise UserFileNotFoundError(
-            f"model.backbone.repo {repo!r} is no folder, and no hub id (OWNER/NAME) either. Correct the path."
+            f"model.backbone.repo {repo!r} is neither a folder nor a hub id (OWNER/NAME). Correct the path."
         )
-    if source.find(INDEX, download=False) is not None:
+    if location.find(INDEX, download=False) is not None:
         return None
     fetch = f"hf download {repo}{f' --revision {revision}' if revision else ''}"
-    if constants.HF_HUB_OFFLINE:
+    if offline():
         raise UserFileNotFoundError(
             f"model.backbone.repo {repo!r} is not in the local cache, and HF_HUB_OFFLINE forbids a download. Unset it, "
             f"or run on a machine with a network: {fetch}"
@@ -38,27 +37,27 @@ def missing_config(repo: str, revision: str | None) -> str | None:
     return f"{fetch} --include '*.json' --include '*.txt'"
 
 
-def weight_line(source: Source, stem: str) -> str:
-    """Where a model's weights are, and how large.
+def weight_line(location: ModelLocation, stem: str) -> str:
+    """Describe where a model's weights are and how large they are.
 
     Args:
-        source: of the model.
-        stem: name of its weights without suffix.
+        location: of the model.
+        stem: name of its weight files without suffix.
 
     Raises:
-        FileNotFoundError: if a local folder lacks some.
+        FileNotFoundError: if they are missing and cannot be downloaded.
     """
     try:
-        files = weight_files(source, stem, download=False)
+        files = weight_files(location, stem, download=False)
     except FileNotFoundError:
-        if source.local or constants.HF_HUB_OFFLINE:
+        if location.is_local or offline():
             raise
-        return f"{source} is not in the local cache; fit would download it"
-    return f"{gigabytes(sum(path.stat().st_size for path in files))} in {source}"
+        return f"{location} is not in the local cache; fit would download it"
+    return f"{gigabytes(sum(path.stat().st_size for path in files))} in {location}"
 
 
 def weights_are_here(backbone: Backbone) -> bool:
-    """Whether nothing would have to be downloaded."""
+    """Whether all weights of the backbone are on this machine."""
     try:
         return all(weight_files(*source, download=False) for source in backbone.sources().values())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Scores by formula, without weights: for tests, for controls, and to see what a learned scorer rewards."""
+"""Scores by formula, without weights: for tests, controls, and to see what a learned scorer rewards."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,7 +11,7 @@ from lit_align.scoring.base import Scorer
 
 
 class Colourfulness(Scorer):
-    """Hasler and Süsstrunk 2003; 0 for grey, about 80 for a very colourful photograph."""
+    """Colourfulness (Hasler and Süsstrunk 2003): 0 for grey, about 80 for a very colourful photograph."""
 
     version: ClassVar[int] = 1
 
@@ -22,7 +22,7 @@ class Colourfulness(Scorer):
 class Sharpness(Scorer):
     """Variance of the Laplacian of the luma, in squared grey levels of 255 (Pech-Pacheco et al. 2000).
 
-    Compares images of one size only: it falls as an image is enlarged, and rises with noise.
+    Only compares images of one size: enlarging an image lowers it, noise raises it.
     """
 
     version: ClassVar[int] = 1
@@ -32,9 +32,9 @@ class Sharpness(Scorer):
 
 
 class Exposure(Scorer):
-    """Well-exposedness from 0 to 1, mean over pixels: the nearer each channel is to mid grey, the better.
+    """Well-exposedness from 0 to 1, averaged over pixels: greater where each channel is closer to mid grey.
 
-    Mertens et al. 2007, section 3.1: the channels' Gauss curves of deviation 0.2 around 0.5, multiplied.
+    Mertens et al. 2007, section 3.1: product over channels of a Gaussian around 0.5 with standard deviation 0.2.
     """
 
     version: ClassVar[int] = 1
@@ -44,7 +44,7 @@ class Exposure(Scorer):
 
 
 def colourfulness(images: Tensor) -> Tensor:
-    """(n,) of images (n, 3, h, w) uint8: M(3) of Hasler and Süsstrunk 2003."""
+    """Colourfulness (n,) of images (n, 3, height, width) uint8: M(3) of Hasler and Süsstrunk 2003."""
     red, green, blue = images.float().flatten(2).unbind(1)
     first, second = red - green, (red + green) / 2 - blue
     spread = (first.var(1, correction=0) + second.var(1, correction=0)).sqrt()
@@ -52,17 +52,17 @@ def colourfulness(images: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor) -> Tensor:
-    """(n,) of images (n, 3, h, w) uint8, h and w at least 3: the score of `Sharpness`."""
+    """Sharpness (n,) of images (n, 3, height, width) uint8 of at least 3 x 3 pixels; see `Sharpness`."""
     return torch.stack([_laplacian(luma).var(correction=0) for luma in lumas(images)])
 
 
 def lumas(images: Tensor) -> Tensor:
-    """(n, h, w) of images (n, 3, h, w) uint8, by Rec. 601's weights."""
+    """Luma (n, height, width) of images (n, 3, height, width) uint8, with the weights of Rec. 601."""
     weights = torch.tensor([0.299, 0.587, 0.114])
     return torch.stack([torch.tensordot(weights, image.float(), dims=1) for image in images])
 
 
 def _laplacian(luma: Tensor) -> Tensor:
-    """(height - 2, width - 2), four neighbours."""
+    """Laplacian (height - 2, width - 2) over the four neighbours."""
     kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
     return conv2d(luma[None, None], kernel[None, None])[0, 0]

@@ -1,4 +1,4 @@
-"""How well image and prompt agree, by CLIP and by CLIP trained on people's picks."""
+"""Agreement of image and prompt, by CLIP and by PickScore, a CLIP trained on human choices."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -15,11 +15,12 @@ from lit_align.scoring.scorers.preprocessing import centre_crops
 class CLIPScore(Scorer):
     """Cosine between CLIP's embeddings of image and prompt, unscaled (Hessel et al. 2021 give 2.5 max(cosine, 0)).
 
-    Images as in CLIP's own `_transform`: bicubic to the short side, centre crop, CLIP's mean and deviation.
+    Images are preprocessed by CLIP's `_transform`: bicubic to the short side, centre crop, CLIP's mean and standard
+    deviation.
 
     Args:
         repo: hub id or local folder of a CLIPModel.
-        processor_repo: hub id or local folder of its tokenizer, if that is not in `repo`.
+        processor_repo: hub id or local folder of its tokenizer, if it is not in `repo`.
         revision: branch, tag or commit of `repo`.
     """
 
@@ -43,7 +44,7 @@ class CLIPScore(Scorer):
 class PickScore(CLIPScore):
     """exp(logit_scale) times the cosine, by a CLIP trained on Pick-a-Pic (Kirstain et al. 2023).
 
-    As on the model card of yuvalkirstain/PickScore_v1; images as CLIPScore's.
+    Formula: model card of yuvalkirstain/PickScore_v1. Images are preprocessed as for `CLIPScore`.
     """
 
     version: ClassVar[int] = 1
@@ -52,27 +53,31 @@ class PickScore(CLIPScore):
         return self.model.logit_scale.float().exp() * super()._score(images, prompts)
 
 
-# The models below are CLIPModel, which types its configs as dict or nothing.
-
-
 def cosines(model: Any, tokenizer: CLIPTokenizer, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Cosine (batch,) float32 of each image's embedding with its prompt's, whatever the model's precision."""
+    """Cosine (batch,) float32 between each image's and its prompt's embedding.
+
+    Args:
+        model: a CLIPModel, whose config is not fully typed.
+        tokenizer: of the model.
+        pixels: (batch, 3, size, size) normalised images, on the model's device and in its dtype.
+        prompts: one per image.
+    """
     tokens = tokenizer(
         list(prompts), padding=True, truncation=True, max_length=max_tokens(model, tokenizer), return_tensors="pt"
     )
-    # No mask: attention is causal, and the embedding is read at the first end token, before any padding.
+    # No mask is needed: attention is causal, and the embedding is read at the first end token, before the padding.
     texts = model.get_text_features(tokens.input_ids.to(pixels.device)).pooler_output
     pictures = model.get_image_features(pixels).pooler_output
     return (normalize(pictures.float(), dim=-1) * normalize(texts.float(), dim=-1)).sum(-1)
 
 
 def max_tokens(model: Any, tokenizer: CLIPTokenizer) -> int:
-    """Tokens of the longest prompt; some published tokenizers state no length of their own."""
+    """Greatest number of tokens in a prompt; some published tokenizers give no limit, so the model's counts too."""
     return min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
 
 
 def clip_settings(model: Any, tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    """What the weights of a CLIP leave open."""
+    """Settings of a CLIPModel that decide its scores beside the weights."""
     towers = (model.config.text_config, model.config.vision_config)
     return {
         "image_size": towers[1].image_size,

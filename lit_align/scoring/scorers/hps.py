@@ -1,4 +1,4 @@
-"""Human Preference Score v2: a CLIP ViT-H/14 trained on people's choices, published in open_clip's layout."""
+"""Human Preference Score v2: a CLIP ViT-H/14 trained on human choices, published in open_clip's layout."""
 
 import re
 from collections.abc import Sequence
@@ -7,24 +7,25 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from lit_align.common.hub import ModelLocation
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.scorers.clip import clip_settings, cosines
 from lit_align.scoring.scorers.preprocessing import padded_squares
-from lit_align.scoring.scorers.weights import build, read_state_dict, weight_file
+from lit_align.scoring.scorers.weights import build, read_state_dict
 from lit_align.user_errors import UserValueError
 
 
 class HPSv2(Scorer):
-    """Cosine between image and prompt by HPSv2 or HPSv2.1 (Wu et al. 2023), which differ in weights alone.
+    """Cosine between image and prompt by HPSv2 or HPSv2.1 (Wu et al. 2023), which only differ in their weights.
 
-    As hpsv2/img_score.py: it asks open_clip's factory for `light_augmentation=True` and `with_region_predictor=False`,
-    so images pass `resize_longest_max`: long side to 224, black padding; not CLIP's centre crop. Prompts are CLIP's
-    tokens, but open_clip mends broken Unicode and HTML entities in them first (ftfy), which this does not.
+    Follows hpsv2/img_score.py, which asks open_clip for `light_augmentation=True` and `with_region_predictor=False`:
+    images pass `resize_longest_max` (long side to 224, black padding) instead of CLIP's centre crop. Prompts get CLIP's
+    tokens; open_clip also repairs broken Unicode and HTML entities in them (ftfy), which is left out here.
 
     Args:
         repo: hub id or local folder that holds `filename`.
         filename: state dict in open_clip's layout.
-        config_repo: hub id or local folder of the CLIPModel of this architecture; gives config and tokenizer only.
+        config_repo: hub id or local folder of a CLIPModel of this architecture, for config and tokenizer.
         revision: branch, tag or commit of `repo`.
     """
 
@@ -32,7 +33,7 @@ class HPSv2(Scorer):
 
     def __init__(self, repo: str, filename: str, config_repo: str, revision: str | None = None) -> None:
         super().__init__()
-        weights = clip_state_dict(read_state_dict(weight_file(repo, filename, revision)))
+        weights = clip_state_dict(read_state_dict(ModelLocation(repo, revision=revision).require(filename)))
         self.model = build(CLIPModel, CLIPConfig.from_pretrained(config_repo), weights, f"{repo}/{filename}")
         self.tokenizer = CLIPTokenizer.from_pretrained(config_repo)
 
@@ -55,13 +56,13 @@ OUTSIDE = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # spelt so in transformers
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # transformers' spelling
     "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",
     "visual.ln_post.bias": "vision_model.post_layernorm.bias",
     "visual.proj": "visual_projection.weight",
 }
-TRANSPOSED = {"text_projection", "visual.proj"}  # applied as x @ p there, by Linear here
+TRANSPOSED = {"text_projection", "visual.proj"}  # open_clip computes x @ p, transformers a Linear
 IN_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -73,12 +74,12 @@ LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|
 
 
 def clip_state_dict(open_clip: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of open_clip's CLIP with a vision transformer, by the names of transformers' CLIPModel.
+    """Rename the weights of open_clip's CLIP with a vision transformer to those of transformers' CLIPModel.
 
-    Layouts: open_clip's model.py and transformer.py; proven in examples/scorers.
+    Layout: open_clip's model.py and transformer.py; verified in examples/scorers.
 
     Raises:
-        ValueError: if a name is of neither layout.
+        ValueError: if a name does not belong to that layout.
     """
     mapped: dict[str, Tensor] = {}
     for name, value in open_clip.items():
@@ -94,7 +95,7 @@ def clip_state_dict(open_clip: dict[str, Tensor]) -> dict[str, Tensor]:
                 mapped[f"{layer}{IN_LAYER[match[3]]}.{match[4]}"] = value
         elif name != "attn_mask":  # a constant that older versions of open_clip saved
             raise UserValueError(
-                f"State dict: {name!r} is no weight of open_clip's CLIP with a vision transformer. "
+                f"State dict: {name!r} is not a weight of open_clip's CLIP with a vision transformer. "
                 "Choose the file that HPSv2 publishes, such as HPS_v2.1_compressed.pt."
             )
     return mapped

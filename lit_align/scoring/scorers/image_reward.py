@@ -1,4 +1,4 @@
-"""ImageReward: BLIP reads the prompt while it looks at the image, and a head rates what it read."""
+"""ImageReward: BLIP's text encoder attends to the image, and a linear head turns its output into a reward."""
 
 import math
 import re
@@ -8,25 +8,26 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from lit_align.common.hub import ModelLocation
 from lit_align.scoring.base import Scorer, tokenizer_digest
 from lit_align.scoring.scorers.aesthetic import LinearHead
 from lit_align.scoring.scorers.preprocessing import centre_crops
-from lit_align.scoring.scorers.weights import build, read_state_dict, weight_file
+from lit_align.scoring.scorers.weights import build, read_state_dict
 from lit_align.user_errors import UserValueError
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of its rewards, ImageReward/ImageReward.py
-MAX_TOKENS = 35  # ibid., `score`
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's outputs, ImageReward/ImageReward.py
+MAX_TOKENS = 35  # ImageReward/ImageReward.py, `score`
 HEAD_WIDTH = 64  # of each attention head, in BERT-base as in ViT-L
 
 
 class ImageReward(Scorer):
-    """Reward, about -2 to 2 with mean 0 and deviation 1 on its training prompts (Xu et al. 2023).
+    """Reward, about -2 to 2; mean 0 and standard deviation 1 on its training prompts (Xu et al. 2023).
 
-    As ImageReward/ImageReward.py: images as CLIP's own `_transform`, prompts of exactly 35 tokens.
+    Follows ImageReward/ImageReward.py: images pass CLIP's `_transform`, prompts are padded or cut to 35 tokens.
 
     Args:
         repo: hub id or local folder that holds `filename`.
-        filename: state dict in ImageReward's own layout.
+        filename: state dict in ImageReward's layout.
         tokenizer_repo: hub id or local folder of BERT's uncased tokenizer.
         revision: branch, tag or commit of `repo`.
     """
@@ -36,12 +37,12 @@ class ImageReward(Scorer):
     def __init__(self, repo: str, filename: str, tokenizer_repo: str, revision: str | None = None) -> None:
         super().__init__()
         source = f"{repo}/{filename}"
-        vision, text, head = blip_state_dicts(read_state_dict(weight_file(repo, filename, revision)))
+        vision, text, head = blip_state_dicts(read_state_dict(ModelLocation(repo, revision=revision).require(filename)))
         try:
             vision_config, text_config = _vision_config(vision), _text_config(text)
         except KeyError as error:
             raise UserValueError(
-                f"{source}: no weight {error} in it. Choose the file that ImageReward publishes."
+                f"{source} lacks the weight {error}. Choose the file that ImageReward publishes."
             ) from error
         self.vision = build(BlipVisionModel, vision_config, vision, source)
         self.text = build(BlipTextModel, text_config, text, source, add_pooling_layer=False)
@@ -65,7 +66,7 @@ class ImageReward(Scorer):
 
 
 PARTS = {"blip.visual_encoder.": "vision", "blip.text_encoder.": "text", "mlp.layers.": "head"}
-# BLIP's pretraining heads, momentum copies and queues, which the reward does not use.
+# Pretraining heads, momentum copies and queues of BLIP: the reward does not use them.
 UNUSED = re.compile(r"blip\.(.*_proj|.*_m|.*queue|ptr_queue|queue_ptr|temp|itm_head|text_decoder)(\..*)?")
 VISION = {
     "cls_token": "embeddings.class_embedding",
@@ -85,19 +86,18 @@ VISION_NAME = re.compile(r"(?:blocks\.(?P<block>\d+)\.)?(?P<name>.+?)(?P<kind>\.
 
 
 def blip_state_dicts(image_reward: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """ImageReward's weights by the names of BlipVisionModel, BlipTextModel and LinearHead.
+    """Split ImageReward's weights into those of BlipVisionModel, BlipTextModel and LinearHead, by their names there.
 
-    BERT's names are the same in both; a name of it that transformers lacks comes to light when it is loaded. Layouts:
-    ImageReward/models/BLIP/{vit,med}.py.
+    BERT's names are equal in both layouts; `build` refuses unknown ones. Layout: ImageReward/models/BLIP/{vit,med}.py.
 
     Raises:
-        ValueError: if a name is of none of them, or if one of the three is empty.
+        ValueError: if a name belongs to none of the three, or if one of them has no weights.
     """
     parts: dict[str, dict[str, Tensor]] = {"vision": {}, "text": {}, "head": {}}
     for name, value in image_reward.items():
         prefix = next((prefix for prefix in PARTS if name.startswith(prefix)), None)
         if prefix is None and not UNUSED.fullmatch(name):
-            raise UserValueError(f"State dict: {name!r} is no weight of ImageReward. Choose the file it publishes.")
+            raise UserValueError(f"State dict: {name!r} is not a weight of ImageReward. Choose the file it publishes.")
         if prefix is not None:
             own = name.removeprefix(prefix)
             parts[PARTS[prefix]][_vision_name(own) if prefix == "blip.visual_encoder." else own] = value
@@ -109,10 +109,10 @@ def blip_state_dicts(image_reward: dict[str, Tensor]) -> tuple[dict[str, Tensor]
 
 def _vision_name(name: str) -> str:
     match = VISION_NAME.fullmatch(name)
-    assert match  # any name does
+    assert match  # the pattern matches any name
     table = VISION if match["block"] is None else IN_BLOCK
     if match["name"] not in table:
-        raise UserValueError(f"State dict: blip.visual_encoder.{name} is no weight of BLIP's vision transformer.")
+        raise UserValueError(f"State dict: blip.visual_encoder.{name} is not a weight of BLIP's vision transformer.")
     layer = "" if match["block"] is None else f"encoder.layers.{match['block']}."
     return layer + table[match["name"]] + (match["kind"] or "")
 
@@ -123,7 +123,7 @@ def _layers(state_dict: dict[str, Tensor], prefix: str) -> int:
 
 def _vision_config(state_dict: dict[str, Tensor]) -> BlipVisionConfig:
     width, _, patch_size, _ = state_dict["embeddings.patch_embedding.weight"].shape
-    patches = state_dict["embeddings.position_embedding"].shape[1] - 1  # one is the class token's
+    patches = state_dict["embeddings.position_embedding"].shape[1] - 1  # without the class token's
     return BlipVisionConfig(
         hidden_size=width,
         intermediate_size=state_dict["encoder.layers.0.mlp.fc1.weight"].shape[0],
@@ -146,5 +146,5 @@ def _text_config(state_dict: dict[str, Tensor]) -> BlipTextConfig:
         num_attention_heads=width // HEAD_WIDTH,
         max_position_embeddings=state_dict["embeddings.position_embeddings.weight"].shape[0],
         layer_norm_eps=1e-12,  # BERT's, train/src/config/med_config.json
-        is_decoder=True,  # transformers' name for having cross attention; the mask stays bidirectional
+        is_decoder=True,  # enables cross attention in transformers; the mask stays bidirectional
     )

@@ -1,4 +1,4 @@
-"""Images of any sizes to the square, normalised batch that a vision transformer takes."""
+"""Turn images of any size into the square, normalised batch that a vision transformer takes."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,27 +7,26 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-# OpenAI CLIP's statistics of its training images, github.com/openai/CLIP clip/clip.py `_transform`. LAION's CLIP,
-# PickScore, HPSv2 and ImageReward kept them.
+# Statistics of OpenAI CLIP's training images (github.com/openai/CLIP, clip/clip.py `_transform`), also used by
+# LAION's CLIP, PickScore, HPSv2 and ImageReward.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
-    """(batch, 3, size, size) float32 of (3, height, width) uint8: short side to `size`, then the middle.
+    """Resize the short side to `size` and crop the centre: (batch, 3, size, size) float32 of (3, height, width) uint8.
 
-    CLIP's own preprocessing: torchvision's Resize(size, bicubic) and CenterCrop(size) of PIL images, rounded alike.
-    transformers' PIL processor rounds the crop down instead, one pixel elsewhere where 3, 7, ... pixels are cut.
+    CLIP's preprocessing: torchvision's Resize(size, bicubic) and CenterCrop(size) of PIL images, with their rounding.
+    transformers' PIL processor rounds the crop down, which shifts it by a pixel where 3, 7, ... pixels are cut.
     """
     return _normalised(images, lambda image: _centre_crop(image, size))
 
 
 def padded_squares(images: Sequence[Tensor], size: int) -> Tensor:
-    """(batch, 3, size, size) float32 of (3, height, width) uint8: long side to `size`, black around the middle.
+    """Resize the long side to `size` and pad with black: (batch, 3, size, size) float32 of (3, height, width) uint8.
 
-    HPSv2's `ResizeMaxSize` (hpsv2/src/open_clip/transform.py), which resizes float images: values are neither rounded
-    nor clamped. It leaves an image alone whose long side is `size`, even if that is no square, which its model then
-    refuses; this pads it too.
+    HPSv2's `ResizeMaxSize` (hpsv2/src/open_clip/transform.py) on float images: values are neither rounded nor clamped.
+    Unlike HPSv2 this also pads a non-square image whose long side is `size` already; there the model refuses it.
     """
     return _normalised(images, lambda image: _padded_square(image, size))
 
@@ -37,7 +36,7 @@ def _centre_crop(image: Tensor, size: int) -> Tensor:
     new_width, new_height = (int(size * side / min(width, height)) for side in (width, height))
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     picture = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
-    left, top = (round((side - size) / 2.0) for side in (new_width, new_height))  # to even, as torchvision's
+    left, top = (round((side - size) / 2.0) for side in (new_width, new_height))  # half to even, as in torchvision
     picture = picture.crop((left, top, left + size, top + size))
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1) / 255
 
@@ -47,7 +46,7 @@ def _padded_square(image: Tensor, size: int) -> Tensor:
     height, width = (max(1, round(side * scale)) for side in image.shape[1:])
     pixels = image[None] / 255
     if (height, width) != tuple(image.shape[1:]):
-        # What torchvision's resize does to float tensors; antialias is its default since 0.17, and HPSv2 pins none.
+        # As torchvision resizes float tensors; antialias is its default since 0.17, and HPSv2 pins no version.
         pixels = interpolate(pixels, (height, width), mode="bicubic", align_corners=False, antialias=True)
     left, top = (size - width) // 2, (size - height) // 2
     return pad(pixels[0], (left, size - width - left, top, size - height - top))
