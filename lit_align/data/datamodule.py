@@ -11,9 +11,9 @@ from lit_align.data.dataset import PairLoader, PairReader
 from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels.live_vote import LiveVote
 from lit_align.data.order import Order
+from lit_align.data.read_options import OnError, ReadOptions
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.scan import OnError
-from lit_align.data.split import Reading, Split
+from lit_align.data.split import Split
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Vote
 from lit_align.types import PreferenceBatch
@@ -97,7 +97,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.batch_size, self.num_workers, self.shuffle_window = batch_size, num_workers, shuffle_window
         self.resolution, self.aspect_buckets, self.seed = resolution, aspect_buckets, seed
         self.shapes = tuple(bucket_shapes(resolution) if aspect_buckets else [(resolution, resolution)])
-        self.reading = Reading(on_error, skip_limit, read_timeout, allow_pipe)
+        self.reading = ReadOptions(on_error, skip_limit, read_timeout, allow_pipe)
         transform, still = PairTransform(crop, flip_probability), PairTransform("center", 0.0)
         self.train = Split("train", train_shards, train_scores, train_cache, transform, self.reading)
         self.val = None

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from lit_align.data.images import ImageError, PairTransform
 from lit_align.data.labels.stored import stale
 from lit_align.data.order import Batch, Order
+from lit_align.data.read_options import OnError
 from lit_align.data.shards.index import content_digest, key_digest
 from lit_align.data.shards.layout import RawPair, SampleError, parse_bytes, parse_sample
-from lit_align.data.shards.scan import OnError, Shard
+from lit_align.data.shards.scan import Shard
 from lit_align.data.shards.storage import read_range, trust
 from lit_align.types import PreferenceBatch
 

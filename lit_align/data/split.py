@@ -13,32 +13,11 @@ from lit_align.data.images import PairTransform
 from lit_align.data.labels.live_vote import LiveVote
 from lit_align.data.labels.score_files import survey
 from lit_align.data.labels.stored import HumanLabels, Labels, VotedLabels
-from lit_align.data.shards.layout import SampleError, read_samples
-from lit_align.data.shards.scan import OnError, Shard, ShardFile, find, scan
+from lit_align.data.read_options import ReadOptions
+from lit_align.data.shards.layout import read_samples
+from lit_align.data.shards.scan import Shard, ShardFile, find_shards, scan_shards
 from lit_align.scoring.vote import Vote
 from lit_align.user_errors import UserValueError
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How shards are read, see `PreferenceDataModule`."""
-
-    on_error: OnError
-    skip_limit: int
-    timeout: float | None  # seconds
-    allow_pipe: bool
-
-    def check_limit(self, where: str, faults: Sequence[str]) -> None:
-        """Refuse more faults than are to be skipped.
-
-        Raises:
-            SampleError: if there are.
-        """
-        if len(faults) > self.skip_limit:
-            raise SampleError(
-                f"{where}: {len(faults)} broken samples, more than data.skip_limit {self.skip_limit} allows; "
-                f"the last: {faults[-1]}"
-            )
 
 
 @dataclass
@@ -59,7 +38,7 @@ class Split:
     scores: str | None
     cache: str | None
     transform: PairTransform
-    reading: Reading
+    reading: ReadOptions
     shards: tuple[Shard, ...] = ()  # once `look` has been
     labels: Labels = field(default_factory=HumanLabels)
 
@@ -75,10 +54,10 @@ class Split:
             SampleError, ValueError, FileNotFoundError: if something is wrong with the shards or their scores.
         """
         option, reading = f"data.{self.name}_shards", self.reading
-        files = find(self.patterns, reading.allow_pipe, must_exist=reading.on_error == "raise" and self.cache is None)
+        files = find_shards(self.patterns, reading, must_exist=reading.on_error == "raise" and self.cache is None)
         self.labels = self._labels(files, vote, live_vote)
         cached = self.cache is not None
-        self.shards = tuple(scan(files, self.labels, reading.on_error, sizes, reading.timeout, cached=cached))
+        self.shards = tuple(scan_shards(files, self.labels, reading, sizes, cached))
         pairs, ties = sum(map(len, self.shards)), sum(shard.ties for shard in self.shards)
         broken = [fault for shard in self.shards for fault in shard.broken]
         rank_zero_info(

@@ -12,7 +12,7 @@ from lit_align.cli import main
 from lit_align.commands.inspect.command import inspect
 from lit_align.commands.inspect.contact_sheet import BOX, card_place, cut, fit, sheet_size
 from lit_align.data.importers.worker_pool import worker_count
-from lit_align.data.shards.index import INDEX, index_shard, rows_file, write_index
+from lit_align.data.shards.index import INDEX, index_shard, rows_path, write_index
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.data.shards.writer import NewPair, write_shard
 from tests.support.paths import PAIRS
@@ -215,7 +215,7 @@ def test_a_missing_shard_and_missing_rows_of_an_index(messy, tmp_path, capsys):
     found, _ = report(capsys, [tmp_path / INDEX], tmp_path, code=1)
     assert [fault["shard"] for fault in found["faults"]["shards"]] == [str(messy[0])]
     assert found["faults"]["index"] == [
-        {"shard": str(messy[1]), "difference": f"{rows_file(str(messy[1]))}, which has its rows, is missing"}
+        {"shard": str(messy[1]), "difference": f"{rows_path(str(messy[1]))}, which has its rows, is missing"}
     ]
     assert found["samples"] == 4
 

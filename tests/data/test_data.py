@@ -16,8 +16,9 @@ from lit_align.data.dataset import EncodedImages, PairLoader, PairReader
 from lit_align.data.images import PairTransform, decode
 from lit_align.data.labels.stored import HumanLabels
 from lit_align.data.order import Order
+from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.layout import parse_sample, read_samples
-from lit_align.data.shards.scan import ShardFile, scan
+from lit_align.data.shards.scan import ShardFile, scan_shards
 from lit_align.data.shards.storage import expand, read_range
 from tests.support.paths import PAIRS
 
@@ -62,7 +63,7 @@ def numbers_of(stream):
 
 
 def look(*shards, on_error="raise", **options):
-    return scan([ShardFile(shard, None) for shard in shards], HumanLabels(), on_error, **options)
+    return scan_shards([ShardFile(shard, None) for shard in shards], HumanLabels(), ReadOptions(on_error), **options)
 
 
 def stream(shards, epoch=0, skip=0, on_error="raise", workers=0, flip=0.0, **order):

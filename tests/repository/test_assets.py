@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from lit_align.commands.score.command import score
 from lit_align.data.labels.score_files import read_scores, side_file, survey
-from lit_align.data.shards.scan import expand
+from lit_align.data.shards.storage import expand
 from lit_align.scoring.presets import load_scorers
 from tests.support.paths import PAIRS, PIPELINE, ROOT
 

@@ -5,7 +5,7 @@ from typing import Any
 from lit_align.backbones import Backbone
 from lit_align.commands.doctor.weights_check import weights_are_here
 from lit_align.data import PreferenceDataModule
-from lit_align.data.shards.scan import find
+from lit_align.data.shards.scan import find_shards
 from lit_align.data.shards.storage import is_url
 from lit_align.data.split import Split
 
@@ -49,8 +49,7 @@ class DataCheck:
         return lines
 
     def _look(self, split: Split) -> list[str]:
-        reading = self.data.reading
-        files = find(split.patterns, reading.allow_pipe, must_exist=split.cache is None)
+        files = find_shards(split.patterns, self.data.reading, must_exist=split.cache is None)
         bare = [file.path for file in files if file.rows is None]
         if split.name == "train":
             self.unindexed = bare

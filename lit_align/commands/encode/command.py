@@ -40,6 +40,7 @@ from lit_align.data.cache.format import (
     write_latents,
     write_prompts,
 )
+from lit_align.data.read_options import ReadOptions
 from lit_align.user_errors import UserOSError, UserValueError
 
 
@@ -82,14 +83,13 @@ def encode(
     kind: type[Backbone] = getattr(import_module(module), name)
     encoders = kind.without_denoiser(**(backbone.init_args.as_dict() if "init_args" in backbone else {}))
     flips = flips or ("both" if split == "train" and data.flip_probability > 0 else "none")
-    plan = make_plan(
-        patterns, data.resolution, data.aspect_buckets, data.on_error, data.allow_pipe, quiet=group.rank > 0
-    )
+    options = ReadOptions(data.on_error, data.skip_limit, data.read_timeout, data.allow_pipe)
+    plan = make_plan(patterns, data.resolution, data.aspect_buckets, options, quiet=group.rank > 0)
     rule = rules(encoders.encoders_identity(), data.resolution, data.aspect_buckets, flips, posterior)
     _begin(output, rule | plan.describe(), plan, group)
     encoders.load_encoders()
     encoders.to(group.device)
-    work = Work(encoders, group.device, plan.prompts, flips, posterior, batch_size, data.on_error)
+    work = Work(encoders, group.device, plan.prompts, flips, posterior, batch_size, options)
     todo = _todo(output, plan, group)
     if group.rank == 0:
         _announce(output, plan, todo, work)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from tqdm import tqdm
 
 from lit_align.data.buckets import Shape, assign_buckets, bucket_shapes
 from lit_align.data.cache.format import names_of
-from lit_align.data.shards.index import SIZES, look_through, read_rows
+from lit_align.data.read_options import ReadOptions
+from lit_align.data.shards.index import SIZES, read_rows, scan_rows
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.scan import OnError, ShardFile, find
-
-log = logging.getLogger(__name__)
+from lit_align.data.shards.scan import ShardFile, find_shards
 
 
 class PlannedSample(NamedTuple):
@@ -61,35 +59,32 @@ class Plan:
 def make_plan(
     patterns: str | Sequence[str],
     resolution: int,
-    aspect_buckets: bool = False,
-    on_error: OnError = "raise",
-    allow_pipe: bool = False,
+    aspect_buckets: bool,
+    options: ReadOptions,
     quiet: bool = False,
 ) -> Plan:
     """Look at the labels of all shards: in their index, or in the shards themselves, whose images are skipped.
 
     Raises:
-        SampleError: on a broken sample, if `on_error` is `raise`.
+        SampleError: on a broken sample, if `options.on_error` is `raise`.
     """
-    files = find(patterns, allow_pipe)
+    files = find_shards(patterns, options)
     names = names_of([file.path for file in files])
     with ThreadPoolExecutor(8) as pool:
-        read = pool.map(lambda file: _rows(file, aspect_buckets), files)
+        read = pool.map(lambda file: _rows(file, aspect_buckets, options.timeout), files)
         tables = tqdm(
             read, total=len(files), desc="reading labels", unit="shard", disable=quiet or len(files) < 20 or None
         )
         ids: dict[str, int] = {"": 0}
         shards = [
-            PlannedShard(
-                file.path, name, _samples(rows, target_shapes(rows, resolution, aspect_buckets), ids, on_error)
-            )
+            PlannedShard(file.path, name, _samples(rows, target_shapes(rows, resolution, aspect_buckets), ids, options))
             for file, name, rows in zip(files, names, tables, strict=True)
         ]
     return Plan(shards, list(ids))
 
 
-def _rows(file: ShardFile, sizes: bool) -> pa.Table:
-    return look_through(file.path, whole=False, sizes=sizes) if file.rows is None else read_rows(file.rows)
+def _rows(file: ShardFile, sizes: bool, timeout: float | None) -> pa.Table:
+    return read_rows(file.rows) if file.rows is not None else scan_rows(file.path, False, sizes, timeout)
 
 
 def target_shapes(rows: pa.Table, resolution: int, aspect_buckets: bool) -> list[Shape]:
@@ -101,15 +96,13 @@ def target_shapes(rows: pa.Table, resolution: int, aspect_buckets: bool) -> list
     return [shapes[bucket] for bucket in assign_buckets(np.maximum(sizes, 1), shapes)]
 
 
-def _samples(rows: pa.Table, shapes: Sequence[Shape], ids: dict[str, int], on_error: OnError) -> list[PlannedSample]:
+def _samples(rows: pa.Table, shapes: Sequence[Shape], ids: dict[str, int], options: ReadOptions) -> list[PlannedSample]:
     """A shard's samples; prompts that are new get the next id."""
     samples = []
     for fault, prompt, shape in zip(rows["fault"].to_pylist(), rows["prompt"].to_pylist(), shapes, strict=True):
         if fault is None:
             samples.append(PlannedSample(ids.setdefault(prompt, len(ids)), shape))
             continue
-        if on_error == "raise":
-            raise SampleError(fault)
-        log.warning("Skipped: %s", fault)
+        options.skip_or_raise(SampleError(fault))
         samples.append(PlannedSample(-1, shape))
     return samples

@@ -1,7 +1,6 @@
 """The work of `lit-align encode`: pairs of a shard to latents, prompts to conditioning."""
 
 import itertools
-import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +15,10 @@ from lit_align.commands.encode.encode_plan import PlannedSample, PlannedShard
 from lit_align.data.buckets import Shape
 from lit_align.data.cache.format import CachedShard, Flips, Posterior
 from lit_align.data.images import PairTransform
+from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.index import content_digest, key_digest
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
-from lit_align.data.shards.scan import OnError
 from lit_align.user_errors import UserValueError
-
-log = logging.getLogger(__name__)
 
 PROMPTS_AT_A_TIME = 64
 
@@ -47,7 +44,7 @@ class Work:
     flips: Flips
     posterior: Posterior
     batch_size: int  # pairs
-    on_error: OnError
+    read_options: ReadOptions
 
     @property
     def mirrored(self) -> list[bool]:
@@ -134,9 +131,7 @@ def _prepare(shard: PlannedShard, row: int, sample: Sample, work: Work) -> Prepa
             raise SampleError(f"{pair.place}: the shard has changed: the prompt was another one before.")
         images, geometry = prepare_images(pair, planned.shape, work.mirrored)
     except SampleError as error:
-        if work.on_error == "raise":
-            raise
-        log.warning("Skipped: %s", error)
+        work.read_options.skip_or_raise(error)
         return None
     return Prepared(row, pair.place, pair.key, content_digest(pair), images, geometry)
 

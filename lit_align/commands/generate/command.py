@@ -22,7 +22,7 @@ from lit_align.commands.shared.models import (
     place_models,
 )
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
-from lit_align.data.shards.index import INDEX, entry_of, index_shard, write_index
+from lit_align.data.shards.index import INDEX, index_shard, read_entry, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.evaluation.prompts import read_prompts
 from lit_align.scoring.presets import load_scorers
@@ -169,7 +169,7 @@ def _write_shards(
     ) as bar:  # of the first process's share
         for number in todo:
             _write_shard(shards[number], parts[number], maker, batch_size, bar)
-    entries = [entry_of(str(shard)) for shard in shards]
+    entries = [read_entry(str(shard)) for shard in shards]
     ties = sum(entry.ties for number in mine if (entry := entries[number]) is not None)
     print(f"{group}: drew {len(todo)} shards, {len(mine) - len(todo)} were done before; {ties} pairs are ties")
     missing = entries.count(None)
@@ -184,7 +184,7 @@ def _write_shards(
 
 
 def _is_done(shard: Path) -> bool:
-    entry = entry_of(str(shard))
+    entry = read_entry(str(shard))
     return entry is not None and shard.is_file() and shard.stat().st_size == entry.bytes
 
 
@@ -192,7 +192,7 @@ def _write_shard(shard: Path, items: Sequence[Item], maker: PairMaker, batch_siz
     """A shard and its rows; a shard without rows is whole, and was cut short only before them."""
     for left_over in shard.parent.glob(f".{shard.stem}.*.part"):  # by a killed run
         left_over.unlink()
-    if shard.is_file() and entry_of(str(shard)) is None:
+    if shard.is_file() and read_entry(str(shard)) is None:
         bar.update(len(items))
     else:
         write_shard(shard, _counted(maker.make(items, batch_size), bar))

@@ -14,7 +14,7 @@ from lit_align.commands.inspect.summary import draw_pairs, pairs_of, summarise
 from lit_align.commands.inspect.text_report import to_text
 from lit_align.common.files import write_text
 from lit_align.data.importers.worker_pool import worker_count
-from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_file
+from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_path
 from lit_align.data.shards.storage import expand, join, open_binary, parent, size
 from lit_align.user_errors import UserValueError
 
@@ -73,7 +73,7 @@ def find_tasks(shards: str | Sequence[str]) -> list[Task]:
             entries = _entries(path)
             named += [(shard, rows, entries[shard]) for shard, rows in read_index(path)]
         else:
-            named.append((path, rows_file(path), None))
+            named.append((path, rows_path(path), None))
     return [Task(number, *about) for number, about in enumerate(named)]
 
 

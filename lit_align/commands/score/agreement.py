@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lit_align.common.files import atomic_path
 from lit_align.data.labels.score_files import read_scores, side_file, survey
+from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.layout import SampleError, parse_sample, read_samples
-from lit_align.data.shards.scan import OnError
 from lit_align.scoring.vote import Ballot, Vote
 from lit_align.user_errors import MissingPackageError
 
@@ -25,14 +25,14 @@ class ScoredPairs(NamedTuple):
     unscored: int  # pairs that lack a score
 
 
-def report_agreement(shards: Sequence[str], folder: str | None, scorers: Sequence[str], on_error: OnError) -> None:
+def report_agreement(shards: Sequence[str], folder: str | None, scorers: Sequence[str], options: ReadOptions) -> None:
     """Print the agreement, and save it as Markdown, JSON and a heat map beside the scores.
 
     Raises:
         ValueError: if shards were scored by different weights.
     """
     survey(shards, folder, scorers)
-    found = measure(gather(shards, folder, scorers, on_error))
+    found = measure(gather(shards, folder, scorers, options))
     table = to_markdown(found)
     print(f"\n{table}")
     place = Path(folder) if folder is not None else Path(shards[0]).parent
@@ -42,7 +42,7 @@ def report_agreement(shards: Sequence[str], folder: str | None, scorers: Sequenc
     print(f"Saved as {place / 'agreement.md'}, agreement.json and agreement.png")
 
 
-def gather(shards: Sequence[str], folder: str | None, scorers: Sequence[str], on_error: OnError) -> ScoredPairs:
+def gather(shards: Sequence[str], folder: str | None, scorers: Sequence[str], options: ReadOptions) -> ScoredPairs:
     """Labels from the shards and scores from their side files."""
     human: list[int] = []
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in scorers}
@@ -55,9 +55,8 @@ def gather(shards: Sequence[str], folder: str | None, scorers: Sequence[str], on
         for sample in read_samples(shard, image_bytes=0):
             try:
                 pair = parse_sample(sample)
-            except SampleError:
-                if on_error == "raise":
-                    raise
+            except SampleError as error:
+                options.skip_or_raise(error)
                 continue
             if any(pair.key not in rows.get(name, {}) for name in scorers):
                 unscored += 1

@@ -1,7 +1,6 @@
 """`lit-align score`: the scores of all pairs of all shards, once, in side files beside them."""
 
 import itertools
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,15 +15,13 @@ from lit_align.commands.score.agreement import report_agreement, require_matplot
 from lit_align.commands.shared.process_group import join_process_group
 from lit_align.data.images import ImageError, decode_pixels
 from lit_align.data.labels.score_files import Identity, Scores, read_scores, side_file, side_files, write_scores
+from lit_align.data.read_options import OnError, ReadOptions
 from lit_align.data.shards.index import content_digest
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
-from lit_align.data.shards.scan import OnError
 from lit_align.data.shards.storage import expand
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.presets import load_scorers, scorer_names
 from lit_align.user_errors import UserValueError
-
-log = logging.getLogger(__name__)
 
 
 class LoadedScorer(NamedTuple):
@@ -79,16 +76,16 @@ def score(
     mine = paths[group.rank :: group.world_size]
     todo = list(_unfinished(mine, output, known, overwrite))
     prepared = {name: LoadedScorer(loaded[name].prepare(group.device), known[name]) for name in names}
-    skipped = 0
+    skipped, options = 0, ReadOptions(on_error)
     with tqdm(total=sum(task.pairs for task in todo), desc="scoring", unit="pair", disable=group.rank > 0) as bar:
         for task in todo:  # the bar shows the first process's share
-            skipped += _score_shard(task, prepared, output, batch_size, on_error, bar)
+            skipped += _score_shard(task, prepared, output, batch_size, options, bar)
     print(f"{group}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
     group.wait()
     if report and group.rank == 0:
         if group.world_size > 1:
             _wait_for_others(paths, output, names)
-        report_agreement(paths, output, names, on_error)
+        report_agreement(paths, output, names, options)
 
 
 def _wait_for_others(shards: Sequence[str], output: str | None, names: Sequence[str], minutes: float = 30.0) -> None:
@@ -157,7 +154,7 @@ def _score_shard(
     scorers: dict[str, LoadedScorer],
     output: str | None,
     batch_size: int,
-    on_error: OnError,
+    options: ReadOptions,
     bar: "tqdm[NoReturn]",
 ) -> int:
     """Score a shard and write its side file; returns how many samples were skipped."""
@@ -165,7 +162,7 @@ def _score_shard(
     contents: list[str] = []
     values: dict[str, list[Tensor]] = {name: [] for name in task.missing}  # of (2, batch)
     skipped = 0
-    for batch in _batches(task.shard, batch_size, on_error):
+    for batch in _batches(task.shard, batch_size, options):
         readable = [row for row, sample in enumerate(batch) if sample.images is not None]
         images = [pixels for sample in batch for pixels in sample.images or ()]
         prompts = [batch[row].prompt for row in readable for _ in (0, 1)]
@@ -193,30 +190,28 @@ class Decoded(NamedTuple):
     images: tuple[Tensor, Tensor] | None  # (3, height, width) uint8, each of its own size; None where it is skipped
 
 
-def _batches(shard: str, batch_size: int, on_error: OnError) -> Iterator[list[Decoded]]:
+def _batches(shard: str, batch_size: int, options: ReadOptions) -> Iterator[list[Decoded]]:
     """A shard's samples, decoded by threads one batch ahead of the scorers."""
     with ThreadPoolExecutor() as pool:
         samples = iter(read_samples(shard))
         ahead: list[Future[Decoded]] = []
         while True:
             batch = itertools.islice(samples, batch_size)
-            now, ahead = ahead, [pool.submit(_decode, sample, on_error) for sample in batch]
+            now, ahead = ahead, [pool.submit(_decode, sample, options) for sample in batch]
             if now:
                 yield [future.result() for future in now]
             if not ahead:
                 return
 
 
-def _decode(sample: Sample, on_error: OnError) -> Decoded:
+def _decode(sample: Sample, options: ReadOptions) -> Decoded:
     content = ""
     try:
         pair = parse_sample(sample)
         content = content_digest(pair)
         return Decoded(pair.key, content, pair.prompt, _pixels(pair))
     except SampleError as error:
-        if on_error == "raise":
-            raise
-        log.warning("Skipped: %s", error)
+        options.skip_or_raise(error)
         return Decoded(sample.key, content, "", None)
 
 

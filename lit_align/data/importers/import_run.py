@@ -15,7 +15,7 @@ from lit_align.common.files import write_text
 from lit_align.data.importers.import_manifest import PLAN, RECORDS, held, local_folder, settle_plan
 from lit_align.data.importers.source import Part, Reject, Source
 from lit_align.data.importers.worker_pool import shared, worker_count
-from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, rows_file, write_index
+from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, rows_path, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.user_errors import UserOSError, UserValueError
 
@@ -143,7 +143,7 @@ def _write_shard(task: Task) -> Record:
     pairs = _kept(task.part, rejects)
     first = next(pairs, None)
     if first is None:
-        for name in (str(task.path), rows_file(str(task.path))):
+        for name in (str(task.path), rows_path(str(task.path))):
             Path(name).unlink(missing_ok=True)
         return Record(None, rejects)
     write_shard(task.path, chain([first], pairs))
@@ -185,7 +185,7 @@ def _record(shards: Shards, number: int, retry: bool = False) -> Record | None:
 
 def _is_whole(folder: Path, entry: ShardEntry) -> bool:
     path = folder / entry.name
-    return path.is_file() and path.stat().st_size == entry.bytes and Path(rows_file(str(path))).is_file()
+    return path.is_file() and path.stat().st_size == entry.bytes and Path(rows_path(str(path))).is_file()
 
 
 def _finish(source: str, shards: Shards, done_before: int) -> Summary:

@@ -15,7 +15,7 @@ from lit_align.data.importers.import_manifest import PLAN, held, local_folder
 from lit_align.data.importers.import_run import REJECTS, Summary
 from lit_align.data.importers.source import Reject, clean
 from lit_align.data.importers.worker_pool import shared, worker_count
-from lit_align.data.shards.index import INDEX, ShardEntry, entry_of, index_shard, read_rows, rows_file, write_index
+from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, read_entry, read_rows, rows_path, write_index
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.shards.storage import expand, is_url, size
 from lit_align.user_errors import UserValueError
@@ -72,8 +72,8 @@ def _place(shards: list[str], output: str | None) -> Path:
         output = folders.pop()
         if not os.access(output, os.W_OK):
             raise UserValueError(f"output: {output} cannot be written to; name another folder for the shards' index.")
-    names = Counter(rows_file(shard, output) for shard in shards)
-    twice = [shard for shard in shards if names[rows_file(shard, output)] > 1]
+    names = Counter(rows_path(shard, output) for shard in shards)
+    twice = [shard for shard in shards if names[rows_path(shard, output)] > 1]
     if twice:
         raise UserValueError(
             f"shards: {twice[0]} and {twice[1]} have one name. Give them an import and an --output each."
@@ -105,17 +105,17 @@ def _index(folder: str | None, shard: str) -> str | None:
 
 def _is_indexed(shard: str, folder: str | None) -> bool:
     """Whether the shard is still what its rows are about, as far as one can say without reading it."""
-    rows = Path(rows_file(shard, folder))
-    entry = entry_of(shard, folder) if rows.is_file() else None
+    rows = Path(rows_path(shard, folder))
+    entry = read_entry(shard, folder) if rows.is_file() else None
     if entry is None or size(shard) != entry.bytes:
         return False
     return is_url(shard) or Path(shard).stat().st_mtime <= rows.stat().st_mtime
 
 
 def _look(number: int, shard: str, folder: str | None) -> Looked:
-    entry = entry_of(shard, folder)
+    entry = read_entry(shard, folder)
     assert entry is not None, shard
-    faults = read_rows(rows_file(shard, folder), ["key", "fault"]).to_pylist()
+    faults = read_rows(rows_path(shard, folder), ["key", "fault"]).to_pylist()
     rejects = []
     for row, sample in enumerate(faults):
         if sample["fault"] is not None:

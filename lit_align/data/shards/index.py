@@ -66,13 +66,13 @@ def key_digest(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
-def rows_file(shard: str, folder: str | None = None) -> str:
+def rows_path(shard: str, folder: str | None = None) -> str:
     """Where the rows of a shard are: in `folder`, or beside it."""
     name = shard.rsplit("/", 1)[-1].removesuffix(".tar")
     return join(parent(shard) if folder is None else folder, f"{name}.index.parquet")
 
 
-def look_through(shard: str, whole: bool, sizes: bool = False, timeout: float | None = None) -> pa.Table:
+def scan_rows(shard: str, whole: bool, sizes: bool = False, timeout: float | None = None) -> pa.Table:
     """The rows of a shard, one per sample, broken ones with the reason.
 
     Args:
@@ -128,7 +128,7 @@ def index_shard(shard: str, folder: str | None = None) -> ShardEntry:
     Raises:
         SampleError: if the shard is missing, cut off or damaged.
     """
-    table = look_through(shard, whole=True)
+    table = scan_rows(shard, whole=True)
     digest = hashlib.sha256()
     count = 0
     with open_binary(shard) as file:
@@ -136,10 +136,10 @@ def index_shard(shard: str, folder: str | None = None) -> ShardEntry:
             digest.update(block)
             count += len(block)
     about = {"format": str(FORMAT), "bytes": str(count), "sha256": digest.hexdigest()}
-    path = Path(rows_file(shard, folder))
+    path = Path(rows_path(shard, folder))
     with atomic_path(path) as part:
         pq.write_table(table.replace_schema_metadata(about), part, compression="zstd")
-    entry = entry_of(shard, folder)
+    entry = read_entry(shard, folder)
     assert entry is not None
     return entry
 
@@ -165,9 +165,9 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def entry_of(shard: str, folder: str | None = None) -> ShardEntry | None:
+def read_entry(shard: str, folder: str | None = None) -> ShardEntry | None:
     """The entry of a shard whose rows have been written; None where they have not."""
-    path = rows_file(shard, folder)
+    path = rows_path(shard, folder)
     if not Path(path).is_file():
         return None
     table = read_rows(path, ["label_0"])
@@ -214,4 +214,4 @@ def read_index(path: str) -> list[tuple[str, str]]:
         raise UserValueError(
             f"{path} is no index of this version of lit-align: {error!r}. Import the shards again."
         ) from error
-    return [(shard, rows_file(shard, folder)) for shard in shards]
+    return [(shard, rows_path(shard, folder)) for shard in shards]

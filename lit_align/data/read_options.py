@@ -1,0 +1,47 @@
+"""How shards are read, and what happens to broken samples."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_align.data.shards.layout import SampleError
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read shards.
+
+    Args:
+        on_error: `raise` on the first broken sample or shard, or `skip` it and name it in the log.
+        skip_limit: number of broken samples after which `skip` raises nevertheless.
+        timeout: seconds after which a read counts as broken; None waits forever.
+        allow_pipe: whether `pipe:` addresses may run their shell commands.
+    """
+
+    on_error: OnError = "raise"
+    skip_limit: int = 100
+    timeout: float | None = None
+    allow_pipe: bool = False
+
+    def skip_or_raise(self, error: SampleError) -> None:
+        """Log a broken sample as skipped, or raise its error, as `on_error` says."""
+        if self.on_error == "raise":
+            raise error
+        log.warning("Skipped: %s", error)
+
+    def check_limit(self, where: str, faults: Sequence[str]) -> None:
+        """Refuse more broken samples than `skip_limit`.
+
+        Raises:
+            SampleError: naming `where` and the last fault.
+        """
+        if len(faults) > self.skip_limit:
+            raise SampleError(
+                f"{where}: {len(faults)} broken samples, more than data.skip_limit {self.skip_limit} allows; "
+                f"the last: {faults[-1]}"
+            )
