@@ -70,7 +70,7 @@ class EncodedImages(PairSource):
         try:
             made = self.transform((pair.image_0, pair.image_1), draw, shape)
         except ImageError as error:
-            raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
+            raise SampleError(f"{pair.location}: an image cannot be decoded: {error}") from error
         return ReadPair(made.images, made.geometries, pair.prompt, made.flipped)
 
     def _pair(self, shard: Shard, offset: int, size: int) -> RawPair:
@@ -97,13 +97,13 @@ def check(pair: RawPair, shard: Shard, number: int) -> None:
     """
     known = shard.pairs
     if key_digest(pair.key) != int(known.key[number]) or pair.human != int(known.human[number]):
-        raise SampleError(f"{pair.place}: the shard has changed: there was another sample here, or another label.")
+        raise SampleError(f"{pair.location}: the shard has changed: there was another sample here, or another label.")
     if int(known.content[number]) not in (0, int(content_digest(pair), 16)):
         if shard.content_known_from == "scores":
-            raise SampleError(stale(pair.place))
+            raise SampleError(stale(pair.location))
         raise SampleError(
-            f"{pair.place}: images or prompt are not those that its index knows: the shard is damaged or has changed. "
-            "Restore it, or delete the index and import the shards again."
+            f"{pair.location}: images or prompt are not those that its index knows: the shard is damaged or has "
+            "changed. Restore it, or delete the index and import the shards again."
         )
 
 

@@ -27,7 +27,7 @@ class Prepared(NamedTuple):
     """A pair that is ready for the VAE."""
 
     row: int
-    place: str
+    location: str
     key: str
     content: str  # its digest
     images: Tensor  # (flips, 2, 3, height, width) uint8
@@ -128,12 +128,12 @@ def _prepare(shard: PlannedShard, row: int, sample: Sample, work: Work) -> Prepa
     try:
         pair = parse_sample(sample)
         if pair.prompt != work.prompts[planned.prompt]:
-            raise SampleError(f"{pair.place}: the shard has changed: the prompt was another one before.")
+            raise SampleError(f"{pair.location}: the shard has changed: the prompt was another one before.")
         images, geometry = prepare_images(pair, planned.shape, work.mirrored)
     except SampleError as error:
         work.read_options.skip_or_raise(error)
         return None
-    return Prepared(row, pair.place, pair.key, content_digest(pair), images, geometry)
+    return Prepared(row, pair.location, pair.key, content_digest(pair), images, geometry)
 
 
 def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tup
         try:
             made = transform((pair.image_0, pair.image_1), random.Random(0), shape)
         except (OSError, ValueError, SyntaxError) as error:
-            raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
+            raise SampleError(f"{pair.location}: an image cannot be decoded: {error}") from error
         images.append(torch.stack(made.images))
     return torch.stack(images), torch.stack(made.geometries)
 
@@ -168,7 +168,7 @@ def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:
         latents = (both if work.posterior == "moments" else _sample(both, pair.content)).half()
         if not latents.isfinite().all():
             raise UserValueError(
-                f"{pair.place}: its latents are not finite in float16; model.backbone.vae_precision is "
+                f"{pair.location}: its latents are not finite in float16; model.backbone.vae_precision is "
                 f"{work.encoders.vae_precision}. Choose fp32, or a VAE that is safe in fp16 (model.backbone.vae_repo)."
             )
         encoded.append(latents)

@@ -87,7 +87,7 @@ def look_at(task: Task, seed: int, advance: Callable[[int], None]) -> Look:
 def _parse(sample: Sample, seen: bool) -> tuple[RawPair | None, str]:
     try:
         if seen:
-            raise SampleError(f"{sample.place}: the shard has this key twice. Give its samples keys of their own.")
+            raise SampleError(f"{sample.location}: the shard has this key twice. Give its samples keys of their own.")
         return parse_sample(sample), ""
     except SampleError as error:
         return None, str(error)
@@ -102,7 +102,7 @@ def _row(sample: Sample, pair: RawPair | None, reason: str) -> dict[str, Any]:
         try:
             width, height = decode(data).size
         except Exception as error:  # PIL raises errors of many kinds where a file is damaged
-            return row | {"fault": f"{pair.place}: jpg_{number} cannot be decoded: {error}"}
+            return row | {"fault": f"{pair.location}: jpg_{number} cannot be decoded: {error}"}
         row |= {f"height_{number}": height, f"width_{number}": width, f"image_{number}": digest(data)}
     row |= {"label_0": pair.label_0, "prompt": digest(pair.prompt.encode()), "fault": None}
     return row | {"image_bytes": len(pair.image_0) + len(pair.image_1)}

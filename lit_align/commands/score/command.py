@@ -219,5 +219,5 @@ def _pixels(pair: RawPair) -> tuple[Tensor, Tensor]:
     try:
         first, second = (decode_pixels(data) for data in (pair.image_0, pair.image_1))
     except ImageError as error:
-        raise SampleError(f"{pair.place}: an image cannot be decoded: {error}") from error
+        raise SampleError(f"{pair.location}: an image cannot be decoded: {error}") from error
     return torch.from_numpy(first).permute(2, 0, 1), torch.from_numpy(second).permute(2, 0, 1)

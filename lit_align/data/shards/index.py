@@ -98,7 +98,7 @@ def _row(sample: Sample, whole: bool, sizes: bool, seen: bool) -> dict[str, Any]
     row |= {"prompt": "", "content": "", "fault": None, **dict.fromkeys(SIZES, 0)}
     try:
         if seen:
-            raise SampleError(f"{sample.place}: the shard has this key twice. Give its samples keys of their own.")
+            raise SampleError(f"{sample.location}: the shard has this key twice. Give its samples keys of their own.")
         pair = parse_sample(sample)
     except SampleError as error:
         return row | {"fault": str(error)}

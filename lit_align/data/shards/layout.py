@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     size: int  # bytes, with headers and padding
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"shard {self.shard}, key {self.key}"
 
 
@@ -49,7 +49,7 @@ class RawPair(NamedTuple):
     prompt: str
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f"shard {self.shard}, key {self.key}"
 
     @property
@@ -140,22 +140,22 @@ def parse_sample(sample: Sample) -> RawPair:
     Raises:
         SampleError: if a field is missing or there twice, or if a label is not 0, 0.5 or 1 with both adding up to 1.
     """
-    place = sample.place
+    location = sample.location
     if sample.repeated:
-        raise SampleError(f"{place}: field {sample.repeated[0]} is there more than once.")
+        raise SampleError(f"{location}: field {sample.repeated[0]} is there more than once.")
     label_0, label_1 = (_parse_label(sample, f"label_{i}.txt") for i in (0, 1))
     if label_0 + label_1 != 1:
-        raise SampleError(f"{place}: label_0 is {label_0:g} and label_1 is {label_1:g}; they must add up to 1.")
+        raise SampleError(f"{location}: label_0 is {label_0:g} and label_1 is {label_1:g}; they must add up to 1.")
     images = [_image_field(sample, f"jpg_{i}") for i in (0, 1)]
     return RawPair(sample.shard, sample.key, images[0], images[1], label_0, _prompt(sample))
 
 
 def _parse_label(sample: Sample, field: str) -> float:
     if field not in sample.fields:
-        raise SampleError(f"{sample.place}: field {field} is missing; the sample has {_names(sample)}.")
+        raise SampleError(f"{sample.location}: field {field} is missing; the sample has {_names(sample)}.")
     text = sample.fields[field].decode("utf-8", errors="replace").strip()
     if text not in ("0", "0.0", "0.5", "1", "1.0"):
-        raise SampleError(f"{sample.place}: {field} is {text[:40]!r}; it must be 0, 0.5 or 1.")
+        raise SampleError(f"{sample.location}: {field} is {text[:40]!r}; it must be 0, 0.5 or 1.")
     return float(text)
 
 
@@ -163,7 +163,7 @@ def _image_field(sample: Sample, prefix: str) -> bytes:
     fields = [name for name in sample.fields if name == prefix or name.startswith(f"{prefix}.")]
     if len(fields) != 1:
         found = "is missing" if not fields else f"is there {len(fields)} times"
-        raise SampleError(f"{sample.place}: image {prefix}.* {found}; the sample has {_names(sample)}.")
+        raise SampleError(f"{sample.location}: image {prefix}.* {found}; the sample has {_names(sample)}.")
     return sample.fields[fields[0]]
 
 
@@ -173,8 +173,8 @@ def _prompt(sample: Sample) -> str:
             try:
                 return sample.fields[field].decode("utf-8").strip()
             except UnicodeDecodeError as error:
-                raise SampleError(f"{sample.place}: {field} is not UTF-8 text: {error}.") from error
-    raise SampleError(f"{sample.place}: no prompt, neither {' nor '.join(PROMPT_FIELDS)}; it has {_names(sample)}.")
+                raise SampleError(f"{sample.location}: {field} is not UTF-8 text: {error}.") from error
+    raise SampleError(f"{sample.location}: no prompt, neither {' nor '.join(PROMPT_FIELDS)}; it has {_names(sample)}.")
 
 
 def _names(sample: Sample) -> str:
