@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_align.backbones.sampling import generate
-from lit_align.callbacks.step_progress import progress_bar
 from lit_align.callbacks.throughput import Throughput
+from lit_align.common.progress import show_progress
 from lit_align.training.module import AlignmentModule
 
 
@@ -54,7 +54,7 @@ def draw(
     with (
         trainer.precision_plugin.forward_context(),
         module.backbone.borrowed_encoders(),
-        progress_bar(len(prompts), 0, "drawing", "image", delay=10.0, hidden=not trainer.is_global_zero) as bar,
+        show_progress(len(prompts), "drawing", "image", delay=10.0, hidden=not trainer.is_global_zero) as bar,
     ):
         for prompt, seed in zip(prompts, seeds, strict=True):
             images.append(generate(module.backbone, [prompt], [seed], *sampling))

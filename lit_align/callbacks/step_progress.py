@@ -1,11 +1,11 @@
 """A progress bar over the whole run: optimizer steps done, time left."""
 
-import sys
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+
+from lit_align.common.progress import Progress, show_progress
 
 
 class StepProgress(ProgressBar):
@@ -16,7 +16,7 @@ class StepProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bar: tqdm[Any] | None = None
+        self.bar: Progress | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -33,13 +33,13 @@ class StepProgress(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled:
             total, done = total_steps(trainer), trainer.global_step
-            self.bar = progress_bar(total, done, "fit", "step")
+            self.bar = show_progress(total, "fit", "step", done)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.bar is not None and trainer.global_step > self.bar.n:
-            self.bar.set_postfix(self.values(trainer, pl_module), refresh=False)
+            self.bar.set_postfix(self.values(trainer, pl_module))
             self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,7 +53,7 @@ class StepProgress(ProgressBar):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled and self.bar is None:
-            self.bar = progress_bar(sum(int(n) for n in trainer.num_val_batches), 0, "validate", "batch")
+            self.bar = show_progress(sum(int(n) for n in trainer.num_val_batches), "validate", "batch")
 
     def on_validation_batch_end(
         self,
@@ -80,28 +80,6 @@ class StepProgress(ProgressBar):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def progress_bar(
-    total: int | None, done: int, name: str, unit: str, delay: float = 0.0, hidden: bool = False
-) -> "tqdm[Any]":
-    """A bar on a terminal, a line every 30 seconds in a log file; inside another bar it leaves nothing behind.
-
-    Args:
-        delay: seconds for which nothing is shown.
-    """
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=name,
-        unit=unit,
-        mininterval=interval,
-        maxinterval=interval,
-        delay=delay,
-        disable=hidden,
-        leave=None,
-    )
 
 
 def is_alone(trainer: L.Trainer) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jsonargparse import Namespace
-from tqdm import tqdm
 
 from lit_align.backbones import Backbone
 from lit_align.commands.encode.encode_plan import Plan, PlannedShard, make_plan
@@ -24,6 +23,7 @@ from lit_align.commands.encode.encoding import (
 )
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
 from lit_align.common.files import write_text
+from lit_align.common.progress import show_progress, track
 from lit_align.data.cache.format import (
     FINGERPRINT,
     PROMPTS,
@@ -225,10 +225,10 @@ def _seconds(todo: Todo, work: Work) -> float:
 def _work(output: Path, todo: Todo, work: Work, group: ProcessGroup) -> int:
     """Encode what is to be done; returns how many samples were skipped."""
     hidden, skipped = group.rank > 0, 0  # the bars show the first process's share
-    for name, prompts in tqdm(todo.prompts.items(), desc="prompts", unit="file", disable=hidden or not todo.prompts):
+    for name, prompts in track(todo.prompts.items(), len(todo.prompts), "prompts", "file", hidden=hidden):
         save(output / name, encode_prompts(prompts, work))
     images = sum(shard.pairs for shard in todo.shards) * work.images_per_pair
-    with tqdm(total=images, desc="encoding", unit="image", disable=hidden) as bar:
+    with show_progress(images, "encoding", "image", hidden=hidden) as bar:
         for shard in todo.shards:
             cached = encode_shard(shard, work, bar.update)
             write_latents(output / latents_file(shard.name), cached)

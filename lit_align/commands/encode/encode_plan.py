@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
+from lit_align.common.progress import BRIEF, track
 from lit_align.data.buckets import Shape, assign_buckets, bucket_shapes
 from lit_align.data.cache.format import names_of
 from lit_align.data.read_options import ReadOptions
@@ -72,9 +72,7 @@ def make_plan(
     names = names_of([file.path for file in files])
     with ThreadPoolExecutor(8) as pool:
         read = pool.map(lambda file: _rows(file, aspect_buckets, options.timeout), files)
-        tables = tqdm(
-            read, total=len(files), desc="reading labels", unit="shard", disable=quiet or len(files) < 20 or None
-        )
+        tables = track(read, len(files), "reading labels", "shard", delay=BRIEF, hidden=quiet)
         ids: dict[str, int] = {"": 0}
         shards = [
             PlannedShard(file.path, name, _samples(rows, target_shapes(rows, resolution, aspect_buckets), ids, options))

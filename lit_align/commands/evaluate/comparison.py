@@ -5,17 +5,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import diffusers
 import torch
 import transformers
-from tqdm import tqdm
 
 from lit_align.backbones.sampling import SAMPLING_VERSION
 from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
 from lit_align.commands.shared.models import Model, ModelSpec, Sampling, at_a_time, load_models, place_models
 from lit_align.commands.shared.process_group import ProcessGroup
+from lit_align.common.progress import Progress, show_progress
 from lit_align.evaluation.image_store import Gallery
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.scoring.base import Scorer
@@ -69,9 +69,9 @@ class Contest(NamedTuple):
             torch.cuda.empty_cache()
         return gallery, fingerprint
 
-    def _bar(self, title: str, total: int) -> "tqdm[NoReturn]":
+    def _bar(self, title: str, total: int) -> Progress:
         """Of the first process's share, if there is something to do."""
-        return tqdm(total=total, desc=title, unit="image", disable=not total or self.group.rank > 0)
+        return show_progress(total, title, "image", hidden=self.group.rank > 0)
 
     def _folder(self, model: Model) -> str:
         """What decides an image beside prompt and seed, as 16 hexadecimal digits."""

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lit_align.backbones.base import Precision
 from lit_align.backbones.sampling import Sampler
 from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
@@ -25,6 +23,7 @@ from lit_align.commands.shared.models import (
 )
 from lit_align.commands.shared.process_group import ALONE, ProcessGroup, join_process_group
 from lit_align.common.files import write_text
+from lit_align.common.progress import show_progress
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.prompts import read_prompts
 
@@ -112,7 +111,7 @@ def predict(
     rows = _rows(found.unique, images_per_prompt, seed)
     mine = [Wanted(row["prompt"], row["seed"], output / row["file"]) for row in rows[group.rank :: group.world_size]]
     todo = [image for image in mine if not is_whole(image.path)]
-    with tqdm(total=len(todo), desc="drawing", unit="image", disable=group.rank > 0) as bar:
+    with show_progress(len(todo), "drawing", "image", hidden=group.rank > 0) as bar:
         plain = draw_images(models[0], todo, scale, how, batch_size, bar.update)
     note_plain(group, "the model", plain)
     print(f"{group}: drew {len(todo)} images, {len(mine) - len(todo)} were done before")

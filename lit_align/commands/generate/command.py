@@ -3,9 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
-
-from tqdm import tqdm
 
 from lit_align.backbones.base import Precision
 from lit_align.commands.generate.pair_maker import ImageFormat, Item, PairMaker, Storing
@@ -22,6 +19,7 @@ from lit_align.commands.shared.models import (
     place_models,
 )
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
+from lit_align.common.progress import Progress, show_progress
 from lit_align.data.shards.index import INDEX, index_shard, read_entry, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.evaluation.prompts import read_prompts
@@ -164,8 +162,8 @@ def _write_shards(
     shards = [folder / f"{number:05d}.tar" for number in range(len(parts))]
     mine = range(group.rank, len(parts), group.world_size)
     todo = [number for number in mine if not _is_done(shards[number])]
-    with tqdm(
-        total=sum(len(parts[number]) for number in todo), desc="drawing", unit="pair", disable=group.rank > 0
+    with show_progress(
+        sum(len(parts[number]) for number in todo), "drawing", "pair", hidden=group.rank > 0
     ) as bar:  # of the first process's share
         for number in todo:
             _write_shard(shards[number], parts[number], maker, batch_size, bar)
@@ -188,7 +186,7 @@ def _is_done(shard: Path) -> bool:
     return entry is not None and shard.is_file() and shard.stat().st_size == entry.bytes
 
 
-def _write_shard(shard: Path, items: Sequence[Item], maker: PairMaker, batch_size: int, bar: "tqdm[NoReturn]") -> None:
+def _write_shard(shard: Path, items: Sequence[Item], maker: PairMaker, batch_size: int, bar: Progress) -> None:
     """A shard and its rows; a shard without rows is whole, and was cut short only before them."""
     for left_over in shard.parent.glob(f".{shard.stem}.*.part"):  # by a killed run
         left_over.unlink()
@@ -199,7 +197,7 @@ def _write_shard(shard: Path, items: Sequence[Item], maker: PairMaker, batch_siz
     index_shard(str(shard))
 
 
-def _counted(pairs: Iterator[NewPair], bar: "tqdm[NoReturn]") -> Iterator[NewPair]:
+def _counted(pairs: Iterator[NewPair], bar: Progress) -> Iterator[NewPair]:
     for pair in pairs:
         yield pair
         bar.update()

@@ -6,13 +6,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Lock
 
-from tqdm import tqdm
-
 from lit_align.commands.inspect.contact_sheet import Tile, draw_sheet, make_tile
 from lit_align.commands.inspect.shard_report import Look, Task, look_at, read_pairs
 from lit_align.commands.inspect.summary import draw_pairs, pairs_of, summarise
 from lit_align.commands.inspect.text_report import to_text
 from lit_align.common.files import write_text
+from lit_align.common.progress import show_progress, track
 from lit_align.data.importers.worker_pool import worker_count
 from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_path
 from lit_align.data.shards.storage import expand, join, open_binary, parent, size
@@ -92,7 +91,7 @@ def _look_at_all(tasks: Sequence[Task], seed: int, workers: int) -> list[Look]:
     """Threads do: decoders and hashes work without the interpreter's lock."""
     stopped, lock = Event(), Lock()
     with (
-        tqdm(total=_total_bytes(tasks), desc="inspecting", unit="B", unit_scale=True) as bar,
+        show_progress(_total_bytes(tasks), "inspecting", "B") as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
 
@@ -120,4 +119,4 @@ def _total_bytes(tasks: Sequence[Task]) -> int | None:
 
 
 def _tiles(looks: list[Look], places: list[tuple[int, int]]) -> list[Tile]:
-    return [make_tile(pair) for pair in tqdm(read_pairs(looks, places), desc="contact sheet", total=len(places))]
+    return [make_tile(pair) for pair in track(read_pairs(looks, places), len(places), "contact sheet", "pair")]

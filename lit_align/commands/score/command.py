@@ -5,14 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_align.commands.score.agreement import report_agreement, require_matplotlib
 from lit_align.commands.shared.process_group import join_process_group
+from lit_align.common.progress import BRIEF, Progress, show_progress, track
 from lit_align.data.images import ImageError, decode_pixels
 from lit_align.data.labels.score_files import Identity, Scores, read_scores, side_file, side_files, write_scores
 from lit_align.data.read_options import OnError, ReadOptions
@@ -77,7 +77,7 @@ def score(
     todo = list(_unfinished(mine, output, known, overwrite))
     prepared = {name: LoadedScorer(loaded[name].prepare(group.device), known[name]) for name in names}
     skipped, options = 0, ReadOptions(on_error)
-    with tqdm(total=sum(task.pairs for task in todo), desc="scoring", unit="pair", disable=group.rank > 0) as bar:
+    with show_progress(sum(task.pairs for task in todo), "scoring", "pair", hidden=group.rank > 0) as bar:
         for task in todo:  # the bar shows the first process's share
             skipped += _score_shard(task, prepared, output, batch_size, options, bar)
     print(f"{group}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
@@ -114,7 +114,7 @@ def _unfinished(
     shards: Sequence[str], output: str | None, known: dict[str, Identity], overwrite: bool
 ) -> Iterator[Task]:
     """What is left to do. Keys are compared, and the images too where scores may be overwritten."""
-    for shard in tqdm(shards, desc="looking for scores", unit="shard", disable=len(shards) < 20 or None):
+    for shard in track(shards, len(shards), "looking for scores", "shard", delay=BRIEF):
         found = read_scores(side_file(shard, output))
         for name, identity in known.items():
             if name in found and found[name].identity != identity and not overwrite:
@@ -155,7 +155,7 @@ def _score_shard(
     output: str | None,
     batch_size: int,
     options: ReadOptions,
-    bar: "tqdm[NoReturn]",
+    bar: Progress,
 ) -> int:
     """Score a shard and write its side file; returns how many samples were skipped."""
     keys: list[str] = []

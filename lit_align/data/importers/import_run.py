@@ -9,9 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from lit_align.common.files import write_text
+from lit_align.common.progress import show_progress
 from lit_align.data.importers.import_manifest import PLAN, RECORDS, held, local_folder, settle_plan
 from lit_align.data.importers.source import Part, Reject, Source
 from lit_align.data.importers.worker_pool import shared, worker_count
@@ -113,7 +112,7 @@ def _write_missing(source: Source, shards: Shards, done: set[int], processes: in
     )
     rows_done = sum(end - begin for begin, end in map(shards.bounds, done))
     processes = max(1, min(processes, shards.total - len(done)))
-    with tqdm(total=shards.rows, initial=rows_done, desc="importing", unit="pair", smoothing=0.1) as bar:
+    with show_progress(shards.rows, "importing", "pair", done=rows_done) as bar:
         for rows in shared(write_part, tasks, processes):
             bar.update(rows)
 

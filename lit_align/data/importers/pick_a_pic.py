@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from lit_align.common.progress import BRIEF, track
 from lit_align.data.importers.source import Reject, Rejected, checked_image, label_of, new_pair, outcome
 from lit_align.data.shards.storage import expand, is_url, open_binary
 from lit_align.data.shards.writer import NewPair
@@ -154,9 +154,7 @@ def open_files(patterns: str | Sequence[str]) -> PickAPic:
     if twice is not None:
         raise UserValueError(f"files: {twice} is named twice. Name each file once.")
     with ThreadPoolExecutor(16) as pool:
-        few = len(paths) < 20
-        tables = tqdm(pool.map(_open, paths), total=len(paths), desc="opening", unit="file", disable=few or None)
-        return PickAPic(tuple(tables))
+        return PickAPic(tuple(track(pool.map(_open, paths), len(paths), "opening", "file", delay=BRIEF)))
 
 
 def hub_files(repo: str, revision: str, pattern: str) -> str:

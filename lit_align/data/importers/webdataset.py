@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from lit_align.common.files import write_text
+from lit_align.common.progress import show_progress
 from lit_align.data.importers.import_manifest import PLAN, held, local_folder
 from lit_align.data.importers.import_run import REJECTS, Summary
 from lit_align.data.importers.source import Reject, clean
@@ -45,7 +44,7 @@ def index_shards(patterns: str | Sequence[str], output: str | None, workers: int
         _refuse_others(folder, [shard if beside else Path(shard).name for shard in shards])
         todo = [number for number, shard in enumerate(shards) if not _is_indexed(shard, beside)]
         processes = max(1, min(processes, len(todo)))
-        with tqdm(total=len(shards), initial=len(shards) - len(todo), desc="indexing", unit="shard") as bar:
+        with show_progress(len(shards), "indexing", "shard", done=len(shards) - len(todo)) as bar:
             broken = []
             for fault in shared(partial(_index, beside), [shards[number] for number in todo], processes):
                 bar.update()

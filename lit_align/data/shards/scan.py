@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from lit_align.common.progress import BRIEF, track
 from lit_align.data.labels.stored import Decisions, HumanLabels, Labels, stale
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_index, read_rows, rows_path, scan_rows
@@ -109,9 +109,7 @@ def scan_shards(
     files = list(files)
     scan = _Scan(labels, options, sizes, cached)
     with ThreadPoolExecutor(threads) as pool:
-        few = len(files) < 20
-        shards = tqdm(pool.map(scan, files), total=len(files), desc="reading labels", unit="shard", disable=few or None)
-        return list(shards)
+        return list(track(pool.map(scan, files), len(files), "reading labels", "shard", delay=BRIEF))
 
 
 @dataclass(frozen=True)

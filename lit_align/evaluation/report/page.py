@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from lit_align.common.files import write_text
+from lit_align.common.progress import track
 from lit_align.evaluation.report.sections import all_pairs, decimals, summary, verdict
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
@@ -72,7 +72,7 @@ def _embed(files: Mapping[str, list[Path]]) -> dict[str, list[str]]:
     side = min(LARGEST, isqrt(PIXELS // len(paths)))  # pixels
     with ThreadPoolExecutor() as pool:  # Pillow decodes and encodes outside Python's lock
         made = pool.map(lambda path: _thumbnail(path, side), paths)
-        pictures = iter(tqdm(made, total=len(paths), desc="report", unit="image"))
+        pictures = iter(list(track(made, len(paths), "report", "image")))
         return {model: [next(pictures) for _ in numbered] for model, numbered in files.items()}
 
 
