@@ -1,4 +1,4 @@
-"""The benchmark of data: its two ways give the same pixels; and the ways to decode and resize that ours chooses."""
+"""The data benchmark: both implementations give equal pixels; decoding and resizing are exact to a rounding."""
 
 import io
 import random
@@ -31,7 +31,7 @@ def test_the_files_are_the_same_each_time(pairs, tmp_path):
 
 @pytest.mark.parametrize(("size", "tolerance"), [(64, 1e-4), (48, 1.01)])
 def test_both_ways_give_the_same_pixels(pairs, size, tolerance):
-    """Ours has whole numbers, so that a resized pixel may differ by a rounding."""
+    """Ours resizes in uint8, so a resized pixel may differ by a rounding."""
     flips = set()
     for seed in range(6):
         for pair in pairs:

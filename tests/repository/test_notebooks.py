@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what is stored in them is what such a run printed and drew."""
+"""The notebooks run from top to bottom, and their stored outputs are complete and have the expected numbers."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from notebooks.execute import execute
 from tests.support.paths import ROOT
 
-SHORT = {  # parameters with which a notebook shows little, and runs in seconds
+SHORT = {  # parameters with which a notebook runs in seconds
     "01_quickstart": {"STEPS": 4, "IMAGES": 4},
     "02_objectives": {"STEPS": 2, "EVERY": 2, "DRAWS": 8, "EULER": 2},
     "03_votes": {"SHARDS": 1},
@@ -32,7 +32,7 @@ def printed(notebook) -> str:
 
 
 def numbers(text, pattern) -> list[float]:
-    """What the groups of `pattern` hold in `text`."""
+    """Return the numbers in the groups of `pattern`, found in `text`."""
     found = re.search(pattern, text)
     assert found, f"{pattern} is not in:\n{text}"
     return [float(group) for group in found.groups()]
@@ -42,7 +42,7 @@ def check_quickstart(text, steps, images):
     assert "208 training pairs, 72 held-out pairs" in text
     assert f"Exported 212 tensors of step {steps} to runs/notebook_quickstart/unet" in text
     (difference,) = numbers(text, r"greatest difference of a pixel: (\d+) of 255")
-    assert difference <= 1  # a rounding: the export draws in diffusers what it draws here
+    assert difference <= 1  # a rounding: diffusers draws the same image from the export
     before, after, count = numbers(text, r"under 20\): (\d+)% before, (\d+)% after, of (\d+)")
     assert count == images
     return before, after
@@ -59,7 +59,7 @@ def check_objectives(text):
     wrong = r" +gradient wrong by +(\S+) at an error of 1e-3, +(\S+) at 5e-4; "
     naive = numbers(text, r"exp\(x\) - 1\)" + wrong + "not always finite")
     ours = numbers(text, "lit-align" + wrong + "always finite")
-    assert naive == pytest.approx([0.2, 0.84], rel=0.3)  # as measured before, independently
+    assert naive == pytest.approx([0.2, 0.84], rel=0.3)  # measured independently
     assert max(ours) < 1e-6
     assert "at 0: x / (exp(x) - 1) nan, lit-align -0.5" in text
 
@@ -72,7 +72,7 @@ def check_votes(text):
 
 @pytest.fixture(autouse=True)
 def _this_project(monkeypatch):
-    """For the kernels: this checkout, whichever one is installed."""
+    """Let the kernels import this checkout, not the installed one."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 

@@ -1,4 +1,4 @@
-"""The comparison of objectives: its numbers by hand, its votes, and a training of two steps."""
+"""The comparison of objectives: its numbers computed by hand, its votes, and a training of two steps."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_values_by_seed_and_prompt():
 
 
 def test_intervals_hold_what_they_promise_when_seeds_differ():
-    """Values with a seed's, a prompt's and their own part; an interval over prompts alone would miss the first."""
+    """Values vary by seed, by prompt and by both; an interval over prompts alone would miss the variance of seeds."""
     generator = torch.Generator().manual_seed(0)
     held, widths = 0, []
     for _ in range(200):
