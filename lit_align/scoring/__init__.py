@@ -1,4 +1,4 @@
-"""Preference scorers and their votes: which image of a pair is better, and who says so."""
+"""Preference scorers, and the votes by which they decide which image of a pair is better."""
 
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.presets import load_scorers

@@ -1,4 +1,4 @@
-"""Scorers by the names that a YAML file gives them."""
+"""Load scorers by their names in a YAML file of presets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ PRESETS = Path(__file__).with_name("presets.yaml")
 
 
 def scorer_names(scorers: str | Sequence[str]) -> list[str]:
-    """Names from a list, or from text with commas, each once.
+    """Return unique scorer names from a list or from comma-separated text.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there are none.
     """
     listed = scorers.split(",") if isinstance(scorers, str) else scorers
     names = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
@@ -26,19 +26,19 @@ def scorer_names(scorers: str | Sequence[str]) -> list[str]:
 
 
 def load_scorers(names: Sequence[str], path: Path | None = None) -> dict[str, Scorer]:
-    """The scorers of these names, weights loaded, in the order of `names`.
+    """Load scorers with their weights, in the order of `names`.
 
     Args:
-        names: of entries in the file.
-        path: YAML of names with class_path and init_args; without, the one of this package. A local folder in it is
-            relative to the working directory.
+        names: entries of the file.
+        path: YAML file with a class_path and init_args per name; None uses the presets of this package. Relative
+            folders in it start at the working directory.
 
     Raises:
         ValueError: if a name is not in the file, or if its entry does not fit its class.
     """
     path = PRESETS if path is None else path
     presets = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for name in names:  # all, before the first is loaded for minutes
+    for name in names:  # checked before loading, which takes minutes
         if name not in presets:
             raise UserValueError(f"scorer: {name!r} is not in {path}. Choose from {', '.join(presets)}.")
     parser = ArgumentParser(exit_on_error=False)

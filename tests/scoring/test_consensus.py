@@ -1,4 +1,4 @@
-"""Votes by hand, every rule and every tie rule, and what must hold for all votes."""
+"""Every rule and every tie rule by hand, and properties that hold for all votes."""
 
 import random
 
@@ -35,7 +35,7 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
         (Vote(["clip", "colour"], ties="prefer:style"), [1, -1, -1, 0, 1], [0, 0, 1, 0, 1]),
         # the human label as a voter: + + - +, + - - -, - - - 0, 0 0 0 0, + + + -
         (Vote([*THREE, "human"]), [1, -1, -1, 0, 1], [0.75, 0.75, 0.75, 0, 0.75]),
-        # clip weighs as much as both others, then more
+        # clip weighs as much as the two others together, then more
         (Vote(THREE, weights={"clip": 2.0}, ties="skip"), [1, 0, -1, 0, 1], [0.75, 0, 1, 0, 1]),
         (Vote(THREE, weights={"clip": 2.5}), [1, 1, -1, 0, 1], [3.5 / 4.5, 2.5 / 4.5, 1, 0, 1]),
         # colour abstains up to 30: + + -, + - 0, - - 0, 0 0 0, + + 0
@@ -63,7 +63,7 @@ def test_random_voter_is_drawn_by_key_and_seed():
     ballot = Ballot(differences, torch.zeros(3000, dtype=torch.long), keys)
     first = Vote(["up", "down", "out"], rule="random", ties="skip").decide(ballot).sign
     counts = [(first == sign).sum().item() for sign in (1, -1, 0)]
-    assert all(900 < count < 1100 for count in counts)  # a third each, five deviations of 26
+    assert all(900 < count < 1100 for count in counts)  # a third each, within four standard deviations of 26
     other = Vote(["up", "down", "out"], rule="random", ties="skip", seed=1).decide(ballot).sign
     assert 0.25 < (first == other).float().mean() < 0.42
     backwards = Ballot({name: value.flip(0) for name, value in differences.items()}, ballot.human, keys[::-1])
@@ -78,7 +78,7 @@ def test_a_weighted_sum_that_rounds_is_a_tie():
 
 
 def random_ballot(generator, pairs=64):
-    """Scores with many exact ties; votes that balance are common."""
+    """Make scores with many exact ties and many balanced votes."""
     differences = {name: torch.randint(-2, 3, (pairs,), generator=generator).float() for name in FOUR}
     human = torch.randint(-1, 2, (pairs,), generator=generator)
     return Ballot(differences, human, [str(i) for i in range(pairs)], SCALES)
@@ -97,7 +97,7 @@ ALL_RULES = [
 
 @pytest.mark.parametrize("vote", ALL_RULES, ids=str)
 def test_exchanged_images_exchange_the_verdict(vote):
-    """Sign symmetry, for a thousand random pairs."""
+    """Sign symmetry on a thousand random pairs."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(16):
         ballot = random_ballot(generator)
@@ -120,7 +120,7 @@ def test_the_order_of_voters_does_not_matter(vote):
 
 @pytest.mark.parametrize("rule", ["majority", "unanimous"])
 def test_only_signs_count(rule):
-    """Votes are the same whatever the scale of a scorer is."""
+    """Scaling a scorer changes no vote."""
     ballot = random_ballot(torch.Generator().manual_seed(2))
     scaled = ballot._replace(
         differences={k: v * 10.0 ** (3 * i) for i, (k, v) in enumerate(ballot.differences.items())}
@@ -131,7 +131,7 @@ def test_only_signs_count(rule):
     assert not torch.equal(raw.decide(ballot).sign, raw.decide(scaled).sign)
 
 
-def test_scorers_that_are_needed():
+def test_needed_scorers_include_the_tie_breaker():
     assert Vote(["clip", "human"], ties="prefer:style").scorers == ["clip", "style"]
     assert Vote(FOUR, ties="prefer:clip").scorers == FOUR
 
@@ -144,15 +144,15 @@ def test_scorers_that_are_needed():
         ({"voters": ["human"]}, r"vote\.voters is \['human'\], no scorer among them"),
         ({"voters": ["a"], "rule": "most"}, r"vote\.rule is 'most'; it must be one of majority, unanimous"),
         ({"voters": ["a"], "ties": "a"}, r"vote\.ties is 'a'; it must be human, skip or prefer:SCORER"),
-        ({"voters": ["a", "b"], "rule": "single"}, "needs one voter, vote.voters names 2"),
-        ({"voters": ["a", "human"], "rule": "vanilla"}, "the voter 'human' has none"),
+        ({"voters": ["a", "b"], "rule": "single"}, "needs one voter, but vote.voters names 2"),
+        ({"voters": ["a", "human"], "rule": "vanilla"}, "voter 'human' has none"),
         ({"voters": ["a"], "weights": {"b": 1.0}}, r"vote\.weights names 'b'"),
         ({"voters": ["a", "human"], "margins": {"human": 1.0}}, r"vote\.margins names 'human'"),
         ({"voters": ["a"], "margins": {"a": -1.0}}, r"vote\.margins: a has -1\.0"),
-        ({"voters": ["a"], "weights": {"a": 0.0}}, "nobody is left to vote"),
-        ({"voters": ["a"], "rule": "unanimous", "weights": {"a": 1.0}}, r"vote\.weights are of rule majority"),
+        ({"voters": ["a"], "weights": {"a": 0.0}}, "so nobody votes"),
+        ({"voters": ["a"], "rule": "unanimous", "weights": {"a": 1.0}}, r"vote\.weights only apply to rule majority"),
     ],
 )
-def test_senseless_votes_are_named(options, message):
+def test_invalid_votes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Vote(**options)
