@@ -1,4 +1,4 @@
-"""lit-align inspect: counts, duplicates, faults, the check of an index, and the contact sheet."""
+"""`lit-align inspect`: counts, duplicates, faults, the comparison with an index, and the contact sheet."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 
 from lit_align.cli import main
 from lit_align.commands.inspect.command import inspect
-from lit_align.commands.inspect.contact_sheet import BOX, card_place, cut, fit, sheet_size
+from lit_align.commands.inspect.contact_sheet import BOX, cut, fit, image_position, sheet_size
 from lit_align.data.importers.worker_pool import worker_count
 from lit_align.data.shards.index import INDEX, index_shard, rows_path, write_index
 from lit_align.data.shards.layout import parse_sample, read_samples
@@ -27,7 +27,7 @@ def picture(colour, size=(32, 32)):
 
 
 def report(capsys, shards, output, code=0, **options):
-    """The saved and the printed report of a run that ends with a status."""
+    """Run the command, check its exit status, and return the saved and the printed report."""
     try:
         inspect([str(shard) for shard in shards], output, **options)
         ended = 0
@@ -65,20 +65,20 @@ def test_bundled_pairs(tmp_path, capsys):
 
 @pytest.fixture
 def messy(tmp_path):
-    """Two shards with everything that can be wrong with pairs that are readable."""
+    """Two shards with every kind of duplicate, tie and size that readable pairs can have."""
     red, green, blue, gray = (picture(colour) for colour in ("red", "green", "blue", "gray"))
     wide, tall = picture("pink", (64, 16)), picture("pink", (20, 50))
     pairs = [
         NewPair("a", red, green, 1, "two colours"),
-        NewPair("b", green, red, 1, "two colours"),  # a, exchanged and contradictory
+        NewPair("b", green, red, 1, "two colours"),  # a with exchanged images and a contradictory label
         NewPair("c", red, green, 1, "two colours"),  # a again
         NewPair("d", blue, gray, 0, "others"),
-        NewPair("e", blue, gray, 0.5, ""),  # another prompt: not d again
+        NewPair("e", blue, gray, 0.5, ""),  # another prompt, so no repetition of d
         NewPair("f", gray, gray, 1, "one image"),
         NewPair("g", wide, tall, 0, "others"),
     ]
     write_shard(tmp_path / "0.tar", pairs[:4])
-    # d with exchanged images and a label that says the same
+    # h is d with exchanged images and an agreeing label
     write_shard(tmp_path / "1.tar", [*pairs[4:], NewPair("h", gray, blue, 1, "others")])
     return [tmp_path / "0.tar", tmp_path / "1.tar"]
 
@@ -106,7 +106,7 @@ def test_ties_sizes_and_duplicates(messy, tmp_path, capsys):
     assert (again["groups"], again["superfluous_pairs"]) == (2, 3)
     assert (again["with_exchanged_images"], again["with_contradictory_labels"]) == (2, 1)
     first, second = again["examples"]
-    assert [place["key"] for place in first["pairs"]] == ["a", "b", "c"]
+    assert [pair["key"] for pair in first["pairs"]] == ["a", "b", "c"]
     assert first["times"] == 3
     assert first["with_contradictory_labels"]
     assert second["pairs"] == [{"shard": str(messy[0]), "key": "d"}, {"shard": str(messy[1]), "key": "h"}]
@@ -116,7 +116,7 @@ def test_ties_sizes_and_duplicates(messy, tmp_path, capsys):
     assert "pairs of two sizes   1  12.5%" in text
 
 
-def test_the_same_with_any_number_of_workers(messy, tmp_path, capsys):
+def test_the_number_of_workers_changes_nothing(messy, tmp_path, capsys):
     shards = [*messy, *TRAIN]
     one, _ = report(capsys, shards, tmp_path / "one", workers=1, sheet_pairs=5)
     two, _ = report(capsys, shards, tmp_path / "two", workers=2, sheet_pairs=5)
@@ -196,15 +196,15 @@ def test_a_stale_index_is_described(messy, tmp_path, capsys):
     write_shard(messy[0], [NewPair("a", red, teal, 0, "two colours"), NewPair("z", red, teal, 0.5, "new")])
     found, text = report(capsys, [tmp_path / INDEX], tmp_path, code=1)
     assert found["index"] == {"indexed_shards": 2, "differing_shards": 1}
-    said = [fault["difference"] for fault in found["faults"]["index"]]
+    differences = [fault["difference"] for fault in found["faults"]["index"]]
     assert {fault["shard"] for fault in found["faults"]["index"]} == {str(messy[0])}
-    assert "samples: index 4, shard 2" in said
-    assert "label_0: 2 rows differ, first at key a: index 1.0, shard 0.0" in said
-    assert "key: 1 rows differ, first at key z: index b, shard z" in said
-    assert "prompt: 1 rows differ, first at key z: index 'two colours', shard new" in said
-    starts = {text.split(" index ")[0].rstrip(":") for text in said}
+    assert "samples: index 4, shard 2" in differences
+    assert "label_0: 2 rows differ, first at key a: index 1.0, shard 0.0" in differences
+    assert "key: 1 rows differ, first at key z: index b, shard z" in differences
+    assert "prompt: 1 rows differ, first at key z: index 'two colours', shard new" in differences
+    starts = {text.split(" index ")[0].rstrip(":") for text in differences}
     assert starts >= {"bytes", "sha256", "index.json: bytes", "index.json: sha256", "index.json: ties"}
-    assert any(text.startswith("content: 2 rows differ") for text in said)
+    assert any(text.startswith("content: 2 rows differ") for text in differences)
     assert f"{messy[0]}: samples: index 4, shard 2" in text
 
 
@@ -215,7 +215,7 @@ def test_a_missing_shard_and_missing_rows_of_an_index(messy, tmp_path, capsys):
     found, _ = report(capsys, [tmp_path / INDEX], tmp_path, code=1)
     assert [fault["shard"] for fault in found["faults"]["shards"]] == [str(messy[0])]
     assert found["faults"]["index"] == [
-        {"shard": str(messy[1]), "difference": f"{rows_path(str(messy[1]))}, which has its rows, is missing"}
+        {"shard": str(messy[1]), "difference": f"{rows_path(str(messy[1]))}, the shard's index, is missing"}
     ]
     assert found["samples"] == 4
 
@@ -251,7 +251,7 @@ def test_the_sheet_has_the_chosen_image_left(tmp_path, capsys):
     assert sheet.size == sheet_size(5)
     assert sheet_size(5)[1] > sheet_size(4)[1]
     for number, left_is_red in enumerate((True, True, False, True, False)):
-        left, top = card_place(number)
+        left, top = image_position(number)
         at_left, at_right = (sheet.getpixel((left + x, top + BOX // 2)) for x in (BOX // 2, BOX + BOX // 2))
         assert (at_left, at_right) == (((255, 0, 0), (0, 0, 255)) if left_is_red else ((0, 0, 255), (255, 0, 0)))
         wide = left + (BOX // 2 if not left_is_red else BOX + BOX // 2)

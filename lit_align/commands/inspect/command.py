@@ -1,4 +1,4 @@
-"""`lit-align inspect`: what is in the shards, what is wrong with them, and what the pairs look like."""
+"""`lit-align inspect`: report what shards contain, what is wrong with them, and what their pairs look like."""
 
 import json
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 from threading import Event, Lock
 
 from lit_align.commands.inspect.contact_sheet import Tile, draw_sheet, make_tile
-from lit_align.commands.inspect.shard_report import Look, Task, look_at, read_pairs
-from lit_align.commands.inspect.summary import draw_pairs, pairs_of, summarise
+from lit_align.commands.inspect.shard_report import ShardReport, ShardToInspect, inspect_shard, read_pairs
+from lit_align.commands.inspect.summary import pairs_of, sample_pairs, summarise
 from lit_align.commands.inspect.text_report import to_text
 from lit_align.common.files import write_text
 from lit_align.common.progress import show_progress, track
@@ -25,55 +25,54 @@ def inspect(
     seed: int = 0,
     workers: int | None = None,
 ) -> None:
-    """Read all shards, decode every image, and report what is there: printed, as inspect.json and as inspect.png.
+    """Read all shards, decode every image, print a report, and write inspect.json and inspect.png.
 
-    Ends with status 1 where samples or shards are broken, or a shard is not the one that its index describes.
+    Ends with status 1 if samples or shards are broken, or if a shard differs from its index.
 
     Args:
         shards: tar files, or an index.json that names them; braces `{000..127}` and wildcards `*` are expanded.
-        output: folder of inspect.json and of the contact sheet inspect.png.
-        sheet_pairs: number of random pairs on the contact sheet; 0: none is drawn.
-        seed: of the choice of these pairs.
-        workers: threads that read and decode, a shard at a time each; none: one per core, up to 16.
+        output: folder for inspect.json and the contact sheet inspect.png.
+        sheet_pairs: number of random pairs on the contact sheet; 0 for no sheet.
+        seed: seed for the choice of these pairs.
+        workers: threads, each of which reads one shard at a time; none for one per core, up to 16.
 
     Raises:
         FileNotFoundError: if there is no such shard.
-        ValueError: if a number is out of range, or an index.json is not one of lit-align's.
+        ValueError: if a number is out of range, or an index.json was not written by lit-align.
     """
     workers = worker_count(workers)
     if sheet_pairs < 0:
         raise UserValueError(f"sheet_pairs is {sheet_pairs}; it must be 0 or more.")
-    looks = _look_at_all(find_tasks(shards), seed, workers)
-    pairs = pairs_of(looks)
-    found = summarise(looks, pairs, lambda places: [pair.prompt for pair in read_pairs(looks, places)])
+    reports = _inspect_all(find_shards(shards), seed, workers)
+    pairs = pairs_of(reports)
+    found = summarise(reports, pairs, lambda locations: [pair.prompt for pair in read_pairs(reports, locations)])
     write_text(output / "inspect.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     saved = f"Saved as {output / 'inspect.json'}"
-    places = draw_pairs(pairs, sheet_pairs)
-    if places:
-        tiles = _tiles(looks, places)
-        total = found["pairs"] + found["ties"]
-        draw_sheet(tiles, f"{len(tiles):,} of {total:,} pairs, seed {seed}", output / "inspect.png")
+    locations = sample_pairs(pairs, sheet_pairs)
+    if locations:
+        title = f"{len(locations):,} of {found['pairs'] + found['ties']:,} pairs, seed {seed}"
+        draw_sheet(_tiles(reports, locations), title, output / "inspect.png")
         saved += f", the contact sheet as {output / 'inspect.png'}"
     print(f"{to_text(found)}\n{saved}")
     if any(found["faults"].values()):
         raise SystemExit(1)
 
 
-def find_tasks(shards: str | Sequence[str]) -> list[Task]:
-    """The shards that patterns or an `index.json` name, and where the rows of each one should be.
+def find_shards(patterns: str | Sequence[str]) -> list[ShardToInspect]:
+    """List the shards that patterns or an `index.json` name, with their index files.
 
     Raises:
         FileNotFoundError: if there is no such shard.
-        ValueError: if an `index.json` is not one of ours.
+        ValueError: if an `index.json` was not written by lit-align.
     """
     named: list[tuple[str, str, ShardEntry | None]] = []
-    for path in expand(shards):
+    for path in expand(patterns):
         if path.rsplit("/", 1)[-1] == INDEX:
             entries = _entries(path)
             named += [(shard, rows, entries[shard]) for shard, rows in read_index(path)]
         else:
             named.append((path, rows_path(path), None))
-    return [Task(number, *about) for number, about in enumerate(named)]
+    return [ShardToInspect(number, *about) for number, about in enumerate(named)]
 
 
 def _entries(path: str) -> dict[str, ShardEntry]:
@@ -83,15 +82,15 @@ def _entries(path: str) -> dict[str, ShardEntry]:
         return {join(parent(path), entry["name"]): ShardEntry(**entry) for entry in index["shards"]}
     except TypeError as error:
         raise UserValueError(
-            f"{path} is no index of this version of lit-align: {error}. Import the shards again."
+            f"{path} is not an index of this version of lit-align: {error}. Import the shards again."
         ) from error
 
 
-def _look_at_all(tasks: Sequence[Task], seed: int, workers: int) -> list[Look]:
-    """Threads do: decoders and hashes work without the interpreter's lock."""
+def _inspect_all(shards: Sequence[ShardToInspect], seed: int, workers: int) -> list[ShardReport]:
+    """Inspect shards in threads: decoding and hashing release the interpreter's lock."""
     stopped, lock = Event(), Lock()
     with (
-        show_progress(_total_bytes(tasks), "inspecting", "B") as bar,
+        show_progress(_total_bytes(shards), "inspecting", "B") as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
 
@@ -102,21 +101,22 @@ def _look_at_all(tasks: Sequence[Task], seed: int, workers: int) -> list[Look]:
                 bar.update(count)
 
         try:
-            return list(pool.map(lambda task: look_at(task, seed, advance), tasks))
-        except BaseException:  # Ctrl-C too: else the pool would finish all shards before it ends
+            return list(pool.map(lambda shard: inspect_shard(shard, seed, advance), shards))
+        except BaseException:  # also Ctrl-C: otherwise the pool would finish all shards first
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _total_bytes(tasks: Sequence[Task]) -> int | None:
-    """For the time left; None where it cannot be told before reading."""
+def _total_bytes(shards: Sequence[ShardToInspect]) -> int | None:
+    """Sum the shards' sizes, for the progress bar; None where a size is unknown before reading."""
     try:
-        sizes = [size(task.shard) for task in tasks]
+        sizes = [size(shard.shard) for shard in shards]
     except OSError:
         return None
     return None if None in sizes else sum(count or 0 for count in sizes)
 
 
-def _tiles(looks: list[Look], places: list[tuple[int, int]]) -> list[Tile]:
-    return [make_tile(pair) for pair in track(read_pairs(looks, places), len(places), "contact sheet", "pair")]
+def _tiles(reports: list[ShardReport], locations: list[tuple[int, int]]) -> list[Tile]:
+    pairs = track(read_pairs(reports, locations), len(locations), "contact sheet", "pair")
+    return [make_tile(pair) for pair in pairs]

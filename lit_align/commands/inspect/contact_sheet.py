@@ -1,4 +1,4 @@
-"""A picture of pairs: the chosen image at the left, the rejected one at the right, what they are of below."""
+"""Contact sheet of pairs: the chosen image left, the rejected one right, the prompt below."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +10,21 @@ from lit_align.common.files import write_png
 from lit_align.data.images import decode
 from lit_align.data.shards.layout import RawPair
 
-BOX = 256  # pixels, side of the square that an image is fitted into
-GAP = 8  # between both images of a pair
+BOX = 256  # side of the square into which an image is fitted, pixels
+GAP = 8  # between the images of a pair
 PADDING = 12  # around a pair
-COLUMNS = 4  # of pairs
-TITLE = 44  # height of the sheet's first line
-ABOVE, BELOW = 24, 72  # height of the words above and below the images
-FONTS = ("DejaVuSans.ttf", "Arial.ttf")  # know more than the ASCII of Pillow's own one
+COLUMNS = 4  # pairs per row
+TITLE = 44  # height of the title line
+ABOVE, BELOW = 24, 72  # heights of the text above and below the images
+FONTS = ("DejaVuSans.ttf", "Arial.ttf")  # Pillow's default font only has ASCII
 PAPER, CARD, EMPTY = "#d9dce1", "#f4f5f7", "#e4e6ea"
 INK, PALE, GOOD, BAD = "#1c1f24", "#6b7280", "#15803d", "#b91c1c"
 
 
 class Tile(NamedTuple):
-    """A pair as the sheet shows it; of its images only what fits."""
+    """A pair, ready to be drawn: its images are already resized."""
 
-    left: Image.Image  # chosen; image 0 of a tie
+    left: Image.Image  # the chosen image; image 0 of a tie
     right: Image.Image
     tie: bool
     prompt: str
@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 def make_tile(pair: RawPair) -> Tile:
-    """Both images of a pair at the sheet's size."""
+    """Decode a pair and resize its images for the sheet."""
     images = [decode(pair.image_0), decode(pair.image_1)]
     shown = images if pair.label_0 >= 0.5 else images[::-1]
     sizes = dict.fromkeys(f"{image.width}x{image.height}" for image in shown)
@@ -43,7 +43,7 @@ def make_tile(pair: RawPair) -> Tile:
 
 
 def fit(image: Image.Image) -> Image.Image:
-    """Small images whole times as large, pixel by pixel; large ones smaller; the aspect ratio stays."""
+    """Resize to fit the box: small images by a whole factor, without interpolation; keeps the aspect ratio."""
     longer = max(image.size)
     if longer <= BOX:
         times = BOX // longer
@@ -52,15 +52,15 @@ def fit(image: Image.Image) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def card_place(number: int) -> tuple[int, int]:
-    """Left and top of the left image's box of a pair on the sheet, pixels."""
+def image_position(number: int) -> tuple[int, int]:
+    """Left and top, in pixels, of the left image of the pair with this number."""
     row, column = divmod(number, COLUMNS)
     width, height = _card_size()
     return PADDING + column * (width + PADDING) + PADDING, TITLE + row * (height + PADDING) + ABOVE
 
 
 def sheet_size(pairs: int) -> tuple[int, int]:
-    """Width and height of the sheet, pixels."""
+    """Width and height of the sheet in pixels."""
     columns, rows = min(pairs, COLUMNS), -(-pairs // COLUMNS)
     width, height = _card_size()
     return PADDING + columns * (width + PADDING), TITLE + rows * (height + PADDING)
@@ -71,12 +71,12 @@ def _card_size() -> tuple[int, int]:
 
 
 def draw_sheet(tiles: Sequence[Tile], title: str, path: Path) -> None:
-    """Draw the pairs and save the picture, whole or not at all."""
+    """Draw the pairs and write a PNG atomically."""
     sheet = Image.new("RGB", sheet_size(len(tiles)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((PADDING, TITLE // 2), title, INK, _font(18), anchor="lm")
     for number, tile in enumerate(tiles):
-        _draw_tile(sheet, draw, tile, *card_place(number))
+        _draw_tile(sheet, draw, tile, *image_position(number))
     write_png(path, sheet)
 
 
@@ -97,7 +97,7 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: 
 
 
 def cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
-    """A text in at most so many lines of a width in pixels; what does not fit becomes `…`."""
+    """Break a text into at most `lines` lines of `width` pixels; `…` replaces what does not fit."""
     words = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
     broken: list[str] = []
     while words:
@@ -116,7 +116,7 @@ def cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: in
 
 
 def _longest(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> int:
-    """How many characters fit, at least one."""
+    """Count how many characters of the text fit into the width, at least one."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Whether a shard is still the one that its index describes."""
+"""Compare a shard with its index."""
 
 import hashlib
 from typing import Any
@@ -11,29 +11,29 @@ BLOCK_BYTES = 1 << 20
 
 
 class IndexCheck:
-    """Compares a shard's samples with indexed rows, one after the other, as they are read.
+    """Compares a shard's samples with the rows of its index, sample by sample, as they are read.
 
     Args:
         shard: local path or URL.
-        stored: the indexed rows; None where they cannot be had, and `differences` says why.
-        about: what the index says of the whole shard, by name.
-        differences: found so far.
+        stored: rows of the index; None where they cannot be read, for the reason in `differences`.
+        about: facts that the index states about the whole shard, by name.
+        differences: differences found so far.
     """
 
     def __init__(self, shard: str, stored: list[dict[str, Any]] | None, about: dict[str, Any], differences: list[str]):
         self.shard, self.stored, self.about, self.differences = shard, stored, about, differences
-        self.labels: list[float | None] = []  # None where a sample is no pair
-        self.counts: dict[str, int] = {}  # rows that differ, by column
-        self.first: dict[str, str] = {}  # by column
+        self.labels: list[float | None] = []  # None for a broken sample
+        self.counts: dict[str, int] = {}  # number of differing rows, by column
+        self.first: dict[str, str] = {}  # the first difference, by column
 
     @classmethod
     def open(cls, shard: str, path: str, entry: ShardEntry | None) -> "IndexCheck | None":
-        """A check against the rows in `path` and the entry in `index.json`; None where there is neither."""
+        """Open the index rows at `path` and the entry in `index.json`; None where there is neither."""
         about = {} if entry is None else {f"index.json: {name}": value for name, value in entry._asdict().items()}
         about.pop("index.json: name", None)
         try:
             if not within(None, path, lambda: exists(path)):
-                missing = [f"{path}, which has its rows, is missing"]
+                missing = [f"{path}, the shard's index, is missing"]
                 return None if entry is None else cls(shard, None, about, missing)
             table = read_rows(path)
         except (OSError, ValueError) as error:
@@ -42,43 +42,39 @@ class IndexCheck:
         about |= {name: table.schema.metadata[name.encode()].decode() for name in names}
         return cls(shard, table.to_pylist(), about, [])
 
-    def see(self, sample: Sample, pair: RawPair | None) -> None:
-        """The next sample; `pair` is None where it is none."""
+    def add(self, sample: Sample, pair: RawPair | None) -> None:
+        """Compare the next sample; `pair` is None for a broken one."""
         number = len(self.labels)
         self.labels.append(None if pair is None else pair.label_0)
         if self.stored is None or number >= len(self.stored):
             return
         stored = dict(self.stored[number])
         stored["label_0"] = None if stored["label_0"] != stored["label_0"] else stored["label_0"]
-        found = {"key": sample.key, "offset": sample.offset, "size": sample.size, "label_0": self.labels[-1]}
-        if pair is not None:
-            found["prompt"] = pair.prompt
-            if stored["content"]:  # else the images were not read
-                found["content"] = content_digest(pair)
-                sizes = (*upright_size(pair.image_0), *upright_size(pair.image_1))
-                found |= dict(zip(SIZES, sizes, strict=True))
-        for name, value in found.items():
+        for name, value in _row(sample, pair, with_images=bool(stored["content"])).items():
             if stored[name] != value:
                 self.counts[name] = self.counts.get(name, 0) + 1
-                said = f"first at key {sample.key}: index {_short(stored[name])}, shard {_short(value)}"
-                self.first.setdefault(name, said)
+                text = f"first at key {sample.key}: index {_short(stored[name])}, shard {_short(value)}"
+                self.first.setdefault(name, text)
 
     def finish(self, whole: bool) -> list[str]:
-        """All differences, after the last sample; `whole` says whether the shard was readable to its end."""
+        """Return all differences, after the last sample.
+
+        Args:
+            whole: whether the shard could be read to its end.
+        """
         found = list(self.differences)
         if self.stored is not None and whole and len(self.stored) != len(self.labels):
             found.append(f"samples: index {len(self.stored)}, shard {len(self.labels)}")
         found += [f"{name}: {count} rows differ, {self.first[name]}" for name, count in self.counts.items()]
-        if whole:
-            try:
-                facts = within(None, self.shard, self._facts)
-            except OSError as error:
-                return [*found, f"its bytes could not be read once more: {error}"]
-            for name, said in self.about.items():
-                value = facts[name.removeprefix("index.json: ")]
-                if str(said) != str(value):
-                    found.append(f"{name}: index {_short(said)}, shard {_short(value)}")
-        return found
+        return found + self._shard_differences() if whole else found
+
+    def _shard_differences(self) -> list[str]:
+        try:
+            facts = within(None, self.shard, self._facts)
+        except OSError as error:
+            return [f"its bytes could not be read again: {error}"]
+        pairs = [(name, stored, facts[name.removeprefix("index.json: ")]) for name, stored in self.about.items()]
+        return [f"{name}: index {_short(a)}, shard {_short(b)}" for name, a, b in pairs if str(a) != str(b)]
 
     def _facts(self) -> dict[str, Any]:
         sha256, count = hashlib.sha256(), 0
@@ -90,6 +86,22 @@ class IndexCheck:
         pairs = len(self.labels) - broken - ties
         facts = {"samples": len(self.labels), "pairs": pairs, "ties": ties, "broken": broken}
         return {"bytes": count, "sha256": sha256.hexdigest(), **facts}
+
+
+def _row(sample: Sample, pair: RawPair | None, with_images: bool) -> dict[str, Any]:
+    """Compute the sample's index row; digest and sizes of the images only `with_images`."""
+    row = {
+        "key": sample.key,
+        "offset": sample.offset,
+        "size": sample.size,
+        "label_0": None if pair is None else pair.label_0,
+    }
+    if pair is not None:
+        row["prompt"] = pair.prompt
+        if with_images:
+            sizes = (*upright_size(pair.image_0), *upright_size(pair.image_1))
+            row |= {"content": content_digest(pair), **dict(zip(SIZES, sizes, strict=True))}
+    return row
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What one shard holds, every image decoded: a row of numbers per sample, which is all that is kept of it."""
+"""Inspect one shard: decode every image and keep one row of numbers per sample."""
 
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -12,7 +12,7 @@ from lit_align.data.shards.index import ShardEntry
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_bytes, parse_sample, read_samples
 from lit_align.data.shards.storage import read_range, size
 
-# About 110 bytes a sample: 1,000,000 pairs, which are some 300 GB of images, need 110 MB.
+# About 110 bytes per sample: 1,000,000 pairs (about 300 GB of images) take 110 MB.
 ROWS = pa.schema(
     [
         ("key", pa.string()),
@@ -27,61 +27,61 @@ ROWS = pa.schema(
         ("image_1", pa.uint64()),
         ("prompt", pa.uint64()),
         ("image_bytes", pa.int64()),  # of both, encoded
-        ("draw", pa.uint64()),  # the pairs with the smallest ones are on the contact sheet
-        ("fault", pa.string()),  # why the sample is no pair; null where it is one
+        ("draw", pa.uint64()),  # random number: the contact sheet shows the pairs with the smallest ones
+        ("fault", pa.string()),  # why the sample is not a valid pair; null if it is
     ]
 )
 
 
-class Task(NamedTuple):
-    """A shard to look at."""
+class ShardToInspect(NamedTuple):
+    """A shard to inspect, with its index if there is one."""
 
-    number: int  # of the shard among all
+    number: int  # position among all shards
+    shard: str  # path or URL
+    rows: str  # path or URL of its parquet index
+    entry: ShardEntry | None  # its entry in `index.json`; None for a shard named directly
+
+
+class ShardReport(NamedTuple):
+    """Result of inspecting a shard."""
+
     shard: str
-    rows: str  # file of its index
-    entry: ShardEntry | None  # what `index.json` says of it; None where it was not named by one
-
-
-class Look(NamedTuple):
-    """What was found in a shard."""
-
-    shard: str
-    bytes: int  # 0 where it is not known
+    bytes: int  # 0 where unknown
     rows: pa.Table
-    fault: str | None  # why it could not be read to its end
+    fault: str | None  # why it could not be read to its end; None if it was
     indexed: bool
     differences: list[str]  # between the shard and its index
 
 
-def look_at(task: Task, seed: int, advance: Callable[[int], None]) -> Look:
+def inspect_shard(job: ShardToInspect, seed: int, advance: Callable[[int], None]) -> ShardReport:
     """Read a shard to its end, and compare it with its index if there is one.
 
     Args:
-        task: the shard.
-        seed: of the draw for the contact sheet.
-        advance: is told bytes as they are done.
+        job: shard to inspect.
+        seed: seed for the choice of pairs on the contact sheet.
+        advance: called with the number of bytes just read.
     """
     rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
-    check = IndexCheck.open(task.shard, task.rows, task.entry)
+    check = IndexCheck.open(job.shard, job.rows, job.entry)
     fault = None
     seen: set[str] = set()
     try:
-        for sample in read_samples(task.shard):
+        for sample in read_samples(job.shard):
             pair, reason = _parse(sample, sample.key in seen)
             seen.add(sample.key)
             if check is not None:
-                check.see(sample, pair)
+                check.add(sample, pair)
             row = _row(sample, pair, reason)
-            row["draw"] = digest(f"{seed} {task.number} {sample.key}".encode())
+            row["draw"] = digest(f"{seed} {job.number} {sample.key}".encode())
             for name, value in row.items():
                 rows[name].append(value)
             advance(sample.size)
     except SampleError as error:
         fault = str(error)
     differences = [] if check is None else check.finish(fault is None)
-    count = _size(task.shard)
-    advance(max(0, count - sum(rows["size"])))  # the end of a tar file, or what could not be read
-    return Look(task.shard, count, pa.table(rows, ROWS), fault, check is not None, differences)
+    count = _size(job.shard)
+    advance(max(0, count - sum(rows["size"])))  # the tar file's end, and what could not be read
+    return ShardReport(job.shard, count, pa.table(rows, ROWS), fault, check is not None, differences)
 
 
 def _parse(sample: Sample, seen: bool) -> tuple[RawPair | None, str]:
@@ -101,7 +101,7 @@ def _row(sample: Sample, pair: RawPair | None, reason: str) -> dict[str, Any]:
     for number, data in enumerate((pair.image_0, pair.image_1)):
         try:
             width, height = decode(data).size
-        except Exception as error:  # PIL raises errors of many kinds where a file is damaged
+        except Exception as error:  # PIL raises many kinds of errors for damaged files
             return row | {"fault": f"{pair.location}: jpg_{number} cannot be decoded: {error}"}
         row |= {f"height_{number}": height, f"width_{number}": width, f"image_{number}": digest(data)}
     row |= {"label_0": pair.label_0, "prompt": digest(pair.prompt.encode()), "fault": None}
@@ -109,7 +109,7 @@ def _row(sample: Sample, pair: RawPair | None, reason: str) -> dict[str, Any]:
 
 
 def digest(data: bytes) -> int:
-    """64 bits: among 2,000,000 images two different ones coincide with a chance of 1e-7."""
+    """Digest `data` to 64 bits: among 2,000,000 different images a collision has a probability of 1e-7."""
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
@@ -120,17 +120,17 @@ def _size(shard: str) -> int:
         return 0
 
 
-def read_pairs(looks: list[Look], places: list[tuple[int, int]]) -> Iterator[RawPair]:
-    """Pairs that have been looked at, read again from their shards.
+def read_pairs(reports: list[ShardReport], locations: list[tuple[int, int]]) -> Iterator[RawPair]:
+    """Read inspected pairs again from their shards.
 
     Args:
-        looks: of all shards.
-        places: number of the shard, and number of the row in it.
+        reports: reports of all shards.
+        locations: shard number and row number of each pair.
 
     Raises:
-        SampleError: if a shard has changed in the meantime.
+        SampleError: if a shard has changed since it was inspected.
     """
-    for number, row in places:
-        look = looks[number]
-        offset, count = (look.rows[name][row].as_py() for name in ("offset", "size"))
-        yield parse_sample(parse_bytes(look.shard, read_range(look.shard, offset, count)))
+    for number, row in locations:
+        shard, rows = reports[number].shard, reports[number].rows
+        offset, count = rows["offset"][row].as_py(), rows["size"][row].as_py()
+        yield parse_sample(parse_bytes(shard, read_range(shard, offset, count)))

@@ -1,13 +1,13 @@
-"""The report of `lit-align inspect` as text for a terminal."""
+"""Format the report of `lit-align inspect` as text for a terminal."""
 
 from typing import Any
 
-LISTED = 10  # of each kind; inspect.json has more
-WIDTH = 100  # characters, at which prompts are cut
+LISTED = 10  # faults and examples of each kind; inspect.json has more
+WIDTH = 100  # characters of a prompt
 
 
 def to_text(found: dict[str, Any]) -> str:
-    """Tables of what there is, and at the end what is wrong."""
+    """Format the summary: tables of the contents, then the faults."""
     parts = [_counts(found)]
     if found["images"] is not None:
         parts += [_images(found), _prompts(found["prompts"]), _duplicates(found)]
@@ -70,12 +70,11 @@ def _duplicates(found: dict[str, Any]) -> str:
         ["  with contradictory labels", f"{again['with_contradictory_labels']:,}", ""],
     ]
     text = _table("Duplicates, by their bytes", rows)
-    twice = [[place] for place in duplicates["within_a_pair"]["examples"]]
-    named = [("one image twice", places) for places in twice]
-    named += [(_kind(group), group["pairs"]) for group in again["examples"]]
-    for kind, places in named[:LISTED]:
-        shown = " = ".join(f"{place['shard']} {place['key']}" for place in places[:3])
-        text += f"\n  {kind}: {shown}" + (" = ..." if len(places) > 3 else "")
+    examples = [("one image twice", [pair]) for pair in duplicates["within_a_pair"]["examples"]]
+    examples += [(_kind(group), group["pairs"]) for group in again["examples"]]
+    for kind, named in examples[:LISTED]:
+        shown = " = ".join(f"{pair['shard']} {pair['key']}" for pair in named[:3])
+        text += f"\n  {kind}: {shown}" + (" = ..." if len(named) > 3 else "")
     return text
 
 
@@ -97,7 +96,7 @@ def _faults(found: dict[str, Any]) -> str:
             lines += [f"    {text}" for text in texts[:LISTED]]
             lines += [f"    and {len(texts) - LISTED:,} more, in inspect.json"] * (len(texts) > LISTED)
     if len(lines) == 1:
-        lines.append("  none: every shard is whole, every sample a pair, every image can be decoded")
+        lines.append("  none: every shard is complete, every sample is a pair, every image can be decoded")
     without = found["shards"] - index["indexed_shards"]
     agree = index["indexed_shards"] - index["differing_shards"]
     if index["indexed_shards"]:
@@ -107,7 +106,7 @@ def _faults(found: dict[str, Any]) -> str:
 
 
 def _table(title: str, rows: list[list[str]]) -> str:
-    """Words to the left, numbers to the right, remarks after them."""
+    """Format a table: names left-aligned, numbers right-aligned, remarks after them."""
     first = max(len(row[0]) for row in rows)
     numbers = len(rows[0]) if rows[0][0] == "" else 2
     widths = [max(len(row[column]) for row in rows) for column in range(1, numbers)]
