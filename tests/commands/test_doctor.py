@@ -290,7 +290,7 @@ def test_quickstart_is_fit(capsys):
         "StableDiffusionXL from assets/emoji/pipeline",
         "unet: 8.3 MB in assets/emoji/pipeline/unet",
         "208 pairs in 8 shards, 0 of them with an index; left out: 0 ties, 0 broken samples",
-        "an epoch: 13 batches a device; 0 pairs sit it out",
+        "an epoch: 13 batches a device; 0 pairs are left over",
         "72 pairs in 3 shards",
         "objective   MaPO (released form): mean(L_w) - 0.1 mean(",
         "trainable   4,115,652 of 4,115,652 parameters",
@@ -326,12 +326,12 @@ def test_all_errors_are_told_at_once_and_the_rest_is_there(capsys, tmp_path):
     assert code == 1
     assert report.endswith("4 errors: fit would not run\n")
     assert "Override trainer.accelerator and trainer.devices" in report
-    assert "last.ckpt' is not there. Name a checkpoint, or begin anew without it." in report
+    assert "last.ckpt' does not exist. Name a checkpoint, or leave ckpt_path out to start a new run." in report
     assert "holds a StableDiffusionXLPipeline, but StableDiffusion needs a StableDiffusionPipeline" in report
     assert "training pairs: 'pairs/nowhere/*.tar': there is no file" in report
     assert "72 pairs in 3 shards" in report
     assert "objective   MaPO" in report
-    assert "cannot be estimated until the pipeline's configs are here: correct model.backbone" in report
+    assert "cannot be estimated until the pipeline's configs are on this machine: correct model.backbone" in report
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_all_errors_are_told_at_once_and_the_rest_is_there(capsys, tmp_path):
         (
             ["trainer.accelerator=gpu", "data.batch_size=300", "model.objective=BalancedDPO", "trainer.precision=64"],
             [
-                "Override trainer.accelerator and trainer.devices, or give --memory",
+                "Override trainer.accelerator and trainer.devices, or give --memory to check for GPUs",
                 "fewer than one batch of data.batch_size 300 on each of 1 devices. Lower data.batch_size or",
                 "BalancedDPO learns from votes, but data.vote is not set. Set it, or choose DiffusionDPO",
             ],
@@ -410,7 +410,7 @@ def test_a_pipeline_that_is_not_here_is_not_estimated(capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     code, report = visit(capsys, QUICKSTART, "--model.backbone.repo=owner/name")
     assert "owner/name is not in the local cache; fit would download it" in report
-    assert "until the pipeline's configs are here: hf download owner/name --include '*.json'" in report
+    assert "until the pipeline's configs are on this machine: hf download owner/name --include '*.json'" in report
     assert code == 0
 
 
@@ -427,7 +427,7 @@ def test_what_does_not_fit_gets_remedies_until_it_does(capsys):
     assert code == 1
     assert "of 50.0 MB a device: does not fit" in report
     changes = report.split("\nwhat to change\n")[1].splitlines()
-    assert "model.backbone.gradient_checkpointing true: activations are computed anew" in changes[0]
+    assert "model.backbone.gradient_checkpointing true: activations are recomputed" in changes[0]
     assert "data.batch_size 8 with trainer.accumulate_grad_batches 2: as many pairs a step; then 3" in changes[1]
     assert "data.val_shards: without held-out pairs" in changes[2]
     assert "data.num_workers 4: with 0 the device waits" in changes[3]
@@ -456,7 +456,7 @@ def test_scorers_are_not_made(capsys, tmp_path):
     words = [QUICKSTART, f"--config={path}", "--data.vote.voters=[clip]"]
     code, report = visit(capsys, *words)
     assert code == 0, report
-    assert "WinRate: left out here, for its scorers read their weights" in report
+    assert "WinRate: left out here and not checked, because its scorers would load their weights" in report
     assert "208 pairs in 8 shards" in report
     assert "ordered by the human label, until a vote while training" in report
     assert ": fits, without the scorers\n" in report

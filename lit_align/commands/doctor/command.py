@@ -1,9 +1,10 @@
-"""`lit-align doctor`: whether a training run would start, what it would need, and what to change, without training."""
+"""`lit-align doctor`: check, without training, whether a run would start, what it needs and what to change."""
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -13,34 +14,33 @@ from lit_align.backbones import Backbone
 from lit_align.callbacks import ReferenceUpdate
 from lit_align.callbacks.start_banner import batch_line, model_lines
 from lit_align.commands.doctor.advice import advice_on_data, advice_on_precision, advice_on_trainer
-from lit_align.commands.doctor.data_check import DataCheck, cache_line
+from lit_align.commands.doctor.data_check import DataCheck
 from lit_align.commands.doctor.diagnosis import Diagnosis, gigabytes
 from lit_align.commands.doctor.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.doctor.memory_report import MemoryReport
 from lit_align.commands.doctor.run_parts import RunParts
-from lit_align.commands.doctor.weights_check import download_command, weight_line
+from lit_align.commands.doctor.weights_check import download_command, weight_lines
 from lit_align.memory import UnknownPrecision
-from lit_align.objectives import Objective
 from lit_align.training.strategies import check_strategy, name_of
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
-CKPT_WORDS = ("best", "last", "hpc")  # that the Trainer understands in place of a path
+CKPT_WORDS = ("best", "last", "hpc")  # accepted by the Trainer in place of a path
 
 
 def doctor(parts: RunParts, memory: float | None = None) -> Diagnosis:
-    """Look at everything that a run would need.
+    """Check everything that a run needs.
 
     Args:
-        parts: of the run.
-        memory: GB of each GPU of another machine; none: this machine.
+        parts: parts of the run.
+        memory: GB (10^9 bytes) of each GPU of another machine; None checks this machine's devices.
     """
     with _quiet():
-        return Doctor(parts, memory).look()
+        return Doctor(parts, memory).examine()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the parts say of themselves, which the report says in its own words."""
+    """Silence logs and warnings of the parts: the report says what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -52,10 +52,12 @@ def _quiet() -> Iterator[None]:
 
 
 class Doctor:
-    """One visit.
+    """Checks a run's parts one after the other; later checks use what earlier ones found.
+
+    A check yields lines of the report. An exception in it becomes an error of its section and hides no other error.
 
     Args:
-        parts: of the run.
+        parts: parts of the run.
         memory: GB of each GPU of another machine, or None.
     """
 
@@ -66,181 +68,174 @@ class Doctor:
         self.machine = machine_elsewhere(self.config.trainer, 0 if memory is None else memory)
         self.backbone: Backbone | None = None
         self.data: DataCheck | None = None
-        self.fetch: str | None = None  # command that gets the configs of a pipeline that is not here
+        self.fetch: str | None = None  # command that downloads the pipeline's configs, if they are missing
 
-    def look(self) -> Diagnosis:
-        """All sections, in an order in which each knows what those before have found."""
-        with self.found.section("versions") as lines:
-            lines += versions(self.config)
-        with self.found.section("devices") as lines:
-            lines += devices()
-            self._trainer(lines)
-        with self.found.section("devices"):
-            self._checkpoint()
+    def examine(self) -> Diagnosis:
+        """Run all checks."""
+        self.found.check("versions", lambda: versions(self.config))
+        for check in (devices, self._trainer, self._checkpoint):
+            self.found.check("devices", check)
         self._weights()
         self._data()
-        self._run()
-        with self.found.section("memory") as lines:
-            self._memory(lines)
-        self._advise()
+        for check in (self._objective, self._length, self._vote, self._refusals):
+            self.found.check("run", check)
+        self.found.check("memory", self._memory)
+        self.found.advice += self._advice()
         return self.found
 
-    def _trainer(self, lines: list[str]) -> None:
+    def _trainer(self) -> Iterator[str]:
         wanted = self.config.trainer
         check_strategy(name_of(wanted.strategy))
-        asked = f"trainer.accelerator {wanted.accelerator}, devices {wanted.devices}"
+        options = f"trainer.accelerator {wanted.accelerator}, devices {wanted.devices}"
         try:
             self.trainer = self.parts.trainer(on_one_cpu=self.memory is not None)
         except MisconfigurationException as error:
             raise UserValueError(
-                f"{asked}: {error} Override trainer.accelerator and trainer.devices, or give --memory for GPUs "
-                "elsewhere."
+                f"{options}: {error} Override trainer.accelerator and trainer.devices, or give --memory to check for "
+                "GPUs of another machine."
             ) from error
         if self.memory is None:
             self.machine = machine_of(self.trainer, wanted.strategy)
-        machine = self.machine
-        where = "" if self.memory is None else " (elsewhere)"
-        lines.append(
-            f"{asked}: {machine.devices} x {machine.device}{where} with {gigabytes(machine.memory)} each, strategy "
+        machine, where = self.machine, "" if self.memory is None else " (elsewhere)"
+        yield (
+            f"{options}: {machine.devices} x {machine.device}{where} with {gigabytes(machine.memory)} each, strategy "
             f"{machine.strategy}, precision {machine.precision}"
         )
-        lines += [
-            f"{name}: left out here, for its scorers read their weights; not looked at" for name in self.parts.judges()
-        ]
+        for name in self.parts.judges():
+            yield f"{name}: left out here and not checked, because its scorers would load their weights"
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self) -> list[str]:
         path = self.config.get("ckpt_path")
         if path is not None and path not in CKPT_WORDS and ":" not in path and not Path(path).exists():
             raise UserFileNotFoundError(
-                f"ckpt_path {path!r} is not there. Name a checkpoint, or begin anew without it."
+                f"ckpt_path {path!r} does not exist. Name a checkpoint, or leave ckpt_path out to start a new run."
             )
+        return []
 
     def _weights(self) -> None:
-        about = self.config.model.backbone.init_args
-        with self.found.section("weights") as lines:
-            self.fetch = download_command(about.repo, about.revision)
-            if self.fetch is not None:
-                lines.append(f"{about.repo} is not in the local cache; fit would download it")
-                return
+        self.found.check("weights", self._backbone)
+        if self.backbone is not None:
+            for name, (location, stem) in self.backbone.sources().items():
+                self.found.check("weights", partial(weight_lines, name, location, stem))
+            self.found.check("weights", self._tokenizers)
+
+    def _backbone(self) -> Iterator[str]:
+        options = self.config.model.backbone.init_args
+        self.fetch = download_command(options.repo, options.revision)
+        if self.fetch is not None:
+            yield f"{options.repo} is not in the local cache; fit would download it"
+        else:
             self.backbone = self.parts.backbone()
-            lines.append(f"{type(self.backbone).__name__} from {about.repo}")
-        if self.backbone is None:
-            return
-        for name, source in self.backbone.sources().items():
-            with self.found.section("weights") as lines:
-                lines.append(f"{name}: {weight_line(*source)}")
-        with self.found.section("weights") as lines:
-            lines.append(f"{len(self.backbone.tokenizers)} tokenizers")
+            yield f"{type(self.backbone).__name__} from {options.repo}"
+
+    def _tokenizers(self) -> list[str]:
+        assert self.backbone is not None
+        return [f"{len(self.backbone.tokenizers)} tokenizers"]
 
     def _data(self) -> None:
-        about = self.config.data
-        if about.scorers is not None:
-            with self.found.section("training pairs") as lines:
-                lines.append("data.scorers: the pairs are scored while training; their weights are not looked at")
-                self.parts.live_vote()  # refuses on its own, where the data module has other refusals before
-        for scorers in (True, False):  # once more without, so that what is wrong with them hides nothing
+        if self.config.data.scorers is not None:
+            self.found.check("training pairs", self._live_vote)
+        for scorers in (True, False):  # also without scorers, so that errors about them hide no others
             if self.data is None:
-                with self.found.section("training pairs"):
-                    self.data = DataCheck(self.parts.data(scorers), self.machine.devices)
-        with self.found.section("training pairs") as lines:
-            if self.data is not None:
-                lines += self.data.train()
-            readers = f"{about.num_workers} workers a device" if about.num_workers else "the training process"
-            lines.append(f"read by {readers}; batches of {about.batch_size} pairs at {about.resolution} px")
-        if self.data is None:
-            return
-        with self.found.section("held-out pairs") as lines:
-            lines += self.data.val()
-        self._caches(self.data)
+                self.found.check("training pairs", partial(self._open_data, scorers))
+        self.found.check("training pairs", self._train_split)
+        if self.data is not None:
+            self.found.check("held-out pairs", self.data.val)
+            self._caches(self.data)
+
+    def _live_vote(self) -> Iterator[str]:
+        yield "data.scorers: the pairs are scored while training; the scorers' weights are not checked"
+        self.parts.live_vote()  # checked first: the data module would stop at the first of its own errors
+
+    def _open_data(self, scorers: bool) -> list[str]:
+        self.data = DataCheck(self.parts.data(scorers), self.machine.devices)
+        return []
+
+    def _train_split(self) -> Iterator[str]:
+        if self.data is not None:
+            yield from self.data.train()
+        options = self.config.data
+        readers = f"{options.num_workers} workers a device" if options.num_workers else "the training process"
+        yield f"read by {readers}; batches of {options.batch_size} pairs at {options.resolution} px"
 
     def _caches(self, data: DataCheck) -> None:
-        cached, expected = data.cached(), None
-        with self.found.section("caches") as lines:
-            lines += [] if cached else ["none: images are encoded anew"]
-            expected = data.expected(self.backbone if cached else None)  # reads weights, once
-        for split in cached if expected is not None else []:
-            with self.found.section("caches") as lines:
-                lines.append(cache_line(split, expected))
+        for split in data.cached():
+            self.found.check("caches", partial(data.cache_lines, split, self.backbone))
+        if not data.cached():
+            self.found.check("caches", lambda: ["none: images are encoded in every step"])
 
-    def _run(self) -> None:
-        with self.found.section("run") as lines:
-            self._objective(lines)
-        with self.found.section("run") as lines:
-            wanted, devices = self.config.trainer, self.machine.devices
-            lines.append(batch_line(self.config.data.batch_size, wanted.accumulate_grad_batches, devices).strip())
-            lines.append(self._length())
-        with self.found.section("run"):
-            self._vote(self.parts.objective())
-        with self.found.section("run"):
-            lora, optimizer = self.config.model.backbone.init_args.lora is not None, self.parts.optimizer()
-            for refusal in self.machine.refusals(precision=self.machine.precision, optimizer=optimizer, lora=lora):
-                self.found.fail("run", ValueError(refusal))
-
-    def _objective(self, lines: list[str]) -> None:
+    def _objective(self) -> Iterator[str]:
         callbacks = list(self.trainer.callbacks) if self.trainer is not None else []  # type: ignore[attr-defined]
         objective = self.parts.objective()
         if self.backbone is None:
-            lines.append(f"objective   {objective.formula()}")
-        else:
-            module = self.parts.module()
-            lines += [line.strip() for line in model_lines(module, callbacks)]
-            for update in (callback for callback in callbacks if isinstance(callback, ReferenceUpdate)):
-                assert self.trainer is not None
-                update.setup(self.trainer, module, "fit")  # refuses an objective without a reference
+            yield f"objective   {objective.formula()}"
+            return
+        module = self.parts.module()
+        yield from (line.strip() for line in model_lines(module, callbacks))
+        for update in (callback for callback in callbacks if isinstance(callback, ReferenceUpdate)):
+            assert self.trainer is not None
+            update.setup(self.trainer, module, "fit")  # refuses an objective without a reference
 
-    def _vote(self, objective: Objective) -> None:
+    def _length(self) -> Iterator[str]:
+        """Describe a step's pairs, and the run's length in steps, pairs and epochs."""
+        wanted, batches, batch_size = self.config.trainer, self.data and self.data.batches, self.config.data.batch_size
+        accumulated = wanted.accumulate_grad_batches
+        yield batch_line(batch_size, accumulated, self.machine.devices).strip()
+        epoch_steps = -(-batches // accumulated) if batches else 0
+        steps = wanted.max_steps
+        if steps < 0 and epoch_steps and wanted.max_epochs not in (None, -1):
+            steps = wanted.max_epochs * epoch_steps
+        if steps < 0:
+            yield f"until       {wanted.max_epochs} epochs"
+            return
+        pairs = steps * batch_size * accumulated * self.machine.devices
+        epochs = f", {steps / epoch_steps:,.1f} epochs" if epoch_steps else ""
+        yield f"until       {steps:,} optimizer steps, {pairs:,} pairs{epochs}"
+
+    def _vote(self) -> list[str]:
+        objective = self.parts.objective()
         if objective.needs_vote and self.config.data.vote is None and self.config.data.scorers is None:
             raise UserValueError(
                 f"{type(objective).__name__} learns from votes, but data.vote is not set. Set it, or choose "
                 "DiffusionDPO."
             )
+        return []
 
-    def _length(self) -> str:
-        """Optimizer steps, pairs, epochs."""
-        wanted, check = self.config.trainer, self.data
-        a_step = self.config.data.batch_size * wanted.accumulate_grad_batches * self.machine.devices
-        an_epoch = -(-check.batches // wanted.accumulate_grad_batches) if check is not None else 0
-        steps = wanted.max_steps
-        if steps < 0 and an_epoch and wanted.max_epochs not in (None, -1):
-            steps = wanted.max_epochs * an_epoch
-        if steps < 0:
-            return f"until       {wanted.max_epochs} epochs"
-        text = f"until       {steps:,} optimizer steps, {steps * a_step:,} pairs"
-        return text + (f", {steps / an_epoch:,.1f} epochs" if an_epoch else "")
+    def _refusals(self) -> list[str]:
+        lora, optimizer = self.config.model.backbone.init_args.lora is not None, self.parts.optimizer()
+        for refusal in self.machine.refusals(precision=self.machine.precision, optimizer=optimizer, lora=lora):
+            self.found.fail("run", UserValueError(refusal))
+        return []
 
-    def _memory(self, lines: list[str]) -> None:
+    def _memory(self) -> Iterator[str]:
         if self.backbone is None:
-            to_do = self.fetch if self.fetch is not None else "correct model.backbone"
-            lines.append(f"cannot be estimated until the pipeline's configs are here: {to_do}")
+            to_do = "correct model.backbone" if self.fetch is None else self.fetch
+            yield f"cannot be estimated until the pipeline's configs are on this machine: {to_do}"
             return
         report = MemoryReport(self.parts, self.machine)
         try:
-            lines += report.lines()
-        except UnknownPrecision as error:  # fit would start all the same
-            lines.append(f"cannot be estimated: {error}")
+            yield from report.lines()
+        except UnknownPrecision as error:  # not an error of the run: fit would start
+            yield f"cannot be estimated: {error}"
             return
-        lines.append("an estimate from shapes, not measured on a GPU; the device's context and workspaces come on top")
+        yield "estimated from shapes, not measured on a GPU; the device's context and workspaces come on top"
         if report.verdict() in ("close", "does not fit"):
             self.found.advice += report.remedies()
         if report.verdict() == "does not fit":
-            assert report.found is not None
-            raise MemoryError(
-                f"a device needs about {gigabytes(report.found.total)} and has {gigabytes(self.machine.memory)}; "
-                "see what to change"
-            )
+            needed, available = gigabytes(report.estimate.total), gigabytes(self.machine.memory)
+            raise MemoryError(f"a device needs about {needed} and has {available}; see what to change")
 
-    def _advise(self) -> None:
-        advice = self.found.advice
-        advice += self.parts_concerns()
+    def _advice(self) -> Iterable[str]:
+        advice = self._concerns()
         if self.data is not None:
             advice += advice_on_data(self.data, self.machine)
         if self.backbone is not None:
             advice += advice_on_precision(self.backbone, self.machine)
-        advice += advice_on_trainer(self.config.trainer, self.data, self.machine)
+        return [*advice, *advice_on_trainer(self.config.trainer, self.data, self.machine)]
 
-    def parts_concerns(self) -> list[str]:
-        """What the objective has to say about its own numbers."""
+    def _concerns(self) -> list[str]:
+        """Return the objective's remarks on its own numbers."""
         try:
             return self.parts.objective().concerns()
-        except Exception:  # an error that section `run` has
+        except Exception:  # reported in section `run`
             return []

@@ -1,7 +1,6 @@
-"""What `lit-align doctor` has found: sections of lines, errors with their remedies, and what it would change."""
+"""Report of `lit-align doctor`: sections of lines, errors with their remedies, and advice."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 SEE_BELOW = "error, see below"
@@ -9,35 +8,32 @@ SEE_BELOW = "error, see below"
 
 @dataclass
 class Diagnosis:
-    """Grows section by section; what fails in one is an error and stops nothing that comes after.
-
-    A section can be opened again, so that what stands on its own in it fails on its own.
-    """
+    """Collects the results of checks, section by section; a failing check stops no other."""
 
     sections: dict[str, list[str]] = field(default_factory=dict)  # lines by title
     errors: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
 
-    @contextmanager
-    def section(self, title: str) -> Iterator[list[str]]:
-        """A context for a section's lines; what is raised in it is noted."""
+    def check(self, title: str, check: Callable[[], Iterable[str]]) -> None:
+        """Append the lines of a check to a section; an exception becomes an error of that section."""
         lines = self.sections.setdefault(title, [])
         try:
-            yield lines
-        except Exception as error:  # whatever would stop a run is to be told, not to stop the report
+            for line in check():
+                lines.append(line)  # one by one: lines before an exception are kept
+        except Exception as error:  # any exception would also stop the run
             self.fail(title, error)
 
     def fail(self, title: str, error: Exception) -> None:
-        """Note an error of a section; the same one a second time changes nothing."""
-        lines, told = self.sections.setdefault(title, []), f"{title}: {describe(error)}"
-        if told in self.errors:
+        """Note an error of a section, once."""
+        lines, text = self.sections.setdefault(title, []), f"{title}: {describe(error)}"
+        if text in self.errors:
             return
-        self.errors.append(told)
+        self.errors.append(text)
         if SEE_BELOW not in lines:
             lines.append(SEE_BELOW)
 
     def text(self) -> str:
-        """The report."""
+        """Format the report."""
         parts = [f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in self.sections.items()]
         if self.errors:
             parts.append("errors\n" + "\n".join(f"  - {error}" for error in self.errors))
@@ -49,12 +45,12 @@ class Diagnosis:
 
 
 def describe(error: Exception) -> str:
-    """An error in a few words; the kind of it where its message would not say what it is."""
+    """Format an error in one line, with its class where the message alone is unclear."""
     plain = isinstance(error, ValueError | OSError | MemoryError) and str(error)
     text = str(error) if plain else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
 
 
 def gigabytes(count: int) -> str:
-    """Bytes as a person reads them, in 10^9 or 10^6."""
+    """Format bytes in GB (10^9) or MB (10^6)."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

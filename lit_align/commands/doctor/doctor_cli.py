@@ -1,4 +1,4 @@
-"""`lit-align doctor` on the command line: it takes what `fit` takes, and trains nothing."""
+"""Command line of `lit-align doctor`: takes the options of `fit`, and does not train."""
 
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import LightningArgumentParser
@@ -9,11 +9,11 @@ from lit_align.commands.fit import AlignmentCLI, make_cli
 
 
 class DoctorCLI(AlignmentCLI):
-    """Understands what `fit` understands, and instantiates nothing of it."""
+    """Parses the options of `fit` without instantiating them."""
 
     description = (
-        "Say whether a training run would start, what memory it would need and what to change, without training. "
-        "Ends with status 1 where it would not start."
+        "Check, without training, whether a run would start, what memory it needs and what to change. "
+        "Ends with status 1 if it would not start."
     )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -21,24 +21,26 @@ class DoctorCLI(AlignmentCLI):
         parser.add_argument(
             "--memory",
             type=PositiveFloat | None,
-            help="GB (10^9 bytes) of each GPU that the run is to have, for GPUs that this machine does not have",
+            help="GB (10^9 bytes) of each GPU, to check a run on another machine's GPUs",
         )
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint that the run is to go on from")
-        parser.add_argument("--weights_only", type=bool | None, help="as in a run's own config; nothing comes of it")
+        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint from which the run would resume")
+        parser.add_argument(
+            "--weights_only", type=bool | None, help="accepted because configs of runs have it; not used"
+        )
 
     def _set_seed(self) -> None:
-        """Nothing here draws."""
+        """Leave the global seed alone: nothing here is random."""
 
     def instantiate_classes(self) -> None:
-        """The parts are made one by one, see `RunParts`."""
+        """Instantiate nothing: `RunParts` does, part by part."""
 
     def run(self) -> int:
-        """Print the report; returns the exit code."""
+        """Print the report and return the exit code."""
         found = doctor(RunParts(self.parser, self.config, self._instantiate_trainer), self.config.memory)
         print(found.text())
         return 1 if found.errors else 0
 
 
 def run_doctor(words: list[str]) -> None:
-    """Print the report; exit with code 1 if the run would not start. `words` follow `doctor` on the command line."""
+    """Print the report for the words after `doctor`; exit with code 1 if the run would not start."""
     raise SystemExit(make_cli(DoctorCLI, words, run=False, prog="lit-align doctor").run())

@@ -1,4 +1,4 @@
-"""The machine that a run would have, and the versions that it would run with."""
+"""The machine and the package versions that a run would have."""
 
 import os
 import platform
@@ -20,41 +20,41 @@ SHARDING = {kind.__name__.lower(): kind.__name__ for kind in (FSDP2, ZeRO2)}
 
 
 class Machine(NamedTuple):
-    """What each device is, and how many there are."""
+    """Devices of a run, and how its Trainer uses them."""
 
     device: str  # `cpu` or `cuda`
-    memory: int  # bytes of one device; on the CPU its share of the machine's
-    devices: int  # in all
-    cores: int  # of the CPU, for each device of a node; 0 where they are not known
-    precision: str  # of the Trainer, in its full spelling
-    strategy: str  # by its short name
-    bucket_view: bool = False  # whether DDP keeps the gradients in its buckets alone
+    memory: int  # bytes per device; on the CPU a process's share of the machine's memory
+    devices: int  # on all nodes
+    cores: int  # CPU cores per device; 0 where unknown
+    precision: str  # the Trainer's, in full spelling
+    strategy: str  # short name, such as `ddp`
+    bucket_view: bool = False  # whether DDP's gradients are views of its buckets
 
     @property
     def shares(self) -> Shares:
         return Shares.of(self.strategy, self.devices, self.bucket_view)
 
     def refusals(self, **options: Any) -> list[str]:
-        """What its strategy does not train with, see `fsdp2.refusals`."""
+        """Explain which options the strategy does not support, see `strategies.refusals`."""
         name = SHARDING.get(self.strategy)
         return [] if name is None else refusals(name, **options)
 
 
 def versions(config: Namespace) -> list[str]:
-    """Versions of python, of what every run uses, and of the package that the optimizer comes from, if it is one."""
+    """List versions of python, of the packages that every run uses, and of the optimizer's package."""
     found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     package = config.model.optimizer.class_path.split(".")[0]
-    with suppress(PackageNotFoundError):  # a module of the user's own
+    with suppress(PackageNotFoundError):  # the user's own module
         found[package] = version(package)
     return [", ".join(f"{name} {number}" for name, number in found.items())]
 
 
 def devices() -> list[str]:
-    """What this machine has."""
+    """Describe this machine's CPU and accelerators."""
     lines = [f"cpu: {cores()} cores, {gigabytes(ram())}"]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
-        bf16 = "bf16" if about.major >= 8 else "no bf16"  # Ampere was the first
+        bf16 = "bf16" if about.major >= 8 else "no bf16"  # since Ampere
         lines.append(f"cuda:{number}: {about.name}, {gigabytes(about.total_memory)}, {bf16}")
     if torch.backends.mps.is_available():
         lines.append("mps: shares the memory of the cpu")
@@ -62,21 +62,21 @@ def devices() -> list[str]:
 
 
 def cores() -> int:
-    """Cores of the CPU that this process may use; a batch system may give it a part of the machine's."""
+    """Count the CPU cores that this process may use: a batch system may give it only some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
 
 
 def ram() -> int:
-    """Bytes of the machine's memory."""
+    """Return the machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine_of(trainer: L.Trainer, strategy: Any) -> Machine:
-    """The machine that a Trainer has found.
+    """Describe the machine that a Trainer has found.
 
     Args:
-        trainer: as a run has it.
-        strategy: as the config names it.
+        trainer: Trainer of the run.
+        strategy: strategy in the config's words.
     """
     cuda = trainer.strategy.root_device.type == "cuda"
     memory = torch.cuda.get_device_properties(trainer.strategy.root_device).total_memory if cuda else 0
@@ -93,11 +93,11 @@ def machine_of(trainer: L.Trainer, strategy: Any) -> Machine:
 
 
 def machine_elsewhere(config: Namespace, memory: float) -> Machine:
-    """A machine with GPUs of `memory` GB each, as many as the config asks for by number, else one."""
+    """Describe a machine with GPUs of `memory` GB each: as many as the config states, or one."""
     wanted = config.devices
     try:
         count = len(wanted) if isinstance(wanted, list) else max(int(wanted), 1)
-    except ValueError:  # auto, or a list in words
+    except ValueError:  # `auto`, or a list as text
         count = max(len([word for word in str(wanted).split(",") if word.strip().isdigit()]), 1)
     world, precision = count * config.num_nodes, str(config.precision)
     name, views = strategy_name(config.strategy, world), views_buckets(config.strategy)
@@ -105,14 +105,14 @@ def machine_elsewhere(config: Namespace, memory: float) -> Machine:
 
 
 def strategy_name(strategy: Any, devices: int) -> str:
-    """The short name of a Trainer's strategy."""
+    """Return the short name of a Trainer's strategy."""
     name = name_of(strategy).removesuffix("Strategy").lower()
     return "ddp" if name == "auto" and devices > 1 else name
 
 
 def views_buckets(strategy: Any) -> bool:
-    """Whether a config's strategy has `gradient_as_bucket_view`, with which DDP keeps no second copy of gradients."""
+    """Whether a config's strategy sets `gradient_as_bucket_view`, so that DDP keeps no second copy of gradients."""
     if isinstance(strategy, str):
         return False
-    parts = [strategy.get("init_args"), strategy.get("dict_kwargs")]  # the latter where a class takes anything
+    parts = [strategy.get("init_args"), strategy.get("dict_kwargs")]  # dict_kwargs: for classes with **kwargs
     return any(bool(part.get("gradient_as_bucket_view")) for part in parts if part is not None)

@@ -1,7 +1,8 @@
-"""The estimate of memory in words, and what would make a run fit."""
+"""Report of the memory that a run needs, and of the settings that would make it fit."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -13,17 +14,25 @@ from lit_align.commands.doctor.run_parts import RunParts
 from lit_align.data.buckets import bucket_shapes
 from lit_align.memory import Estimate, OptimizerBytes, Work, estimate, measure_optimizer
 
-SHOWN = 100_000  # bytes; less is a schedule or a counter
+SHOWN = 100_000  # bytes; smaller items, such as schedules and counters, are not listed
 EIGHT_BIT = "bitsandbytes.optim.AdamW8bit"
-KEPT_FREE = 0.1  # of the memory: for the device's context and libraries, which the estimate leaves out
+KEPT_FREE = 0.1  # share of the memory, for the device's context and libraries, which the estimate leaves out
+
+
+class Change(NamedTuple):
+    """A change of settings that saves memory."""
+
+    words: str  # options with their values
+    reason: str
+    apply: Callable[[Estimate], Estimate]  # estimate with this change, from the estimate before it
 
 
 class MemoryReport:
-    """How much memory a device of a run needs.
+    """Estimates the memory that each device of a run needs.
 
     Args:
-        parts: of the run.
-        machine: that it is to run on.
+        parts: parts of the run.
+        machine: machine of the run.
     """
 
     def __init__(self, parts: RunParts, machine: Machine) -> None:
@@ -35,12 +44,15 @@ class MemoryReport:
         self.work = Work(
             machine.device, machine.precision, data.batch_size, height, width, encoded, shares=machine.shares
         )
-        self.found: Estimate | None = None
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """Estimate of the run with its own settings; takes seconds."""
+        return estimate(self.parts.module(), self.work)
 
     def lines(self) -> list[str]:
-        """The estimate, item by item."""
-        found = self.found = estimate(self.parts.module(), self.work)
-        weights, optimizer = found.weights, found.optimizer
+        """List the estimate item by item."""
+        found, weights, optimizer = self.estimate, self.estimate.weights, self.estimate.optimizer
         items = [(name, getattr(weights, name)) for name in ("trained", "frozen", "reference", "encoders")]
         kept = ", ".join(f"{name} {gigabytes(size)}" for name, size in items if size >= SHOWN)
         stages = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.stages.items())
@@ -49,93 +61,87 @@ class MemoryReport:
             f"gradients    {gigabytes(weights.gradients)}",
             *([f"buckets      {gigabytes(found.buckets)}: DDP's copy of the gradients"] if found.buckets else []),
             "optimizer    " + ("unknown: not counted" if optimizer is None else gigabytes(optimizer.state)),
-            f"activations  {gigabytes(found.activations)}, the greatest of: {stages}; saved for the backward pass "
+            f"activations  {gigabytes(found.activations)}, the largest of: {stages}; saved for the backward pass "
             f"{gigabytes(found.saved)}",
             f"total        {gigabytes(found.total)} of {gigabytes(self.machine.memory)} a device: {self.verdict()}"
             + (", without the scorers" if self.parts.config.data.scorers is not None else ""),
         ]
         if not self.machine.shares.known:
-            lines.append(
-                f"strategy {self.machine.strategy}: what it spreads over devices is not known; nothing divided"
-            )
+            strategy = self.machine.strategy
+            lines.append(f"strategy {strategy}: it is unknown what it shards, so nothing is divided by the devices")
         return lines
 
     def verdict(self) -> str:
-        """Whether it fits."""
-        assert self.found is not None, "lines"
+        """Say whether the run fits into the device's memory."""
         if not self.machine.memory:
             return "no device to compare with"
-        share = self.found.total / self.machine.memory
-        return "fits" if share <= 1 - KEPT_FREE else "close" if share <= 1 else "does not fit"
+        if self._fits(self.estimate):
+            return "fits"
+        return "close" if self.estimate.total <= self.machine.memory else "does not fit"
 
     def _fits(self, found: Estimate) -> bool:
         return found.total <= (1 - KEPT_FREE) * self.machine.memory
 
     def remedies(self) -> Iterator[str]:
-        """What would make it fit, each on top of those before, until it fits; first what trains as well as before."""
-        assert self.found is not None, "lines"
-        best = now = self.found
+        """List changes, each on top of those before, until the run fits; those that train equally well come first."""
+        best = now = self.estimate
         for alternatives in self._changes():
             for change in alternatives:
                 now = change.apply(now)
                 if self._fits(now):
                     break
             if now.total < 0.99 * best.total:
-                above = "" if best is self.found else ", with those above"
+                above = "" if best is self.estimate else ", with those above"
                 yield f"{change.words}: {change.reason}; then {gigabytes(now.total)}{above}"
                 best = now
             if self._fits(now):
                 return
 
-    def _changes(self) -> Iterator[Iterable["Change"]]:
-        """Changes, or alternatives of which the first that fits is enough; each builds on the last of those before.
+    def _changes(self) -> Iterator[Iterable[Change]]:
+        """Yield groups of alternatives that `fit` accepts: the first that fits is used, or else the last.
 
-        What `fit` would refuse is not among them.
+        Each group builds on the one before.
         """
         config, backbone, work = self.parts.config, dict[str, Any](), self.work
         if not config.model.backbone.init_args.gradient_checkpointing:
-            backbone["gradient_checkpointing"] = True
-            reason = "activations are computed anew in the backward pass; the same numbers, about a third slower"
-            yield [Change("model.backbone.gradient_checkpointing true", reason, self._anew(backbone, work))]
+            backbone = {"gradient_checkpointing": True}
+            reason = "activations are recomputed in the backward pass; equal numbers, about a third slower"
+            yield [Change("model.backbone.gradient_checkpointing true", reason, self._estimate_with(backbone, work))]
         if work.precision == "32-true" and work.device == "cuda":
             work = replace(work, precision="bf16-mixed")
             reason = "activations of half the size; rounds more"
-            yield [Change("trainer.precision bf16-mixed", reason, self._anew(backbone, work))]
-        smaller = [size for size in range(work.batch_size - 1, 0, -1) if work.batch_size % size == 0]
-        if smaller:
+            yield [Change("trainer.precision bf16-mixed", reason, self._estimate_with(backbone, work))]
+        if work.batch_size > 1:
+            smaller = [size for size in range(work.batch_size - 1, 0, -1) if work.batch_size % size == 0]
             yield [self._batch(size, backbone, work) for size in smaller]
             work = replace(work, batch_size=1)
-        if not work.encoded and config.data.scorers is None:  # they look at pixels
+        yield from self._changes_of_method(backbone, work)
+
+    def _changes_of_method(self, backbone: dict[str, Any], work: Work) -> Iterator[Iterable[Change]]:
+        config = self.parts.config
+        if not work.encoded and config.data.scorers is None:  # scorers need pixels, which a cache does not have
             work = replace(work, encoded=True)
             words, reason = "data.train_cache and data.val_cache", "lit-align encode makes them; no encoder is loaded"
             yield [Change(words, reason, Estimate.without_encoders)]
         if find_spec("bitsandbytes") is not None and not self.machine.refusals(optimizer=EIGHT_BIT):
-            yield [Change(f"model.optimizer {EIGHT_BIT}", "a quarter of AdamW's state", self._eight_bit)]
+            yield [Change(f"model.optimizer {EIGHT_BIT}", "a quarter of AdamW's state", self._with_eight_bit)]
         if config.model.backbone.init_args.lora is None and not self.machine.refusals(lora=True):
-            reason = "trains an adapter: few gradients, little state; it wants a greater learning rate"
-            yield [Change("model.backbone.lora.rank 8", reason, self._anew(backbone | {"lora": LoRA()}, work))]
+            reason = "trains an adapter: few gradients, little state; needs a greater learning rate"
+            lora = self._estimate_with(backbone | {"lora": LoRA()}, work)
+            yield [Change("model.backbone.lora.rank 8", reason, lora)]
 
-    def _anew(self, backbone: dict[str, Any], work: Work) -> Callable[[Estimate], Estimate]:
-        """Whatever was found before: estimate with these arguments of the backbone and this work."""
-        arguments = dict(backbone)
-        return lambda _: estimate(self.parts.module(**arguments), work)
+    def _estimate_with(self, backbone: dict[str, Any], work: Work) -> Callable[[Estimate], Estimate]:
+        """Return a function that estimates with these backbone arguments and this work; it ignores its argument."""
+        return lambda _: estimate(self.parts.module(**backbone), work)
 
-    def _batch(self, size: int, backbone: dict[str, Any], work: Work) -> "Change":
+    def _batch(self, size: int, backbone: dict[str, Any], work: Work) -> Change:
         accumulate = self.parts.config.trainer.accumulate_grad_batches * self.work.batch_size // size
         words = f"data.batch_size {size} with trainer.accumulate_grad_batches {accumulate}"
-        return Change(words, "as many pairs a step", self._anew(backbone, replace(work, batch_size=size)))
+        return Change(words, "as many pairs a step", self._estimate_with(backbone, replace(work, batch_size=size)))
 
-    def _eight_bit(self, found: Estimate) -> Estimate:
+    def _with_eight_bit(self, found: Estimate) -> Estimate:
         weights = list(self.parts.module().backbone.trainable_parameters().values())
         eight_bit = measure_optimizer(import_module("bitsandbytes.optim").AdamW8bit, weights, foreach=True)
         if eight_bit is None:
             return found
         return found.with_optimizer(OptimizerBytes(self.work.shares.of_optimizer(eight_bit.state), eight_bit.step))
-
-
-class Change(NamedTuple):
-    """Something to set."""
-
-    words: str  # options with their values
-    reason: str
-    apply: Callable[[Estimate], Estimate]  # from what was found before it

@@ -1,4 +1,4 @@
-"""The parts of a training run, each made on its own from a parsed config, so that a broken one hides no other."""
+"""Instantiate each part of a training run separately, so that an error in one hides no other."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -20,12 +20,12 @@ ONE_CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto
 
 
 class RunParts:
-    """What `fit` would instantiate; models have shapes and no weights.
+    """The parts that `fit` would instantiate; models have shapes and no weights.
 
     Args:
-        parser: that of `fit`.
-        config: what it has parsed.
-        make_trainer: as LightningCLI makes it, of its arguments and further callbacks.
+        parser: parser of `fit`.
+        config: parsed config.
+        make_trainer: builds a Trainer from its arguments and further callbacks, as LightningCLI does.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class RunParts:
         self.parser, self.config, self.make_trainer = parser, config, make_trainer
 
     def _instantiate(self, part: str, config: Namespace) -> dict[str, Any]:
-        """The arguments of a part's constructor."""
+        """Instantiate the arguments of a part's constructor."""
         made = self.parser.instantiate_classes(Namespace({part: config.clone()}), instantiate_groups=False)
         return dict(vars(made[part]))
 
     def trainer(self, on_one_cpu: bool = False) -> L.Trainer:
-        """The Trainer, without the callbacks that would load scorers.
+        """Build the Trainer, without the callbacks that would load scorers.
 
         Args:
-            on_one_cpu: where the devices that the config asks for are elsewhere.
+            on_one_cpu: build it for one CPU instead, because the config's devices are on another machine.
         """
         config = self.config.trainer.clone()
         if self.judges():
@@ -55,14 +55,14 @@ class RunParts:
         return named if isinstance(named, list) else [named]
 
     def judges(self) -> list[str]:
-        """Callbacks whose scorers read their weights, or get them, as soon as they are made."""
+        """Name the callbacks whose scorers would load or download weights when instantiated."""
         return [callback.class_path.split(".")[-1] for callback in self._callbacks() if _holds_scorers(callback)]
 
     def data(self, scorers: bool = True) -> PreferenceDataModule:
-        """The data module; others stand in for the scorers of the training loop, which would load their weights.
+        """Build the data module, with stub scorers so that no scorer weights are loaded.
 
         Args:
-            scorers: whether there are any; else pairs are those of the human label, as a look at the shards has them.
+            scorers: whether to keep `data.scorers`; without them, pairs are ordered by the human label.
         """
         arguments = self._data_arguments()
         if not scorers and arguments["scorers"] is not None:
@@ -70,7 +70,7 @@ class RunParts:
         return PreferenceDataModule(**arguments)
 
     def live_vote(self) -> LiveVote | None:
-        """The vote in the training loop, if there is one, by the rules that the data module has for it."""
+        """Build the vote in the training loop, if there is one, by the data module's rules."""
         arguments = self._data_arguments()
         return None if arguments["scorers"] is None else LiveVote(arguments["vote"], arguments["scorers"])
 
@@ -78,32 +78,32 @@ class RunParts:
         config = self.config.data.clone()
         names, config.scorers = config.scorers, None
         arguments = self._instantiate("data", config)
-        arguments["scorers"] = None if names is None else {name: UnreadScorer() for name in dict(names)}
+        arguments["scorers"] = None if names is None else {name: StubScorer() for name in dict(names)}
         return arguments
 
     def optimizer(self) -> str | None:
-        """Import path of the optimizer's class, where it is defined; None for a function that makes one."""
+        """Return the path of the module and class that define the optimizer; None if it is built by a function."""
         path: str = self.config.model.optimizer.class_path
         module, _, name = path.rpartition(".")
         found = getattr(import_module(module), name, None)
         return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else None
 
     def objective(self) -> Objective:
-        """The objective."""
+        """Build the objective."""
         made: Objective = self._instantiate("model", Namespace(objective=self.config.model.objective))["objective"]
         return made
 
     def backbone(self) -> Backbone:
-        """The backbone's shapes."""
+        """Build the backbone on the meta device."""
         with shapes_only():
             made: Backbone = self._instantiate("model", Namespace(backbone=self.config.model.backbone))["backbone"]
         return made
 
     def module(self, **changes: Any) -> AlignmentModule:
-        """The module's shapes.
+        """Build the module on the meta device.
 
         Args:
-            changes: arguments of the backbone in place of the config's.
+            changes: arguments of the backbone that replace the config's.
         """
         config = self.config.model.clone()
         for name, value in changes.items():
@@ -112,13 +112,13 @@ class RunParts:
             return AlignmentModule(**self._instantiate("model", config))
 
 
-class UnreadScorer(Scorer):
-    """Stands in for a scorer in rules that do not look at scores."""
+class StubScorer(Scorer):
+    """Stands in for a scorer in checks that need no scores."""
 
     version = 0
 
     def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        raise AssertionError("a stand-in scores nothing")
+        raise AssertionError("a stub has no scores")
 
     def fingerprint(self) -> str:
         return "weights not read"

@@ -37,11 +37,12 @@ def download_command(repo: str, revision: str | None) -> str | None:
     return f"{fetch} --include '*.json' --include '*.txt'"
 
 
-def weight_line(location: ModelLocation, stem: str) -> str:
+def weight_lines(name: str, location: ModelLocation, stem: str) -> list[str]:
     """Describe where a model's weights are and how large they are.
 
     Args:
-        location: of the model.
+        name: name of the model in the report.
+        location: location of its files.
         stem: name of its weight files without suffix.
 
     Raises:
@@ -52,8 +53,8 @@ def weight_line(location: ModelLocation, stem: str) -> str:
     except FileNotFoundError:
         if location.is_local or offline():
             raise
-        return f"{location} is not in the local cache; fit would download it"
-    return f"{gigabytes(sum(path.stat().st_size for path in files))} in {location}"
+        return [f"{name}: {location} is not in the local cache; fit would download it"]
+    return [f"{name}: {gigabytes(sum(path.stat().st_size for path in files))} in {location}"]
 
 
 def weights_are_here(backbone: Backbone) -> bool:
