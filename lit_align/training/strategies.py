@@ -21,7 +21,7 @@ from lit_align.backbones.loading.sharded import (
     META,
     is_resumable,
     is_sharded,
-    outlines,
+    meta_weights,
     read_into,
     replace_folder,
 )
@@ -117,7 +117,7 @@ class FSDP2(ModelParallelStrategy):
         states: dict[str, Any] = (
             {"optimizer_states": []} if is_resumable(checkpoint) else {}
         )  # their values are read later
-        return checkpoint | {"state_dict": outlines(self._path)} | states
+        return checkpoint | {"state_dict": meta_weights(self._path)} | states
 
     @property
     def lightning_restore_optimizer(self) -> bool:

@@ -391,7 +391,7 @@ def test_what_is_no_denoiser_for_it_is_refused(sd15, tmp_path):
     backbone = StableDiffusionXL(str(PIPELINE))
     with pytest.raises(ValueError, match=r"unet has cross_attention_dim 64, but .* has"):
         load_denoiser(backbone, str(sd15 / "unet"))
-    with pytest.raises(ValueError, match=r"is no safetensors file"):
+    with pytest.raises(ValueError, match=r"is not a safetensors file"):
         load_denoiser(backbone, write_prompts(tmp_path, NAMES))
     file = PIPELINE / "vae/diffusion_pytorch_model.safetensors"
     with pytest.raises(ValueError, match="changes more than the UNet"):

@@ -481,14 +481,16 @@ def test_a_checkpoint_against_the_base_that_it_names(trained, tmp_path):
 
 def test_a_checkpoint_of_something_else_is_refused(trained, tmp_path, sd15):
     folder, _ = trained
-    with pytest.raises(ValueError, match=r"last\.ckpt is of a StableDiffusionXLPipeline, but .* is a StableDiffusion"):
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt belongs to a StableDiffusionXLPipeline, but .* is a StableDiffusion"
+    ):
         load_denoiser(StableDiffusion(str(sd15)), str(folder / "last.ckpt"))
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "damaged.ckpt").write_bytes(b"fox" * 100)
     backbone = StableDiffusionXL(str(PIPELINE))
     with pytest.raises(ValueError, match=r"foreign\.ckpt was not written by lit-align"):
         load_denoiser(backbone, str(tmp_path / "foreign.ckpt"))
-    with pytest.raises(ValueError, match=r"damaged\.ckpt is no checkpoint, or a damaged one"):
+    with pytest.raises(ValueError, match=r"damaged\.ckpt is not a checkpoint, or is damaged"):
         load_denoiser(backbone, str(tmp_path / "damaged.ckpt"))
 
 

@@ -176,7 +176,7 @@ def test_foreign_checkpoints_are_refused(tmp_path, run, sd15):
     cut.write_bytes(whole.read_bytes()[:20_000])
     lora = LoRA(rank=2)
     for module, path, message in (
-        (make_module(lora=lora), cut, r"cut\.ckpt is no checkpoint, or a damaged one .* Resume with --ckpt_path last"),
+        (make_module(lora=lora), cut, r"cut\.ckpt is not a checkpoint, or is damaged .* Resume with --ckpt_path last"),
         (make_module(lora=lora), tmp_path / "no.ckpt", r"there is no such file\. --ckpt_path last finds"),
         (make_module(), whole, r"212 trained weights are missing .* Resume with the model\.backbone"),
         (
@@ -238,9 +238,9 @@ def test_a_planted_pickle_does_not_run(tmp_path, run):
     ):
         path = tmp_path / name
         save({"global_step": 7, "optimizer_states": [], "state_dict": {}, "lit_align": Evil(target)}, path)
-        with pytest.raises(ValueError, match="is no checkpoint, or a damaged one"):
+        with pytest.raises(ValueError, match="is not a checkpoint, or is damaged"):
             resume(make_module(lora=LoRA(rank=2)), path, tmp_path)
-        with pytest.raises(ValueError, match="is no checkpoint, or a damaged one"):
+        with pytest.raises(ValueError, match="is not a checkpoint, or is damaged"):
             export(path, tmp_path / "unet")
     shutil.copy(run / "step=2.ckpt", tmp_path / "good.ckpt")
     assert last_checkpoint([tmp_path]) == (tmp_path / "good.ckpt", 2)

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import CheckpointException, save
 from torch.distributed.tensor import DTensor
 
 from lit_align.backbones import LoRA
-from lit_align.backbones.loading.sharded import outlines, read_into
+from lit_align.backbones.loading.sharded import meta_weights, read_into
 from lit_align.backbones.sharding import to_full
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard, ReferenceUpdate, SampleGrid
 from lit_align.cli import main
@@ -173,7 +173,7 @@ def test_checkpoints_hold_what_was_trained_and_are_found(runs):
     assert set(before) == trained
     assert set(file) == trained | {f"backbone.{name}" for name in module.backbone.reference_weights()}
     folder = runs["folders"] / "whole"
-    assert {name: value.shape for name, value in outlines(folder / "step=4.ckpt").items()} == {
+    assert {name: value.shape for name, value in meta_weights(folder / "step=4.ckpt").items()} == {
         name: value.shape for name, value in file.items()
     }
     assert (folder / "last.ckpt").is_symlink()
@@ -214,7 +214,7 @@ def test_nothing_is_unpickled(runs, tmp_path):
         read_into({"optimizer_0": {"lr": 0.1}}, tmp_path / "values")
     assert not (tmp_path / "ran").exists()
     (folder / ".metadata").unlink()
-    with pytest.raises(ValueError, match="is no checkpoint, or a damaged one"):
+    with pytest.raises(ValueError, match="is not a checkpoint, or is damaged"):
         main(["export", f"--ckpt_path={folder}", f"--output={tmp_path}/out"])
 
 

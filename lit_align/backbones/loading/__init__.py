@@ -1,1 +1,1 @@
-"""Where weights come from: hub files, checkpoints, exports, meta models."""
+"""Loading of weights: hub files, checkpoints, exports, and models on the meta device."""

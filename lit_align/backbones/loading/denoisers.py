@@ -1,4 +1,4 @@
-"""Pretrained pipelines of either kind, and denoisers that `lit-align fit`, `export` or diffusers has written."""
+"""Choose the backbone class of a pipeline, and load denoisers that `lit-align` or diffusers has written."""
 
 import copy
 import hashlib
@@ -21,11 +21,11 @@ from lit_align.user_errors import UserFileNotFoundError, UserValueError
 LORA_FILE = "pytorch_lora_weights.safetensors"
 SHAPE = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "sample_size")
 CHECKPOINT = ".ckpt"
-SAMPLED = 4096  # weights of each tensor
+SAMPLED = 4096  # about how many weights of each tensor a fingerprint reads
 
 
 def backbone_class(repo: str) -> type[Backbone]:
-    """The backbone for the pipeline in `repo`, a hub id or a local folder.
+    """Find the backbone class for the pipeline in `repo`, a hub id or a local folder.
 
     Raises:
         ValueError: if there is none.
@@ -40,24 +40,24 @@ def backbone_class(repo: str) -> type[Backbone]:
 
 
 def load_denoiser(backbone: Backbone, path: str) -> Denoiser:
-    """A denoiser in the place of `backbone`'s: a UNet, or a copy of `backbone`'s own with a LoRA merged into it.
+    """Load a denoiser that replaces the backbone's: a UNet, or a copy of the backbone's UNet with a LoRA merged in.
 
     Args:
-        backbone: float32 and untrained; it stays as it is.
+        backbone: float32 and untrained; it is not changed.
         path: UNet folder, folder or file of a LoRA in safetensors, or checkpoint of `lit-align fit`.
 
     Raises:
-        FileNotFoundError: if it is none of these.
+        FileNotFoundError: if `path` is none of these.
         ValueError: if it does not fit the backbone.
     """
-    place = Path(path)
-    if (place / "config.json").is_file():
-        return _load_unet(backbone, place)
-    file = place if place.is_file() or is_sharded(place) else place / LORA_FILE
+    location = Path(path)
+    if (location / "config.json").is_file():
+        return _load_unet(backbone, location)
+    file = location if location.is_file() or is_sharded(location) else location / LORA_FILE
     if not file.exists():
         raise UserFileNotFoundError(
             f"unet: {path!r} is neither a UNet folder (config.json) nor a LoRA ({LORA_FILE}) nor a checkpoint "
-            f"({CHECKPOINT}). Name what lit-align export or fit has written."
+            f"({CHECKPOINT}). Name an output of lit-align export or a checkpoint of lit-align fit."
         )
     denoiser = _load_checkpoint(backbone, file) if file.suffix == CHECKPOINT else _merge_lora(backbone, file)
     return denoiser.requires_grad_(False).eval()
@@ -67,7 +67,9 @@ def _load_checkpoint(backbone: Backbone, file: Path) -> Denoiser:
     trained = read_trained(file)
     found, wanted = trained.info["pipeline"], backbone.pipeline_class.__name__
     if found != wanted:
-        raise UserValueError(f"unet: {file} is of a {found}, but {backbone.repo!r} is a {wanted}.")
+        raise UserValueError(
+            f"unet: {file} belongs to a {found}, but {backbone.repo!r} is a {wanted}. Choose another unet or repo."
+        )
     if trained.info["lora"] is not None:
         return merge_trained_lora(backbone, trained)
     denoiser = build_unet(trained, backbone.denoiser.dtype)
@@ -81,11 +83,11 @@ def _load_unet(backbone: Backbone, folder: Path) -> Denoiser:
     return denoiser.requires_grad_(False).eval()
 
 
-def _check_shape(backbone: Backbone, denoiser: Denoiser, place: Path) -> None:
+def _check_shape(backbone: Backbone, denoiser: Denoiser, path: Path) -> None:
     for name in SHAPE:
         found, wanted = denoiser.config.get(name), backbone.denoiser.config.get(name)
         if found != wanted:
-            raise UserValueError(f"unet: {place} has {name} {found}, but that of {backbone.repo!r} has {wanted}.")
+            raise UserValueError(f"unet: {path} has {name} {found}, but the UNet of {backbone.repo!r} has {wanted}.")
 
 
 def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
@@ -93,11 +95,11 @@ def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
         with safe_open(file, framework="pt") as weights:
             foreign = [name for name in weights.keys() if not name.startswith("unet.")]  # noqa: SIM118  # not a dict
     except SafetensorError as error:
-        raise UserValueError(f"unet: {file} is no safetensors file: {error}.") from error
+        raise UserValueError(f"unet: {file} is not a safetensors file: {error}.") from error
     if foreign:
         raise UserValueError(
             f"unet: {file} changes more than the UNet, or is not in diffusers' layout: it has {foreign[0]!r}. "
-            "A LoRA of the UNet alone is needed, such as lit-align export writes."
+            "Use a LoRA of only the UNet, as lit-align export writes it."
         )
     denoiser = copy.deepcopy(backbone.denoiser)
     denoiser.load_lora_adapter(file.parent, weight_name=file.name, prefix="unet", use_safetensors=True)
@@ -107,10 +109,10 @@ def _merge_lora(backbone: Backbone, file: Path) -> Denoiser:
 
 
 def fingerprint(backbone: Backbone, denoiser: Denoiser) -> str:
-    """16 hexadecimal digits of what draws: denoiser, text encoders, VAE, their configs, tokenizers, schedule.
+    """Digest all that decides an image to 16 hexadecimal digits: weights, configs, tokenizers and schedule.
 
-    Of each tensor some thousand weights, evenly spread: all of SDXL's would take half a minute, and training moves
-    every one of them.
+    Reads some thousand evenly spaced weights of each tensor: all of SDXL's would take half a minute, and training
+    changes every weight.
     """
     texts = [encoder.config.to_dict() for encoder in backbone.text_encoders]
     configs = [dict(part.config) for part in (backbone.scheduler, backbone.vae, denoiser)] + texts

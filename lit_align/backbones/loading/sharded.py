@@ -1,7 +1,7 @@
-"""Checkpoint folders to which every device has written its part; read without unpickling anything but plain records.
+"""Sharded checkpoints: folders to which every device has written its part, in torch.distributed.checkpoint's format.
 
-The format is torch.distributed.checkpoint's. Its own reader unpickles the index and all values that are no tensors,
-and so runs what a foreign folder tells it to.
+torch's own reader unpickles the index and all values that are not tensors, and so executes code from a foreign folder.
+This one only unpickles plain records.
 """
 
 import io
@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from lit_align.user_errors import UserValueError
 
-META, INDEX = "meta.pt", ".metadata"  # Lightning's name for what is no weight and no optimizer state; torch's
+META = "meta.pt"  # Lightning's file for everything but weights and optimizer state
+INDEX = ".metadata"  # torch's index of the parts
 STATE = "state_dict."
 RECORDS = {
     "torch.distributed.checkpoint.metadata": {
@@ -37,15 +38,14 @@ RECORDS = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size", *(str(kind).removeprefix("torch.") for kind in (torch.float32, torch.bfloat16, torch.float16))},
+    "torch": {"Size", "float16", "bfloat16", "float32", "float64", "int64", "int32", "uint8", "bool"},
     "pathlib": {"Path", "PosixPath", "WindowsPath"},
     "collections": {"OrderedDict"},
 }
-RECORDS["torch"] |= {"float64", "int64", "int32", "uint8", "bool"}
 
 
 class _Records(pickle.Unpickler):
-    """Knows the plain records of an index, and refuses all else."""
+    """Unpickles the plain records of an index, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in RECORDS.get(module, ()):
@@ -68,20 +68,20 @@ class _Planner(DefaultLoadPlanner):
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether this is such a folder."""
+    """Whether this is a sharded checkpoint."""
     return path.is_dir() and (path / META).is_file()
 
 
 def is_resumable(meta: Mapping[str, Any]) -> bool:
-    """Whether the folder of these contents of `meta.pt` has optimizer states: Lightning writes both or none."""
+    """Whether a checkpoint with this `meta.pt` has optimizer states: Lightning writes both or neither."""
     return "lr_schedulers" in meta
 
 
 def check_whole(path: Path) -> None:
-    """Refuse a folder that lacks a part which its index names.
+    """Check that every part that the index names is complete.
 
     Raises:
-        ValueError: that says which.
+        ValueError: if a part is missing or cut.
     """
     ends: dict[str, int] = {}
     for info in read_index(path).storage_data.values():
@@ -93,7 +93,7 @@ def check_whole(path: Path) -> None:
 
 
 def replace_folder(path: Path, new: Path) -> None:
-    """Put a whole folder in the place of another one, which stays whole beside it (`.NAME.old`) until it is there."""
+    """Replace `path` by the complete folder `new`; the old one stays beside it as `.NAME.old` until that is done."""
     with (new / META).open("rb") as file:
         os.fsync(file.fileno())
     old = path.with_name(f".{path.name}.old")
@@ -107,23 +107,23 @@ def replace_folder(path: Path, new: Path) -> None:
 
 
 def read_index(path: Path) -> Metadata:
-    """What a folder holds.
+    """Read the index of a sharded checkpoint.
 
     Raises:
-        ValueError: if its index is missing, damaged, or more than an index.
+        ValueError: if it is missing, damaged, or contains more than an index.
     """
     try:
         with (path / INDEX).open("rb") as file:
             metadata = _Records(file).load()
     except (pickle.UnpicklingError, EOFError, OSError) as error:
-        raise UserValueError(f"{path} is no checkpoint, or a damaged one: {error}") from error
+        raise UserValueError(f"{path} is not a checkpoint, or is damaged: {error}") from error
     if not isinstance(metadata, Metadata):
-        raise UserValueError(f"{path} is no checkpoint, or a damaged one: its index is a {type(metadata).__name__}.")
+        raise UserValueError(f"{path} is not a checkpoint, or is damaged: its index is a {type(metadata).__name__}.")
     return metadata
 
 
-def outlines(path: Path) -> dict[str, Tensor]:
-    """The weights of a folder by name, with their shapes and without their values."""
+def meta_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a sharded checkpoint by name, as meta tensors: shapes without values."""
     found = read_index(path).state_dict_metadata
     return {
         name.removeprefix(STATE): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -133,13 +133,13 @@ def outlines(path: Path) -> dict[str, Tensor]:
 
 
 def read_into(state: dict[str, Any], path: Path) -> None:
-    """Read what `state` names, tensors in place; a collective where there are several devices."""
+    """Read the entries that `state` names, tensors in place. A collective if there are several devices."""
     load_distributed(state, storage_reader=_Reader(path), planner=_Planner())
 
 
-def read_whole(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Weights whose names begin with `prefix`, put together on the CPU of one process."""
-    found = {name: entry for name, entry in outlines(path).items() if name.startswith(prefix)}
-    weights = {name: torch.empty_like(outline, device="cpu") for name, outline in found.items()}
+def read_full(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Read the full weights whose names begin with `prefix`, on the CPU of one process."""
+    found = {name: weight for name, weight in meta_weights(path).items() if name.startswith(prefix)}
+    weights = {name: torch.empty_like(weight, device="cpu") for name, weight in found.items()}
     load_distributed({STATE[:-1]: weights}, storage_reader=_Reader(path), planner=_Planner(), no_dist=True)
     return weights

@@ -1,4 +1,4 @@
-"""What `lit-align fit` has trained, out of its checkpoints."""
+"""Read trained denoisers from checkpoints of `lit-align fit`."""
 
 import copy
 import pickle
@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from lit_align.backbones.base import Backbone
-from lit_align.backbones.loading.sharded import META, is_sharded, read_whole
+from lit_align.backbones.loading.sharded import META, is_sharded, read_full
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import REFERENCE
 from lit_align.backbones.sharding import Denoiser
@@ -20,30 +20,30 @@ PREFIX = "backbone.denoiser."
 
 
 class Trained(NamedTuple):
-    """The policy of a checkpoint; what was its reference is left out."""
+    """Policy of a checkpoint, without the reference."""
 
-    weights: dict[str, Tensor]  # by name in the denoiser: all of it, or its LoRA; read from the file when used
+    weights: dict[str, Tensor]  # by name in the denoiser: all of it or its LoRA; mapped from the file, read when used
     info: dict[str, Any]  # see `Backbone.export_info`
-    step: int
+    step: int  # optimizer steps
 
 
 def read_trained(path: Path) -> Trained:
-    """What a checkpoint holds.
+    """Read the policy of a checkpoint, one file or sharded.
 
     Raises:
         FileNotFoundError: if there is none.
-        IsADirectoryError: if it is a folder that no sharded run has written.
-        ValueError: if it is not a checkpoint of lit-align.
+        IsADirectoryError: if it is a folder, but not a sharded checkpoint.
+        ValueError: if it was not written by lit-align, or is damaged.
     """
     sharded = is_sharded(path)
     try:
         checkpoint = torch.load(path / META if sharded else path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserValueError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+        raise UserValueError(f"{path} is not a checkpoint, or is damaged: {str(error).splitlines()[0]}") from error
     info = checkpoint.get("lit_align") if isinstance(checkpoint, dict) else None
     if info is None:
         raise UserValueError(f"{path} was not written by lit-align: it has no entry 'lit_align'.")
-    found = read_whole(path, PREFIX) if sharded else checkpoint["state_dict"]
+    found = read_full(path, PREFIX) if sharded else checkpoint["state_dict"]
     weights = {
         name.removeprefix(PREFIX): value
         for name, value in found.items()
@@ -53,20 +53,20 @@ def read_trained(path: Path) -> Trained:
 
 
 def build_unet(trained: Trained, dtype: torch.dtype) -> Denoiser:
-    """The UNet of a full fine-tuning."""
+    """Build the UNet of a full fine-tuning in `dtype`."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(trained.info["denoiser_config"])
-    # Copied: a run that goes on writes to its last checkpoint again.
+    # Copied from the mapped file: a running training overwrites its last checkpoint.
     weights = {name: value.to(dtype, copy=True) for name, value in trained.weights.items()}
     unet.load_state_dict(weights, strict=True, assign=True)
     return unet
 
 
 def merge_trained_lora(backbone: Backbone, trained: Trained) -> Denoiser:
-    """A copy of `backbone`'s denoiser with the checkpoint's LoRA merged into it.
+    """Copy the backbone's denoiser and merge the checkpoint's LoRA into the copy.
 
     Raises:
-        ValueError: if the LoRA is of another denoiser.
+        ValueError: if the LoRA belongs to another denoiser.
     """
     denoiser = copy.deepcopy(backbone.denoiser)
     denoiser.add_adapter(LoRA(**trained.info["lora"]).config())

@@ -60,7 +60,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only)
         except UNREADABLE as error:
             raise UserValueError(
-                f"ckpt_path {path} is no checkpoint, or a damaged one ({str(error).splitlines()[0]}). "
+                f"ckpt_path {path} is not a checkpoint, or is damaged ({str(error).splitlines()[0]}). "
                 "Resume with --ckpt_path last, which takes the last whole one of the run."
             ) from error
 
