@@ -1,4 +1,4 @@
-"""What a training run needs of a device's memory, told from shapes on the meta device."""
+"""Estimate the device memory that a training run needs, from shapes on the meta device."""
 
 from lit_align.memory.estimate import Estimate, UnknownPrecision, Work, estimate
 from lit_align.memory.optimizer_bytes import OptimizerBytes, measure_optimizer

@@ -1,7 +1,7 @@
-"""What a device would do to shapes: autocast and fused attention for the meta device, which has neither.
+"""Autocast and fused attention for the meta device, which has neither.
 
-The lists are those of torch's autocast (aten/src/ATen/autocast_mode.h and autocast_mode.cpp, torch 2.13), as far as
-diffusion models and text encoders use them. Devices other than the CPU are taken for CUDA.
+The lists of operators follow torch's autocast (aten/src/ATen/autocast_mode.h and autocast_mode.cpp, torch 2.13), as far
+as diffusion models and text encoders use them. Devices other than the CPU are treated as CUDA.
 """
 
 from typing import Any
@@ -21,24 +21,24 @@ _REDUCE = {"softmax", "log_softmax", "cumsum", "cumprod", "prod", "sum", "norm",
 _POINTWISE = {"exp", "log", "pow", "__pow__", "rsqrt", "reciprocal", "softplus", "cosine_similarity"}
 FULL = {"cuda": _REDUCE | _POINTWISE | {"group_norm", "layer_norm"}, "cpu": {"prod", "mse_loss", "l1_loss"}}
 PROMOTED = {"cat", "stack"}
-FLASH_HEAD = 256  # greatest width of a head in CUDA's flash attention
+FLASH_HEAD = 256  # maximal width of a head in CUDA's flash attention
 
 
 class MetaAutocast(TorchFunctionMode):
-    """Casts as `torch.autocast(device, dtype)` would, its cache of weights included.
+    """Casts meta tensors as `torch.autocast(device, dtype)` would, with its cache of cast weights.
 
     Args:
-        device: `cpu` or `cuda`, whose lists differ: CUDA normalises in float32.
-        dtype: of matrix products and convolutions.
-        gathered: for weights that a strategy gathers in `dtype`, so that nothing is cast: what stands for them here
-            does not count in it, and must be counted apart.
+        device: `cpu` or `cuda`; their lists differ: CUDA normalises in float32.
+        dtype: precision of matrix products and convolutions.
+        gathered: counter, if a strategy gathers weights in `dtype` already. Casts of weights are then not counted in
+            it, and the caller counts the gathered weights.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, gathered: LiveBytes | None = None) -> None:
         super().__init__()
         self.dtype, self.full, self.gathered = dtype, FULL[device], gathered
         self.caches = True
-        self.weights: dict[int, Tensor] = {}  # cast ones of trained weights, by the weight; autocast keeps no others
+        self.weights: dict[int, Tensor] = {}  # cast weight by the id of its trained weight; autocast caches no others
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,10 +70,9 @@ class MetaAutocast(TorchFunctionMode):
         return self.weights[id(value)]
 
     def end_forward(self) -> None:
-        """Drop the cache, as autocast does at its end; what the backward pass needs lives on in the graph.
+        """Drop the cache, as autocast does on exit; the graph keeps what the backward pass needs.
 
-        A recomputation in the backward pass has a cache of its own, which ends with it: none is as good, where it uses
-        each weight once.
+        A recomputation in the backward pass has its own short cache. It uses each weight once, so none is needed here.
         """
         if self.gathered is None:
             self.weights.clear()
@@ -86,7 +85,7 @@ def _raise(value: Any) -> Any:
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention that does not write its matrix, as devices have it; on the meta device torch would write it.
+    """Replaces attention by the fused kernels of a device; on the meta device torch would allocate the full matrix.
 
     Args:
         device: `cpu` or `cuda`.
@@ -121,6 +120,6 @@ class FusedAttention(TorchFunctionMode):
         half = query.dtype in (torch.float16, torch.bfloat16)
         if half and attn_mask is None and query.shape[-1] <= FLASH_HEAD:
             return aten._scaled_dot_product_flash_attention(*inputs, dropout_p, is_causal, scale=scale)[0]
-        learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        with_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         efficient = aten._scaled_dot_product_efficient_attention
-        return efficient(*inputs, attn_mask, learns, dropout_p, is_causal, scale=scale)[0]
+        return efficient(*inputs, attn_mask, with_gradients, dropout_p, is_causal, scale=scale)[0]

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive while code runs, on any device, the meta device included."""
+"""Count the bytes of live tensors while code runs, on any device, the meta device included."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -12,18 +12,18 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of what is made inside it, each storage once, from its making to its end.
+    """Counts the bytes of tensors created in this context, each storage once, until it is freed.
 
-    Numbers that meta tensors do not have (`.item()`) are 1, and operators of other libraries that give nothing back,
-    such as bitsandbytes' steps, are left out on meta tensors: only sizes are of interest.
+    Only sizes matter: on meta tensors `.item()` returns 1, and operators of other libraries that return nothing, such
+    as bitsandbytes' steps, are skipped.
 
     Args:
-        known: tensors that are there before, and do not count.
+        known: tensors that exist already and are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.alive: dict[int, int] = {}  # bytes of what was made here, by its storage
+        self.alive: dict[int, int] = {}  # bytes by the address of each counted storage
         self.now = 0
         self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
@@ -36,11 +36,11 @@ class LiveBytes(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 1
         if func.namespace not in ("aten", "prims") and _on_meta(args, kwargs) and not func._schema.returns:
             return None
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
-        return made
+        return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -56,7 +56,10 @@ class LiveBytes(TorchDispatchMode):
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """A context; what is made in it does not count. Hold it to the end: its place is not to be another's."""
+        """Tensors created in this context are not counted.
+
+        Keep references to them: a freed address may be reused by a counted one.
+        """
         self._counts = False
         try:
             yield
@@ -64,7 +67,7 @@ class LiveBytes(TorchDispatchMode):
             self._counts = True
 
     def counts(self, storage: torch.UntypedStorage) -> bool:
-        """Whether a storage is of those that count."""
+        """Whether a storage is counted."""
         return storage._cdata not in self._known
 
     def _end(self, key: int) -> None:
@@ -77,13 +80,16 @@ def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
 
 @contextmanager
 def count_saved(known: Iterable[Tensor], live: LiveBytes | None = None) -> Iterator[Callable[[], int]]:
-    """A context that gives a function: bytes that autograd has saved for the backward pass in it so far.
+    """Count what autograd saves for the backward pass in this context; yields a function that returns the bytes.
 
-    Each storage counts once, and those of `known` (parameters and the like) do not, nor those that do not in `live`.
-    Where gradient checkpointing recomputes, only what it keeps is counted.
+    Each storage counts once. With gradient checkpointing, only what it keeps for the recomputation is counted.
+
+    Args:
+        known: tensors that are not counted, such as parameters.
+        live: counter whose uncounted storages are not counted here either.
     """
     ours = {tensor.untyped_storage()._cdata for tensor in known}
-    saved: dict[int, tuple[int, Tensor]] = {}  # held, so that no storage takes the place of another
+    saved: dict[int, tuple[int, Tensor]] = {}  # tensors are kept so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

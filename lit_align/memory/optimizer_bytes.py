@@ -1,4 +1,4 @@
-"""What an optimizer keeps and needs, asked of the optimizer itself: it takes steps on the meta device."""
+"""Measure an optimizer's memory by letting it take steps on the meta device."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -11,25 +11,25 @@ from lit_align.memory.live import LiveBytes
 
 
 class OptimizerBytes(NamedTuple):
-    """Bytes of an optimizer."""
+    """Bytes that an optimizer needs."""
 
     state: int  # between steps
-    step: int  # more, at the peak of a step
+    step: int  # on top of that, at the peak of a step
 
 
 def measure_optimizer(build: Callable[..., Any], weights: Sequence[Tensor], foreach: bool) -> OptimizerBytes | None:
-    """Bytes that the optimizer will hold; None where it cannot be made to say.
+    """Measure an optimizer's memory; None if it does not run on the meta device.
 
     Args:
-        build: makes it from a list of parameters, `OptimizerCallable`.
-        weights: what it will train, of any device.
-        foreach: whether it works on all tensors at a time where it may, as torch's own do on a GPU by default.
+        build: builds it from a list of parameters, `OptimizerCallable`.
+        weights: weights that it will train, on any device.
+        foreach: whether it updates all tensors at once where it can, as torch's optimizers do on a GPU by default.
     """
     twins = [nn.Parameter(torch.empty_like(weight, device="meta")) for weight in weights]
     for twin in twins:
         twin.grad = torch.empty_like(twin)
-    for options in ({}, {"fused": False}):  # a fused one wants a real device; what it keeps is the same
-        with suppress(Exception):  # an optimizer may object to the meta device in any way
+    for options in ({}, {"fused": False}):  # fused optimizers need a real device; unfused ones have equal states
+        with suppress(Exception):  # optimizers without meta support raise various errors
             optimizer = build(twins, **options)
             state = _state_bytes(optimizer)
             return OptimizerBytes(state, 0 if options else _step_bytes(optimizer, twins, foreach))
@@ -37,7 +37,7 @@ def measure_optimizer(build: Callable[..., Any], weights: Sequence[Tensor], fore
 
 
 def _state_bytes(optimizer: Any) -> int:
-    _set_foreach(optimizer, True)  # the same state, and sooner
+    _set_foreach(optimizer, True)  # faster, with equal states
     with LiveBytes():
         _first_step(optimizer)
     storages = [tensor.untyped_storage() for tensor in tensors(optimizer.state)]
@@ -45,13 +45,13 @@ def _state_bytes(optimizer: Any) -> int:
 
 
 def _step_bytes(optimizer: Any, twins: Sequence[nn.Parameter], foreach: bool) -> int:
-    """What a later step needs beside its state; 0 where it does not say."""
+    """Measure what a later step needs beside the state; 0 if it does not run on the meta device."""
     known = [*tensors(optimizer.state), *twins, *(twin.grad for twin in twins if twin.grad is not None)]
-    if not foreach:  # one tensor after the other: the greatest one decides
+    if not foreach:  # one tensor at a time: the largest one decides
         _set_foreach(optimizer, False)
-        greatest = max(twins, key=lambda twin: twin.nbytes)
+        largest = max(twins, key=lambda twin: twin.nbytes)
         for twin in twins:
-            twin.grad = twin.grad if twin is greatest else None
+            twin.grad = twin.grad if twin is largest else None
     with LiveBytes(known) as live:
         try:
             optimizer.step()
@@ -72,15 +72,14 @@ def _first_step(optimizer: Any) -> None:
     except Exception:
         if not hasattr(optimizer, "init_state"):
             raise
-        # bitsandbytes makes its state apart from its steps, whose kernels want a real device.
-        groups = [(number, group) for number, group in enumerate(optimizer.param_groups)]
-        places = [(group, twin, g, p) for g, group in groups for p, twin in enumerate(group["params"])]
-        for group, twin, g, p in places:
-            optimizer.init_state(group, twin, g, p)
+        # bitsandbytes can create its state without a step, whose kernels need a real device.
+        for g, group in enumerate(optimizer.param_groups):
+            for p, twin in enumerate(group["params"]):
+                optimizer.init_state(group, twin, g, p)
 
 
 def tensors(state: Any) -> Iterable[Tensor]:
-    """All tensors of an optimizer's state, however deep."""
+    """Yield all tensors of an optimizer's state, at any depth."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, dict):

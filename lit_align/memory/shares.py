@@ -1,4 +1,4 @@
-"""What each device holds where a strategy spreads a model over several."""
+"""Share of weights, gradients and optimizer state that each device holds under a strategy."""
 
 from typing import Literal, NamedTuple, Self
 
@@ -8,30 +8,30 @@ from torch import nn
 from lit_align.backbones.sharding import Denoiser
 from lit_align.memory.weight_bytes import WeightBytes
 
-Gathered = Literal["nothing", "layers", "all"]  # of the policy's weights while it is trained; layers: those in use
+Gathered = Literal["nothing", "layers", "all"]  # full weights of the policy while it trains
 
 
 class Shares(NamedTuple):
-    """By how many devices something is divided, and what is whole all the same while a step goes on.
+    """By how many devices memory is divided, and which weights are gathered during a step.
 
-    Gradients of the layers in use, on their way to their devices, are not counted.
+    Gradients of layers in use, before they are reduced to their devices, are not counted.
     """
 
-    parameters: int = 1
-    gradients: int = 1
-    optimizer: int = 1
-    copies: int = 0  # of the gradients, in buckets
+    parameters: int = 1  # divisor
+    gradients: int = 1  # divisor
+    optimizer: int = 1  # divisor
+    copies: int = 0  # of the gradients, in DDP's buckets
     gathered: Gathered = "nothing"
-    known: bool = True  # whether the strategy is
+    known: bool = True  # False for a strategy whose sharding is unknown
 
     @classmethod
     def of(cls, strategy: str, devices: int, bucket_view: bool = False) -> Self:
-        """Those of a Trainer's strategy.
+        """Return the shares under a Trainer's strategy.
 
         Args:
-            strategy: by its short name.
-            devices: in all.
-            bucket_view: DDP's `gradient_as_bucket_view`: the gradients are in its buckets, not beside them.
+            strategy: short name, such as `ddp`.
+            devices: number of devices on all nodes.
+            bucket_view: DDP's `gradient_as_bucket_view`: gradients are views of its buckets, not copies.
         """
         if devices == 1 or strategy in ("auto", "single_device"):
             return cls()
@@ -42,32 +42,34 @@ class Shares(NamedTuple):
         return cls(known=False)
 
     def of_weights(self, weights: WeightBytes) -> WeightBytes:
-        """A device's part. Encoders are whole everywhere: they load after the strategy has spread the module."""
+        """Divide weights. Encoders stay whole on each device: they load after the strategy has sharded the module."""
         trained, frozen, reference = (part // self.parameters for part in weights[:3])
         return WeightBytes(trained, frozen, reference, weights.encoders, weights.gradients // self.gradients)
 
     def of_optimizer(self, state: int) -> int:
+        """Divide bytes of optimizer state."""
         return state // self.optimizer
 
     def buckets(self, weights: WeightBytes) -> int:
+        """Bytes of DDP's buckets beside the gradients."""
         return self.copies * weights.gradients
 
     def of_policy(self, denoiser: Denoiser) -> int:
-        """Weights that are whole at a time while the policy is trained, their number."""
+        """Count the weights that are gathered at a time while the policy trains."""
         if self.gathered == "all":
             return sum(weight.numel() for weight in denoiser.parameters())
         return self.of_reference(denoiser)
 
     def of_reference(self, denoiser: Denoiser) -> int:
-        """Weights that are whole at a time while a denoiser predicts, their number."""
+        """Count the weights that are gathered at a time while a denoiser predicts."""
         return 0 if self.gathered == "nothing" else layers_in_use(denoiser)
 
 
 def layers_in_use(denoiser: Denoiser) -> int:
-    """How many weights of a UNet FSDP2 gathers at a time at most.
+    """Count the most weights of a UNet that FSDP2 gathers at a time.
 
-    The parts are those of `shard_denoiser`: each has the weights that no part within it has. A transformer is in use
-    within its block, and a block within the UNet, whose own few layers stay for all of a forward pass.
+    The parts are those of `shard_denoiser`, without the parts inside them. While a transformer is in use, so are its
+    block's own layers, and the UNet's own few layers during the whole forward pass.
     """
     blocks = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
     return max(_block_in_use(block) for block in blocks) + _count(denoiser) - sum(map(_count, blocks))

@@ -1,4 +1,4 @@
-"""Bytes of what a module holds between steps, real or on the meta device."""
+"""Count the bytes that a module holds between steps, on a real or the meta device."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,21 +9,22 @@ from lit_align.backbones import Backbone
 
 
 class WeightBytes(NamedTuple):
-    """Bytes by what they are for."""
+    """Bytes of weights, by purpose."""
 
     trained: int
-    frozen: int  # of the denoiser, and the noise schedule
+    frozen: int  # frozen part of the denoiser, and the noise schedule
     reference: int
     encoders: int  # VAE and text encoders
     gradients: int
 
     @property
     def parameters(self) -> int:
+        """All but the gradients."""
         return self.trained + self.frozen + self.reference + self.encoders
 
 
 def weigh(backbone: Backbone) -> WeightBytes:
-    """Bytes of the backbone as it is now: cast, with its reference, and with those encoders that are loaded."""
+    """Count the bytes of a backbone in its current state: precision, reference and loaded encoders."""
     trained = list(backbone.trainable_parameters().values())
     reference = list(backbone.reference_weights().values())
     encoders = [tensor for part in backbone.loaded_encoders() for tensor in (*part.parameters(), *part.buffers())]
@@ -39,5 +40,5 @@ def weigh(backbone: Backbone) -> WeightBytes:
 
 
 def count(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors, each once."""
+    """Sum the bytes of tensors, each tensor once."""
     return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
