@@ -43,8 +43,8 @@ class ModelLocation(NamedTuple):
             return None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
             raise UserFileNotFoundError(
-                f"{self.repo!r} is neither a folder nor a repository of the hub that you can read. Check the name and "
-                f"the revision; for a private or gated one run hf auth login. {str(error).splitlines()[0]}"
+                f"{self.repo!r} is neither a folder nor a repository of the hub that you can read. Check its name and "
+                f"revision ({self.revision or 'main'}); for a private or gated repository run hf auth login."
             ) from error
         return Path(path)
 
