@@ -14,25 +14,21 @@ QUICKSTART := runs/quickstart
 export TRANSFORMERS_VERBOSITY = error
 
 .NOTPARALLEL:  # the targets share .venv and runs
-.PHONY: quickstart quickstart_balanced_dpo balanced_dpo_table objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks lint format clean
+.PHONY: quickstart quickstart_balanced_dpo objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks lint format clean
 
 quickstart: $(INSTALLED)
 	rm -rf $(QUICKSTART)
 	$(BIN)/lit-align fit --config configs/quickstart.yaml
 	$(BIN)/lit-align export --ckpt_path $(QUICKSTART)/checkpoints/last.ckpt --output $(QUICKSTART)/unet
-	$(BIN)/python examples/emoji/measure.py --config configs/quickstart.yaml --unet $(QUICKSTART)/unet \
-		--output $(QUICKSTART)
+	$(BIN)/lit-align test --config configs/test/emoji.yaml
+	$(BIN)/python examples/emoji/before_after.py --test $(QUICKSTART)/test --output $(QUICKSTART)/before-after.png
 
 quickstart_balanced_dpo: $(INSTALLED)
 	rm -rf $(QUICKSTART)_balanced_dpo
 	$(BIN)/lit-align fit --config configs/quickstart_balanced_dpo.yaml
 	$(BIN)/lit-align export --ckpt_path $(QUICKSTART)_balanced_dpo/checkpoints/last.ckpt \
 		--output $(QUICKSTART)_balanced_dpo/unet
-	$(BIN)/python examples/emoji/win_rates.py --unet $(QUICKSTART)_balanced_dpo/unet --output $(QUICKSTART)_balanced_dpo
-
-# The README's table of DPO methods: about 45 minutes on two cores; a killed run goes on where it stopped.
-balanced_dpo_table: $(INSTALLED)
-	$(BIN)/python examples/emoji/balanced_dpo.py --jobs 2 --record examples/emoji/balanced_dpo.json
+	$(BIN)/lit-align test --config configs/test/emoji_balanced_dpo.yaml
 
 # The comparison of objectives: about 80 minutes on two cores; a killed run goes on where it stopped.
 objectives_table: $(INSTALLED)

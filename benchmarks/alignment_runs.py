@@ -28,7 +28,7 @@ from lit_align.data import PreferenceDataModule
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.objectives import SFT, Objective
 from lit_align.scoring import Scorer, load_scorers
-from lit_align.scoring.scorers.analytic import colourfulness
+from lit_align.scoring.scorers.analytic import high_contrast
 from lit_align.scoring.scorers.preprocessing import centre_crops
 from lit_align.scoring.vote import Vote
 from lit_align.training.module import AlignmentModule
@@ -173,16 +173,9 @@ def look(backbone: StableDiffusionXL, prompts: list[str], scorers: tuple[str, ..
     loaded = judges()
     return {
         "scores": {name: loaded[name].score(list(images), prompts).tolist() for name in scorers},
-        "in_style": is_high_contrast(images).tolist(),
+        "in_style": high_contrast(images).tolist(),
         "diversity": diversity(images),
     }
-
-
-def is_high_contrast(images: Tensor) -> Tensor:
-    """(n,) bool: without colour, and mostly near black or near white; the README says how far it can be trusted."""
-    grey = images.float().mean(1)
-    extreme = ((grey < 64) | (grey > 191)).float().flatten(1).mean(1)
-    return (colourfulness(images) < 20) & (extreme >= 0.7)
 
 
 @torch.no_grad()

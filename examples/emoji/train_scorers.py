@@ -31,7 +31,7 @@ SEED = 0
 BATCH = 128
 KINDS = ("color", "high_contrast", "flat")  # the style predictor tells the first from the second
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7)
-STEPS, GUIDANCE = 25, 3.0  # as in measure.py
+STEPS, GUIDANCE = 25, 3.0  # as in configs/test/emoji.yaml
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI CLIP's
 VISION = {"image_size": 32, "patch_size": 4, "num_attention_heads": 4, "projection_dim": 64, "hidden_act": "gelu"}
 

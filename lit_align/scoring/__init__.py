@@ -3,7 +3,7 @@
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.presets import load_scorers
 from lit_align.scoring.scorers.aesthetic import Aesthetic
-from lit_align.scoring.scorers.analytic import Colourfulness, Exposure, Sharpness
+from lit_align.scoring.scorers.analytic import Colourfulness, Exposure, HighContrast, Sharpness
 from lit_align.scoring.scorers.clip import CLIPScore, PickScore
 from lit_align.scoring.scorers.hps import HPSv2
 from lit_align.scoring.scorers.image_reward import ImageReward
@@ -14,6 +14,7 @@ __all__ = [
     "Colourfulness",
     "Exposure",
     "HPSv2",
+    "HighContrast",
     "ImageReward",
     "PickScore",
     "Scorer",

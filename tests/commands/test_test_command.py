@@ -593,11 +593,16 @@ def test_config_parses(config, capsys):
 
 
 def test_configs_are_all_here():
-    assert [config.stem for config in CONFIGS] == ["emoji", "partiprompts_sdxl"]
+    assert [config.stem for config in CONFIGS] == ["emoji", "emoji_balanced_dpo", "partiprompts_sdxl"]
 
 
 def test_a_config_runs_with_another_model(tmp_path, dark, capsys):
-    words = [f"--config={ROOT}/configs/test/emoji.yaml", "--steps=1", "--prompt_limit=2", f"--output={tmp_path}/out"]
+    words = [
+        f"--config={ROOT}/configs/test/emoji_balanced_dpo.yaml",
+        "--steps=1",
+        "--prompt_limit=2",
+        f"--output={tmp_path}/out",
+    ]
     main(["test", *words, "--models", f"{{dark: {dark}}}", f"--cache={tmp_path}/cache"])
     said = capsys.readouterr().out
     assert "2 of 72 prompts; left out: 0 repeated, 0 blank" in said

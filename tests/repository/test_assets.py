@@ -1,39 +1,38 @@
-"""The bundled data, and the measure of style on it."""
+"""The bundled data, models and scorers, and the measure of style on them."""
 
-import importlib
-import sys
+import importlib.util
+import json
 
 import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
 
+from lit_align.backbones import StableDiffusionXL
+from lit_align.backbones.sampling import generate
 from lit_align.commands.score.command import score
 from lit_align.data.labels.score_files import read_scores, side_file, survey
 from lit_align.data.shards.storage import expand
 from lit_align.scoring.presets import load_scorers
+from lit_align.scoring.scorers.analytic import high_contrast
 from tests.support.paths import PAIRS, PIPELINE, ROOT
 
 SCORERS = ROOT / "assets/emoji/scorers"
 
 
 @pytest.fixture(scope="module")
-def measure():
-    return example("measure")
+def held_out():
+    """Prompts, chosen and rejected images (72, 3, 32, 32) uint8 of the held-out pairs."""
+    return load_example("check_style").read_pairs(str(PAIRS / "held_out/*.tar"))
 
 
-@pytest.fixture(scope="module")
-def win_rates():
-    return example("win_rates")
-
-
-def example(name):
-    """A module of examples/emoji, whose modules import each other by name."""
-    sys.path.insert(0, str(ROOT / "examples/emoji"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
+def load_example(name):
+    """A script of examples/emoji as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/emoji/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_assets_are_small_and_licensed():
@@ -52,24 +51,33 @@ def test_bundled_pipeline_is_sdxl_of_the_stated_size():
     assert pipeline("fox", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
 
 
-def test_measure_tells_real_styles_apart(measure):
-    _, chosen, rejected = measure.held_out_pairs(str(PAIRS / "held_out/*.tar"))
-    assert measure.is_high_contrast(chosen).all()
-    assert not measure.is_high_contrast(rejected).any()
-    grey = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
-    assert not measure.is_high_contrast(grey).any()
+def test_high_contrast_tells_real_styles_apart(held_out):
+    _, chosen, rejected = held_out
+    assert len(chosen) == len(rejected) == 72
+    assert high_contrast(chosen).all()
+    assert not high_contrast(rejected).any()
 
 
-def test_base_draws_both_styles(measure, monkeypatch):
-    """Without a word of style the base has no strong preference of its own."""
-    monkeypatch.setattr(measure, "STEPS", 10)  # of 25: coarser images of the same styles
-    backbone = measure.StableDiffusionXL(str(PIPELINE))
-    prompts, _, _ = measure.held_out_pairs(str(PAIRS / "held_out/00000.tar"))
-    share = measure.is_high_contrast(measure.draw(backbone, prompts, 1)).float().mean()
-    assert 0.25 < share < 0.75
+def test_base_draws_both_styles(held_out):
+    """Without a word of style the base has no strong preference of its own. 10 steps draw coarse images of them."""
+    prompts, _, _ = held_out
+    images = generate(StableDiffusionXL(str(PIPELINE)), prompts[:26], list(range(26)), 32, 32, 10, 3.0)
+    assert 0.25 < high_contrast(images).float().mean() < 0.75
 
 
-# -- the bundled scorers
+def test_before_after_draws_what_the_test_left(tmp_path, monkeypatch, capsys):
+    prompts = [f"prompt {number}" for number in range(20)]
+    for model, colour in (("base", "red"), ("aligned", "black")):
+        (tmp_path / "images" / model).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (32, 32), colour).save(tmp_path / f"images/{model}/{number:05d}.png")
+    results = {"prompts": [{"prompt": prompt} for prompt in prompts], "models": {"base": {}, "aligned": {}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr("sys.argv", ["before_after", f"--test={tmp_path}", f"--output={tmp_path}/picture.png"])
+    load_example("before_after").main()
+    assert "images in high contrast     0.0% -> 100.0%   of 20" in capsys.readouterr().out
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert {(255, 0, 0), (0, 0, 0)} <= {colour for _, colour in picture.getcolors()}
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
@@ -87,10 +95,10 @@ def test_bundled_scores_are_those_of_the_bundled_scorers(split, tmp_path, monkey
                 torch.testing.assert_close(old, new, rtol=1e-4, atol=1e-5)
 
 
-def test_bundled_clip_knows_the_emoji_and_style_the_styles(measure, monkeypatch):
+def test_bundled_clip_knows_the_emoji_and_style_the_styles(held_out, monkeypatch):
     """On held-out pairs: which of the 72 names belongs to an image, and which style it has."""
     monkeypatch.chdir(ROOT)
-    prompts, chosen, rejected = measure.held_out_pairs(str(PAIRS / "held_out/*.tar"))
+    prompts, chosen, rejected = held_out
     scorers = load_scorers(["clip", "style"], SCORERS / "scorers.yaml")
     for images in (chosen[:24], rejected[:24]):
         grid = torch.stack([scorers["clip"].score(list(images), [prompt] * 24) for prompt in prompts], 1)  # (24, 72)
@@ -100,31 +108,14 @@ def test_bundled_clip_knows_the_emoji_and_style_the_styles(measure, monkeypatch)
     assert sum(path.stat().st_size for path in SCORERS.rglob("*")) < 5e6
 
 
-def test_win_rates_by_hand(win_rates):
-    base = torch.zeros(3, 2, 2)  # scorers, prompts, repeats
-    aligned = torch.tensor([[[1.0, 1.0], [1.0, -1.0]], [[0.4, 1.0], [-1.0, -1.0]], [[0.0, 3.9], [-4.0, 0.0]]])
-    won = win_rates.wins(aligned, base)
-    assert won.tolist() == [[1, 0.5], [0.75, 0], [0.5, 0.5]]  # a tie, within the margin, counts one half
-    found = win_rates.summarize(won)
-    assert [found[name][0] for name in ("clip", "style", "colour")] == [0.75, 0.375, 0.5]
-    assert found["macro"][0] == pytest.approx((0.75 + 0.375 + 0.5) / 3)
-    assert found["colour"] == [0.5, 0.5, 0.5]
-
-
-def test_margins_are_those_of_the_vote_in_training(win_rates, monkeypatch):
+def test_tolerances_are_the_margins_of_the_vote_in_training(monkeypatch):
     """About a tenth of each score's deviation on the training pairs."""
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load((ROOT / "configs/quickstart_balanced_dpo.yaml").read_text())
-    assert config["data"]["vote"]["margins"] == win_rates.MARGINS
-    found = survey(expand(config["data"]["train_shards"]), None, win_rates.SCORERS)
-    for name, margin in win_rates.MARGINS.items():
+    tested = yaml.safe_load((ROOT / "configs/test/emoji_balanced_dpo.yaml").read_text())
+    margins = config["data"]["vote"]["margins"]
+    assert margins == tested["tolerances"]
+    assert config["data"]["vote"]["voters"] == tested["scorers"] == list(margins)
+    found = survey(expand(config["data"]["train_shards"]), None, list(margins))
+    for name, margin in margins.items():
         assert margin == pytest.approx(found[name].scale / 10, rel=0.1)
-
-
-def test_bootstrap_interval_is_that_of_the_normal_approximation(win_rates):
-    values = torch.rand(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mean, low, high = win_rates.interval(values)
-    half = 1.96 * values.std().item() / 20
-    assert mean == pytest.approx(values.mean().item())
-    assert high - mean == pytest.approx(half, rel=0.05)
-    assert mean - low == pytest.approx(half, rel=0.05)

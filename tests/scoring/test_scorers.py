@@ -26,6 +26,7 @@ from lit_align.scoring import (
     CLIPScore,
     Colourfulness,
     Exposure,
+    HighContrast,
     HPSv2,
     ImageReward,
     PickScore,
@@ -376,11 +377,11 @@ def test_presets_load_by_name_and_errors_name_the_entry(clip_folder, tmp_path):
 
 
 def test_every_packaged_preset_fits_its_class(monkeypatch):
-    """Parse classes and arguments of all nine presets without loading weights."""
+    """Parse classes and arguments of all ten presets without loading weights."""
     from lit_align.scoring import presets
 
     names = list(yaml.safe_load(presets.PRESETS.read_text()))
-    assert len(names) == 9
+    assert len(names) == 10
     monkeypatch.setattr(presets.ArgumentParser, "instantiate", lambda self, config: config)
     configs = load_scorers(names)
     assert configs["hpsv2.1"].class_path == "lit_align.scoring.HPSv2"
@@ -400,6 +401,15 @@ def test_colourfulness_by_hand():
     # rg = 255, yb = 127.5, standard deviation 0: 0.3 sqrt(255² + 127.5²).
     scores = Colourfulness().score([grey, red_green, other], ["", "", ""])
     torch.testing.assert_close(scores, torch.tensor([0.0, 293.25, 0.3 * 285.0986]))
+
+
+def test_high_contrast_by_hand():
+    """Seven of ten columns near black or near white are enough, six are not; neither is grey, nor a colour."""
+    black, white, grey, red = flat([63] * 3, 4, 10), flat([192] * 3, 4, 10), flat([128] * 3, 4, 10), flat([255, 0, 0])
+    seven, six = white.clone(), white.clone()
+    seven[:, :, 7:], six[:, :, 6:] = grey[:, :, 7:], grey[:, :, 6:]
+    scores = HighContrast().score([black, white, seven, six, grey, red], [""] * 6)
+    assert scores.tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_sharpness_by_hand():

@@ -31,6 +31,15 @@ class Sharpness(Scorer):
         return torch.cat([sharpness(image[None]) for image in images])
 
 
+class HighContrast(Scorer):
+    """1 for a drawing in black and white, else 0; its mean over images is their share. See `high_contrast`."""
+
+    version: ClassVar[int] = 1
+
+    def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        return torch.cat([high_contrast(image[None]) for image in images])
+
+
 class Exposure(Scorer):
     """Well-exposedness from 0 to 1, averaged over pixels: greater where each channel is closer to mid grey.
 
@@ -49,6 +58,16 @@ def colourfulness(images: Tensor) -> Tensor:
     first, second = red - green, (red + green) / 2 - blue
     spread = (first.var(1, correction=0) + second.var(1, correction=0)).sqrt()
     return spread + 0.3 * (first.mean(1).square() + second.mean(1).square()).sqrt()
+
+
+def high_contrast(images: Tensor) -> Tensor:
+    """(n,) bool of images (n, 3, h, w) uint8: colourfulness under 20, and 70 % of the pixels near black or near white.
+
+    So a grey smear is not high contrast. `examples/emoji/README.md` says how far the two limits, ours, can be trusted.
+    """
+    grey = images.float().mean(1)
+    extreme = ((grey < 64) | (grey > 191)).float().mean((1, 2))
+    return (colourfulness(images) < 20) & (extreme >= 0.7)
 
 
 def sharpness(images: Tensor) -> Tensor:
