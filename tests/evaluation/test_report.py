@@ -2,19 +2,22 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict
+from html.parser import HTMLParser
 from itertools import combinations, islice
 
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from lit_align.data.images import decode, decode_pixels, to_planes
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.evaluation.report import page as report
-from lit_align.evaluation.report.page import write_report
-from lit_align.evaluation.report.sections import MINUS, decimals, verdict
+from lit_align.evaluation.report.page import make_templates, write_report
+from lit_align.evaluation.report.sections import MINUS, decimals
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring.presets import load_scorers
 from tests.support.paths import PAIRS, ROOT
@@ -23,6 +26,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
 COUNT = 12  # prompts
 HOSTILE = "<script>alert(1)</script> \"& '</script> $title"
+HOSTILE_MODEL = "<script>alert('model')\"&"
 MODELS = ["base", "aligned", "half & half"]
 NAMES = ["clip", "style", "colour"]
 
@@ -257,6 +261,52 @@ def test_hostile_prompt_is_text(two, open_page):
     assert page.locator("#cards .prompt").all_inner_texts() == [HOSTILE]
 
 
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory, two):
+    """A report whose model, scorer and options are hostile too; the model's name is that of a folder, without `/`."""
+    folder = tmp_path_factory.mktemp("hostile")
+    shutil.copytree(two[0] / "images", folder / "images")
+    (folder / "images/aligned").rename(folder / "images" / HOSTILE_MODEL)
+    text = json.dumps(two[1])
+    for name, other in (("aligned", HOSTILE_MODEL), ("colour", HOSTILE)):
+        text = text.replace(json.dumps(name), json.dumps(other))
+    results = json.loads(text)
+    results["made_with"]["options"][HOSTILE] = HOSTILE
+    results["sampling"]["sampler"] = HOSTILE
+    (folder / "results.json").write_text(json.dumps(results))
+    return write_report(folder)
+
+
+def test_no_name_becomes_html(hostile, two):
+    """The page has the elements and attributes of a page with plain names."""
+
+    def elements(path):
+        found, parser = [], HTMLParser()
+        parser.handle_starttag = lambda tag, attributes: found.append((tag, [name for name, _ in attributes]))
+        parser.feed(path.read_text())
+        return Counter(map(str, found))
+
+    plain, found = elements(two[2]), elements(hostile)
+    assert found["('script', [])"] == found["('script', ['type', 'id'])"] == 1
+    more = found - plain
+    assert not plain - found
+    assert more == {"('dt', [])": 1, "('dd', [])": 1}  # the option's
+    text = hostile.read_text()
+    for name in (HOSTILE, HOSTILE_MODEL):
+        assert name not in text
+        assert str(escape(name)) in text
+
+
+@in_browser
+def test_hostile_names_are_text(hostile, open_page):
+    page = open_page(hostile)
+    assert page.locator("h1").inner_text() == f"{HOSTILE_MODEL} against base"
+    assert page.locator(".rates tbody th").all_inner_texts() == ["clip", "style", HOSTILE, "macro-average"]
+    page.select_option("#sort", HOSTILE)
+    assert HOSTILE in page.locator("#cards > article").first.locator("tbody th").all_inner_texts()
+    assert page.locator("#cards figcaption").all_inner_texts()[:2] == ["base", HOSTILE_MODEL]
+
+
 @in_browser
 def test_summary_has_the_numbers(two, open_page):
     _, results, path = two
@@ -386,10 +436,8 @@ def test_digits_and_verdict():
         "<c>": {"interval": [0.4, 0.6]},
         "d": {"interval": [0.55, 0.8]},
     }
-    said = verdict(
-        {"model": "new", "against": "old", "macro": 0.5312, "macro_interval": [0.51, 0.55], "scorers": scorers}
-    )
-    assert said == (
+    comparison = {"model": "new", "against": "old", "macro": 0.5312, "macro_interval": [0.51, 0.55], "scorers": scorers}
+    assert make_templates().get_template("sections.html").module.verdict(comparison) == (
         '<li class="better">▲ <strong>new</strong> is better than <strong>old</strong>: macro-average win rate '
         "53.1 % (51.0 to 55.0 %); better by a and d, undecided by &lt;c&gt;, worse by b.</li>"
     )

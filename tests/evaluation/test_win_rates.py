@@ -9,7 +9,7 @@ from scipy import stats
 from lit_align.evaluation import intervals
 from lit_align.evaluation.intervals import bootstrap, score_interval, sign_test, wilson
 from lit_align.evaluation.noise import prompt_seed
-from lit_align.evaluation.report.sections import summary
+from lit_align.evaluation.report.page import make_templates
 from lit_align.evaluation.tables import compare_all, overview, to_text
 from lit_align.evaluation.win_rates import compare
 
@@ -135,7 +135,7 @@ def test_of_one_prompt_the_difference_has_no_interval():
     assert found.macro_interval == wilson(1, 0, 0)
     (comparison,) = compare_all({"a": {"base": [1.0], "new": [2.0]}}, {})
     assert "unknown" in to_text(comparison, 1)
-    assert "unknown" in summary(0, comparison)
+    assert "unknown" in make_templates().get_template("sections.html").module.summary(0, comparison)
 
 
 def test_tables_of_the_terminal():
