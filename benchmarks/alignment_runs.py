@@ -232,8 +232,9 @@ def errors(backbone: StableDiffusionXL, pairs: str) -> dict[str, list[float]]:
     backbone.eval()
     found: dict[str, list[float]] = {"chosen": [], "rejected": []}
     for batch in held_out(pairs):
+        encoded = backbone.encode(batch)
         for repeat in range(DRAWS):
-            policy, _ = module.errors(batch, module.validation_draw(batch, repeat), batch.prompts)
+            policy = backbone.pair_errors(encoded, module.validation_draw(encoded, repeat))
             found["chosen"] += policy.chosen.tolist()
             found["rejected"] += policy.rejected.tolist()
     return found

@@ -1,31 +1,103 @@
 """The values that pass between rooms."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
-class PreferenceBatch(NamedTuple):
-    """Preference pairs, ordered: which image is preferred has been decided, by the human label or by a vote."""
+class PairInfo(NamedTuple):
+    """What is known of the pairs of a batch beside their images and prompts."""
 
-    chosen: Tensor  # (batch, 3, height, width) uint8, or from a cache (batch, moments, channels, h, w) int16, see below
-    rejected: Tensor  # the same shape
-    prompts: list[str]  # batch of them
-    weight: Tensor  # (batch,) float32: 1 for a pair that counts, 0 for one that is unreadable or undecided
-    chosen_geometry: Tensor  # (batch, 6) original h, w; crop top, left; target h, w (SDXL's order), pixels
-    rejected_geometry: Tensor  # (batch, 6)
-    number: Tensor  # (batch,) the pair's number in its data set: the seed of a fixed draw
+    numbers: Tensor  # (batch,) int64: number of the pair in its data set, the seed of a fixed draw
+    weight: Tensor  # (batch,) float32: 1 for a pair that counts, 0 for an unreadable or undecided one
     flipped: Tensor  # (batch,) bool: whether both images are mirrored
-    human: Tensor  # (batch,) int64: 1 where the human label agrees with this order, -1 where not, 0 for a tie
-    voted: bool  # whether the order is that of a vote of scorers, and of its tie rule
-    strength: Tensor  # (batch,) float32: share of the votes that are for this order; 0 where the tie rule decided
-    faults: tuple[str, ...] = ()  # why pairs could not be read, which have no weight then
-    conditioning: dict[str, Tensor] = {}  # noqa: RUF012  # (batch + 1, ...) float16: prompts and, last, the empty one
+    human: Tensor  # (batch,) int64: 1 where the human label agrees with the order, -1 where it disagrees, 0 for a tie
+    vote_share: Tensor  # (batch,) float32: share of the votes for the order; 0 where the tie rule decided
+    voted: bool  # whether a vote of scorers and its tie rule made the order
+    faults: tuple[str, ...] = ()  # why pairs of weight 0 could not be read
 
-    # A cache holds moments of the VAE's posterior before scaling, mean and deviation, or one sample of it: the int16
-    # numbers are the bits of float16 ones. Without one `conditioning` is empty, and the prompts are to be encoded.
-    # Geometry and number are int64 and images uint8 or int16 because Lightning casts floating point inputs to the
-    # Trainer's precision, and bfloat16 cannot hold sizes such as 683 or 1001.
+    @property
+    def size(self) -> int:
+        """Number of pairs, those of weight 0 included."""
+        return len(self.weight)
+
+
+class PreferenceBatch(NamedTuple):
+    """Preference pairs as pixels; the chosen image of each pair comes first."""
+
+    images: Tensor  # (batch, 2, 3, height, width) uint8
+    time_ids: Tensor  # (batch, 2, 6) int64 pixels: original h, w; crop top, left; target h, w (the order of SDXL)
+    prompts: list[str]  # batch of them
+    pairs: PairInfo
+
+    # Integers, because Lightning casts floating point tensors of a batch to the Trainer's precision, and bfloat16
+    # cannot hold sizes such as 683.
+
+    @property
+    def chosen(self) -> Tensor:
+        """(batch, 3, height, width) uint8."""
+        return self.images[:, 0]
+
+    @property
+    def rejected(self) -> Tensor:
+        """(batch, 3, height, width) uint8."""
+        return self.images[:, 1]
+
+
+class Moments:
+    """Moments of the VAE's posterior of both images of each pair, before scaling.
+
+    Not a bare tensor: Lightning moves such an object to the device with the batch, but does not cast it.
+
+    Args:
+        values: (batch, 2, moments, channels, h, w) float16 or float32; the moments are mean and standard deviation, or
+            one sample of the posterior.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Moments":
+        """The moments on another device."""
+        return Moments(self.values.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self, device: str | None = None) -> "Moments":
+        """The moments in pinned memory; the DataLoader calls it."""
+        return Moments(self.values.pin_memory())
+
+
+class CacheOrigin(NamedTuple):
+    """The cache that an encoded batch was read from."""
+
+    folder: str
+    encoders: Mapping[str, str]  # identity of the encoders that made it, see `Encoders.encoders_identity`
+
+
+class EncodedBatch(NamedTuple):
+    """Preference pairs as the denoiser needs them, encoded once for any number of draws."""
+
+    moments: Moments  # the chosen image of each pair first
+    time_ids: Tensor  # (batch, 2, 6) int64, see `PreferenceBatch`
+    conditioning: dict[str, Tensor]  # (batch, ...) each: the encoded prompts
+    empty: dict[str, Tensor]  # (1, ...) each: the encoded empty prompt
+    pairs: PairInfo
+    origin: CacheOrigin | None = None
+
+    @property
+    def latents_shape(self) -> tuple[int, ...]:
+        """(channels, h, w) of the latents of one image."""
+        return tuple(self.moments.values.shape[-3:])
+
+    def drop_prompts(self, dropped: Tensor) -> "EncodedBatch":
+        """Replace the prompts of some pairs by the empty one; `dropped` is (batch,) bool."""
+        dropped = dropped.to(self.time_ids.device)
+        conditioning = {
+            name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), self.empty[name].to(value), value)
+            for name, value in self.conditioning.items()
+        }
+        return self._replace(conditioning=conditioning)
 
 
 class PairErrors(NamedTuple):
@@ -36,8 +108,8 @@ class PairErrors(NamedTuple):
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective makes of the errors."""
+    """What an objective makes of the errors, pair by pair."""
 
-    loss: Tensor  # scalar: mean over the pairs that count
-    margin: Tensor  # (batch,) positive where the policy prefers the chosen image
-    terms: dict[str, Tensor]  # what else there is to log, by its name in the log, (batch,) each, detached
+    losses: Tensor  # (batch,) with gradients
+    margin: Tensor  # (batch,) detached logit: positive where the policy prefers the chosen image
+    terms: dict[str, Tensor]  # (batch,) detached each: further values to log, by their name in the log

@@ -2,6 +2,7 @@
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -13,10 +14,12 @@ from torch.distributed import DeviceMesh
 from lit_align.backbones.encoders import DIFFUSERS_STEM, DTYPES, Encoders, Precision
 from lit_align.backbones.loading.meta import load_model
 from lit_align.backbones.lora import LoRA
-from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, round_alike
+from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, force_contiguous_proj_in
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.common.hub import ModelLocation
-from lit_align.diffusion import NoiseSchedule
+from lit_align.diffusion import NoisedPair, NoiseSchedule, noise_pair, pair_errors
+from lit_align.diffusion.draws import Draw
+from lit_align.types import EncodedBatch, PairErrors
 from lit_align.user_errors import UserValueError
 
 __all__ = ["DTYPES", "Backbone", "Precision"]
@@ -89,34 +92,62 @@ class Backbone(Encoders):
         latents: Tensor,
         timesteps: Tensor,
         conditioning: dict[str, Tensor],
-        geometry: Tensor,
+        time_ids: Tensor,
     ) -> Tensor:
-        """`denoiser`'s prediction, see `denoise`."""
+        """Predict with `denoiser`, see `denoise`."""
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor) -> Tensor:
-        """The policy's prediction, the shape of `latents`.
+    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], time_ids: Tensor) -> Tensor:
+        """Predict with the policy; the prediction has the shape of `latents`.
 
         Args:
             latents: (batch, channels, h, w) noisy latents.
             timesteps: (batch,)
-            conditioning: from `encode_prompts`.
-            geometry: (batch, 6) int64, sizes and crop of each image in pixels, see `PreferenceBatch`.
+            conditioning: from `encode_prompts`, (batch, ...) each.
+            time_ids: (batch, 6) int64, sizes and crop of each image in pixels, see `PreferenceBatch`.
         """
-        return self._denoise(self.denoiser, latents, timesteps, conditioning, geometry)
+        return self._denoise(self.denoiser, latents, timesteps, conditioning, time_ids)
 
     @torch.no_grad()
     def denoise_by_reference(
-        self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], geometry: Tensor
+        self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], time_ids: Tensor
     ) -> Tensor:
-        """The same by the reference, without gradients; before the policy's own, see `FrozenAdapter.active`."""
+        """Predict with the reference, without gradients.
+
+        Call it before `denoise`: a LoRA reference switches the policy's adapter off meanwhile.
+        """
         assert self.reference is not None, "add_reference"
         with self.reference.active() as denoiser:
-            return self._denoise(denoiser, latents, timesteps, conditioning, geometry)
+            return self._denoise(denoiser, latents, timesteps, conditioning, time_ids)
+
+    # -- errors
+
+    def pair_errors(self, encoded: EncodedBatch, draw: Draw) -> PairErrors:
+        """Compute the policy's errors of both images of each pair, in one forward pass over all images."""
+        return self._pair_errors(self.denoise, encoded, draw)
+
+    def reference_pair_errors(self, encoded: EncodedBatch, draw: Draw) -> PairErrors:
+        """Compute the reference's errors, without gradients; call it before `pair_errors`."""
+        return self._pair_errors(self.denoise_by_reference, encoded, draw)
+
+    def _pair_errors(self, denoise: Callable[..., Tensor], encoded: EncodedBatch, draw: Draw) -> PairErrors:
+        noised = self.noise(encoded, draw)
+        conditioning = {name: torch.cat([value, value]) for name, value in encoded.conditioning.items()}
+        time_ids = encoded.time_ids.transpose(0, 1).flatten(0, 1)  # chosen images first, as in `noised`
+        return pair_errors(denoise(noised.latents, noised.timesteps, conditioning, time_ids), noised.target)
+
+    def noise(self, encoded: EncodedBatch, draw: Draw) -> NoisedPair:
+        """Sample latents from the moments of both images of each pair, and add the noise of the draw."""
+        chosen, rejected = (
+            self.latent_space.sample(moments, draw.posterior_noise) for moments in encoded.moments.values.unbind(1)
+        )
+        return noise_pair(self.schedule, chosen, rejected, draw.noise, draw.timesteps)
+
+    # -- reference and devices
 
     def add_reference(self) -> None:
-        """Keep the denoiser as it is now as `reference`; a second time changes nothing."""
+        """Keep the denoiser as it is now as `reference`; a second call changes nothing."""
         if self.reference is None:
-            round_alike(self.denoiser)
+            force_contiguous_proj_in(self.denoiser)
             if self.lora is None:
                 self.reference = FrozenCopy(self.denoiser)
             else:

@@ -16,6 +16,7 @@ from lit_align.backbones.latents import LatentSpace, complete_vae_config
 from lit_align.backbones.loading.meta import load_model
 from lit_align.backbones.loading.model_files import digest_tokenizer, digest_weights
 from lit_align.common.hub import ModelLocation
+from lit_align.types import CacheOrigin, EncodedBatch, Moments, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -47,7 +48,9 @@ class Encoders(nn.Module, ABC):
         self.repo, self.revision, self.variant = repo, revision, variant
         self.vae_source = ModelLocation(repo, "vae", revision, variant) if vae_repo is None else ModelLocation(vae_repo)
         self.vae_precision, self.vae_dtype, self.vae_slicing = vae_precision, DTYPES[vae_precision], vae_slicing
-        self.text_dtype = torch.float32  # what `cast_frozen` last asked for
+        self.text_dtype = torch.float32  # as `cast_frozen` last set it
+        self._empty: dict[str, Tensor] = {}  # memo of `empty_conditioning`
+        self._accepted: CacheOrigin | None = None  # the last cache that was made by these encoders
         self.pipeline_config = self._check_pipeline()
         self._vae_config = complete_vae_config(
             AutoencoderKL.load_config(self.vae_source.repo, **self.vae_source.load_options)
@@ -136,8 +139,9 @@ class Encoders(nn.Module, ABC):
                 gc.collect()  # a pipeline and its modules know each other
 
     def cast_frozen(self, dtype: torch.dtype) -> None:
-        """Put the text encoders into the compute precision, and the VAE into its own; those that load later too."""
+        """Cast the text encoders to the compute precision and the VAE to its own, now or when they load."""
         self.text_dtype = dtype
+        self._empty = {}
         if "text_encoders" in self._modules:
             self.text_encoders.to(dtype)
         if "vae" in self._modules:
@@ -167,17 +171,42 @@ class Encoders(nn.Module, ABC):
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """Conditioning of `prompts`, each value (batch, ...); the empty prompt is the unconditional one."""
 
-    def conditioning(self, prompts: list[str], cached: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same, from a cache if there is one.
+    def empty_conditioning(self) -> dict[str, Tensor]:
+        """Encode the empty prompt, once for each precision and device: (1, ...) each."""
+        device = next(self.parameters()).device
+        if not self._empty or next(iter(self._empty.values())).device != device:
+            self._empty = self.encode_prompts([""])
+        return self._empty
 
-        Args:
-            prompts: batch of them; some may have become empty since `cached` was read.
-            cached: see `PreferenceBatch.conditioning`.
+    # -- batches
+
+    def encode(self, batch: PreferenceBatch | EncodedBatch) -> EncodedBatch:
+        """Encode the images and prompts of a batch; a batch from a cache is only checked.
+
+        Raises:
+            UserValueError: if other encoders made the cache.
         """
-        if not cached:
-            return self.encode_prompts(prompts)
-        rows = torch.tensor([row if prompt else len(prompts) for row, prompt in enumerate(prompts)])
-        return {key: value[rows.to(value.device)].to(self.text_dtype) for key, value in cached.items()}
+        if isinstance(batch, EncodedBatch):
+            self._check_origin(batch.origin)
+            return batch._replace(
+                conditioning={name: value.to(self.text_dtype) for name, value in batch.conditioning.items()}
+            )
+        moments = self.posterior(batch.images.flatten(0, 1)).unflatten(0, batch.images.shape[:2])
+        conditioning = self.encode_prompts(batch.prompts)
+        return EncodedBatch(Moments(moments), batch.time_ids, conditioning, self.empty_conditioning(), batch.pairs)
+
+    def _check_origin(self, origin: CacheOrigin | None) -> None:
+        if origin is None or origin == self._accepted:
+            return
+        own = self.encoders_identity()
+        changed = [f"encoders.{name} was {origin.encoders.get(name)!r}, is {own[name]!r}" for name in own]
+        changed = [words for words, name in zip(changed, own, strict=True) if origin.encoders.get(name) != own[name]]
+        if changed:
+            raise UserValueError(
+                f"The cache {origin.folder} does not fit this run: {'; '.join(changed)}. Encode into another folder "
+                "with the config of this run (lit-align encode --config ... --output ...), or restore the old values."
+            )
+        self._accepted = origin
 
     # -- images
 
@@ -185,16 +214,6 @@ class Encoders(nn.Module, ABC):
     def latent_space(self) -> LatentSpace:
         """Shape and scale of the VAE's latents; the VAE itself is not needed."""
         return LatentSpace(self.vae.config if "vae" in self._modules else self._vae_config)
-
-    def latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of pixels, as `encode_images`, or of what a cache holds of them, see `PreferenceBatch`."""
-        if images.dtype == torch.uint8:
-            return self.encode_images(images, noise)
-        return self.latent_space.sample(images.view(torch.float16), noise)
-
-    def latents_shape(self, images: Tensor) -> tuple[int, ...]:
-        """(channels, h, w) of what `latents` makes of them."""
-        return self.latent_shape(*images.shape[-2:]) if images.dtype == torch.uint8 else tuple(images.shape[-3:])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, h, w) of an image's latents."""

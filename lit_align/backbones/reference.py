@@ -63,8 +63,8 @@ class Reference(nn.Module, ABC):
         return norm_of_parts(parts, like=pairs[0][1])
 
 
-def round_alike(denoiser: Denoiser) -> None:
-    """Make the denoiser give the same numbers with and without gradients.
+def force_contiguous_proj_in(denoiser: Denoiser) -> None:
+    """Make the denoiser predict equal numbers with and without gradients.
 
     torch multiplies a strided activation by a weight in one way where the weight requires a gradient and in another
     where it does not. diffusers' transformers begin with such a product, and in bfloat16 the reference then rounded

@@ -51,10 +51,10 @@ class StableDiffusionXL(Backbone):
         latents: Tensor,
         timesteps: Tensor,
         conditioning: dict[str, Tensor],
-        geometry: Tensor,
+        time_ids: Tensor,
     ) -> Tensor:
         dtype = denoiser.dtype
-        added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": geometry.float()}
+        added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": time_ids.float()}
         return denoiser(latents.to(dtype), timesteps, conditioning["hidden"].to(dtype), added_cond_kwargs=added).sample
 
     def pipeline(self) -> Any:

@@ -28,7 +28,7 @@ class StableDiffusion(Backbone):
         latents: Tensor,
         timesteps: Tensor,
         conditioning: dict[str, Tensor],
-        geometry: Tensor,
+        time_ids: Tensor,
     ) -> Tensor:
         dtype = denoiser.dtype
         return denoiser(latents.to(dtype), timesteps, conditioning["hidden"].to(dtype)).sample

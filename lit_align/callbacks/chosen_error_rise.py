@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_align.types import PreferenceBatch
+from lit_align.types import EncodedBatch, PreferenceBatch
 
 UNCOUNTED = -1.0  # in the place of an error: of a pair that was not seen, or counts for nothing
 
@@ -39,11 +39,11 @@ class ChosenErrorRise(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: PreferenceBatch,
+        batch: PreferenceBatch | EncodedBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._seen.append((batch.number, batch.weight, outputs["chosen_error"]))
+        self._seen.append((batch.pairs.numbers, batch.pairs.weight, outputs["chosen_error"]))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         errors = self._errors(trainer)

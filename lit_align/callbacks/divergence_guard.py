@@ -19,10 +19,11 @@ from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
 from lit_align.common.files import atomic_path
 from lit_align.training.module import AlignmentModule
 from lit_align.training.steps import at_step
-from lit_align.types import PreferenceBatch
+from lit_align.types import EncodedBatch, PairInfo, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
 Action = Literal["stop", "restore"]
+AnyBatch = PreferenceBatch | EncodedBatch
 START_DRAWS = 8  # noises and timesteps of each pair of the first batch
 SURE = 3.0  # standard errors
 WEIGHTS, RESTORED = "best-weights.safetensors", "restored.ckpt"
@@ -75,27 +76,31 @@ class DivergenceGuard(L.Callback):
     # -- what it watches
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PreferenceBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnyBatch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, AlignmentModule)
         if self.start is None and trainer.global_step == 0:
-            sums = chosen_sums(batch, self._start_errors(trainer, pl_module, batch))
+            sums = chosen_sums(batch.pairs, self._start_errors(trainer, pl_module, batch))
             self._first = sums if self._first is None else self._first + sums
 
     @torch.no_grad()
-    def _start_errors(self, trainer: L.Trainer, module: AlignmentModule, batch: PreferenceBatch) -> Tensor:
-        """(batch,) of the untrained model, each the mean of several fixed draws: one would be mostly its timestep."""
+    def _start_errors(self, trainer: L.Trainer, module: AlignmentModule, batch: AnyBatch) -> Tensor:
+        """Measure chosen errors of the untrained model, (batch,), as means of several draws.
+
+        The error of one draw depends mostly on its timestep.
+        """
         module.backbone.eval()  # no dropout
         with trainer.precision_plugin.forward_context():
-            draws = [module.validation_draw(batch, repeat) for repeat in range(START_DRAWS)]
-            errors = [module.errors(batch, draw, batch.prompts)[0].chosen for draw in draws]
+            encoded = module.backbone.encode(batch)
+            draws = [module.validation_draw(encoded, repeat) for repeat in range(START_DRAWS)]
+            errors = [module.backbone.pair_errors(encoded, draw).chosen for draw in draws]
         module.backbone.train()
         return torch.stack(errors).mean(0)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnyBatch, batch_idx: int
     ) -> None:
-        sums = chosen_sums(batch, outputs["chosen_error"])
+        sums = chosen_sums(batch.pairs, outputs["chosen_error"])
         self._sums = sums if self._sums is None else self._sums + sums
         if not at_step(trainer):
             return
@@ -239,10 +244,10 @@ class DivergenceGuard(L.Callback):
         self.recent = deque(state_dict["recent"], maxlen=self.window)
 
 
-def chosen_sums(batch: PreferenceBatch, errors: Tensor) -> Tensor:
-    """Of the chosen errors (batch,) of the pairs that count: their sum, that of their squares, how many these are."""
-    counted = torch.where(batch.weight > 0, errors, 0.0)
-    return torch.stack([counted.sum(), counted.square().sum(), (batch.weight > 0).sum()])
+def chosen_sums(pairs: PairInfo, errors: Tensor) -> Tensor:
+    """Sum the chosen errors (batch,) of pairs that count: (3,) sum, sum of squares, number of pairs."""
+    counted = torch.where(pairs.weight > 0, errors, 0.0)
+    return torch.stack([counted.sum(), counted.square().sum(), (pairs.weight > 0).sum()])
 
 
 def mean_of(steps: Iterable[Sequence[float]]) -> Mean | None:

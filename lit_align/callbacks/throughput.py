@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 
 from lit_align.training.steps import at_logged_step
-from lit_align.types import PreferenceBatch
+from lit_align.types import EncodedBatch, PreferenceBatch
 
 
 class Throughput(L.Callback):
@@ -24,9 +24,14 @@ class Throughput(L.Callback):
             self.resumed_at = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: PreferenceBatch | EncodedBatch,
+        batch_idx: int,
     ) -> None:
-        self.pairs += len(batch.prompts) * trainer.world_size
+        self.pairs += batch.pairs.size * trainer.world_size
         if not at_logged_step(trainer):
             return
         self.pause()

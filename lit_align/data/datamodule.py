@@ -7,18 +7,20 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.buckets import bucket_shapes
-from lit_align.data.dataset import PairLoader, PairReader
+from lit_align.data.dataset import PairDataset
 from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels.live_vote import LiveVote
+from lit_align.data.loader import PairLoader
 from lit_align.data.order import Order
 from lit_align.data.read_options import OnError, ReadOptions
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.split import Split
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Vote
-from lit_align.types import PreferenceBatch
+from lit_align.types import EncodedBatch, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
+AnyBatch = PreferenceBatch | EncodedBatch
 log = logging.getLogger(__name__)
 
 
@@ -106,7 +108,6 @@ class PreferenceDataModule(L.LightningDataModule):
         self.unreadable: dict[str, None] = {}  # why pairs that this rank wanted could not be read, each once
         self._resumed_order: dict[str, Any] | None = None
         self._loaders: list[PairLoader] = []  # that have workers
-        self._encoders: dict[str, str] = {}  # whose weights were digested, which takes seconds
 
     # -- what there is
 
@@ -130,14 +131,14 @@ class PreferenceDataModule(L.LightningDataModule):
         out = order.pairs - order.batches * order.batch_size * order.world_size
         devices = f" on each of {order.world_size} devices" if order.world_size > 1 else ""
         rank_zero_info(f"an epoch: {order.batches:,} batches{devices}; {out:,} pairs sit it out")
-        return self._loader(PairLoader(self._reader(self.train, order), self.num_workers, self._position))
+        return self._loader(PairLoader(self._dataset(self.train, order), self.num_workers, self._position))
 
     def val_dataloader(self) -> "PairLoader | list[PairLoader]":
         if self.val is None:
             return []
         order = self._order(self.val, 0)
         self.check_val(order)
-        return self._loader(PairLoader(self._reader(self.val, order), self.num_workers, lambda: (0, 0)))
+        return self._loader(PairLoader(self._dataset(self.val, order), self.num_workers, lambda: (0, 0)))
 
     def check_train(self, order: Order) -> None:
         """Refuse training pairs that do not fill a batch on every device."""
@@ -160,14 +161,11 @@ class PreferenceDataModule(L.LightningDataModule):
         self._loaders.append(loader)
         return loader
 
-    def _reader(self, split: Split, order: Order) -> PairReader:
+    def _dataset(self, split: Split, order: Order) -> PairDataset:
         self._agree(split, order)
-        expected: dict[str, Any] = {"resolution": self.resolution, "aspect_buckets": self.aspect_buckets}
-        if split.cache is not None and self.trainer is not None:
-            backbone: Any = self.trainer.lightning_module.backbone
-            self._encoders = self._encoders or backbone.encoders_identity()
-            expected["encoders"] = self._encoders
-        return PairReader(order, split.source(expected), self.reading.on_error, split.labels.voted)
+        reader = split.reader({"resolution": self.resolution, "aspect_buckets": self.aspect_buckets})
+        pending = self.live_vote is not None
+        return PairDataset(order, reader, self.reading.on_error, split.labels.voted, pending)
 
     def _agree(self, split: Split, order: Order) -> None:
         """Refuse to begin where devices have found other pairs, or another checkpoint: they would wait forever."""
@@ -200,16 +198,19 @@ class PreferenceDataModule(L.LightningDataModule):
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def on_before_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
-        for fault in batch.faults:
+    def on_before_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> AnyBatch:
+        for fault in batch.pairs.faults:
             if fault not in self.unreadable:
                 log.warning("Skipped: %s", fault)
             self.unreadable[fault] = None
         self.reading.check_limit("while reading", list(self.unreadable))
         return batch
 
-    def on_after_batch_transfer(self, batch: PreferenceBatch, dataloader_idx: int) -> PreferenceBatch:
-        return batch if self.live_vote is None else self.live_vote.order(batch)
+    def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> AnyBatch:
+        if self.live_vote is None:
+            return batch
+        assert isinstance(batch, PreferenceBatch), "a live vote and a cache exclude each other"
+        return self.live_vote.order(batch)
 
     def _release(self) -> None:
         while self._loaders:

@@ -26,7 +26,7 @@ class PairImages(NamedTuple):
     """Both images of a pair, and SDXL's micro-conditioning of each."""
 
     images: tuple[Tensor, Tensor]  # (3, height, width) uint8
-    geometries: tuple[Tensor, Tensor]  # (6,) int64: original h, w; crop top, left; target h, w; pixels
+    time_ids: tuple[Tensor, Tensor]  # (6,) int64: original h, w; crop top, left; target h, w; pixels
     flipped: bool  # both, or neither
 
 
@@ -57,7 +57,7 @@ class PairTransform:
 def transform(
     pixels: NDArray[np.uint8], shape: tuple[int, int], flip: bool, down: float, right: float
 ) -> tuple[Tensor, Tensor]:
-    """Pixels and geometry of one image, see `PairImages`, from (height, width, 3).
+    """Pixels and time_ids of one image, see `PairImages`, from (height, width, 3).
 
     `down` and `right` say where to crop, from 0 to 1.
     """

@@ -6,9 +6,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_align.data.cache.pairs import CachedPairs
+from lit_align.data.cache.pairs import CachedPairReader
 from lit_align.data.cache.reader import Cache
-from lit_align.data.dataset import EncodedImages, PairSource
+from lit_align.data.dataset import PairReader, ShardPairReader
 from lit_align.data.images import PairTransform
 from lit_align.data.labels.live_vote import LiveVote
 from lit_align.data.labels.score_files import survey
@@ -89,8 +89,8 @@ class Split:
                 )
         return VotedLabels(vote, self.scores, surveys)
 
-    def source(self, expected: Mapping[str, Any]) -> PairSource:
-        """Where the pairs are read.
+    def reader(self, expected: Mapping[str, Any]) -> PairReader:
+        """Make the reader of the pairs: of shards, or of the cache.
 
         Args:
             expected: what a cache must have been made of, see `cache_files.rules`.
@@ -100,7 +100,7 @@ class Split:
             FileNotFoundError: if there is no cache where there should be one.
         """
         if self.cache is None:
-            return EncodedImages(self.transform, self.reading.timeout, self.reading.allow_pipe)
+            return ShardPairReader(self.transform, self.reading.timeout, self.reading.allow_pipe)
         cache = Cache.open(self.cache)
         cache.check(expected)
         absent = [shard.path for shard in self.shards if len(shard) and not cache.has(shard.path)]
@@ -116,4 +116,4 @@ class Split:
             )
         if self.name == "val" and cache.moments == 1:
             rank_zero_info(f"{self.cache} holds samples, not modes: its errors are not those of uncached validation.")
-        return CachedPairs(cache, self.transform.flip_probability)
+        return CachedPairReader(cache, self.transform.flip_probability)

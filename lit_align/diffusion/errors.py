@@ -1,4 +1,4 @@
-"""From a pair of latents to a pair of errors, on one noise and one timestep."""
+"""Noised latents and denoising errors of pairs: both images of a pair get one noise and one timestep."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from lit_align.types import PairErrors
 
 
 class NoisedPair(NamedTuple):
-    """Both images of all pairs in one batch, chosen half first."""
+    """Noised latents and targets of both images of all pairs; the chosen images are the first half."""
 
     latents: Tensor  # (2 * batch, channels, h, w) float32
     timesteps: Tensor  # (2 * batch,)
@@ -20,7 +20,7 @@ class NoisedPair(NamedTuple):
 def noise_pair(
     schedule: NoiseSchedule, chosen: Tensor, rejected: Tensor, noise: Tensor, timesteps: Tensor
 ) -> NoisedPair:
-    """Give the chosen and the rejected latents (batch, channels, h, w) of a pair the same noise and timestep."""
+    """Add one noise at one timestep to the chosen and the rejected latents (batch, channels, h, w) of each pair."""
     clean = torch.cat([chosen, rejected])
     both_noise, both_times = torch.cat([noise, noise]), torch.cat([timesteps, timesteps])
     noisy = schedule.add_noise(clean, both_noise, both_times)
@@ -28,7 +28,7 @@ def noise_pair(
 
 
 def pair_errors(prediction: Tensor, target: Tensor) -> PairErrors:
-    """Mean squared error of each image over its own elements, in float32, from (2 * batch, ...) halves."""
+    """Compute the mean squared error of each image over its own elements, in float32, from (2 * batch, ...)."""
     errors = (prediction.float() - target.float()).square().flatten(1).mean(1)
     chosen, rejected = errors.chunk(2)
     return PairErrors(chosen, rejected)

@@ -1,4 +1,4 @@
-"""The discrete noise schedule of a pretrained model and the target it was trained on."""
+"""The discrete noise schedule of a pretrained model, and the target that it predicts."""
 
 from typing import Literal, get_args
 
@@ -37,12 +37,12 @@ class NoiseSchedule(nn.Module):
         return len(self.alphas_cumprod)
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t, (batch, ...) float32, from clean latents and noise of that shape and timesteps (batch,)."""
+        """Compute x_t, (batch, ...) float32, from clean latents and noise (batch, ...) and timesteps (batch,)."""
         signal, spread = self._scales(timesteps, clean.ndim)
         return signal * clean.float() + spread * noise.float()
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser has to predict, (batch, ...) float32."""
+        """Compute the target of the prediction, (batch, ...) float32."""
         if self.prediction_type == "epsilon":
             return noise.float()
         signal, spread = self._scales(timesteps, clean.ndim)
@@ -53,7 +53,7 @@ class NoiseSchedule(nn.Module):
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
-        """Moves with the module, but stays in float32: half precision would round the signal's share away."""
+        """Move the schedule with its module, but keep float32: half precision would round small alphas away."""
         exact = self.alphas_cumprod
         super()._apply(fn, recurse)
         self.alphas_cumprod = exact.to(self.alphas_cumprod.device)
@@ -61,5 +61,5 @@ class NoiseSchedule(nn.Module):
 
 
 def uniform_timesteps(count: int, timesteps: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(count,) int64, uniform over all timesteps."""
+    """Draw `count` timesteps uniformly from 0 to `timesteps` - 1: (count,) int64."""
     return torch.randint(timesteps, (count,), generator=generator, device=device)

@@ -164,13 +164,13 @@ class MetaStep:
 
     @torch.no_grad()
     def _inputs(self) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
-        """Noisy latents, timesteps, conditioning and geometry of both images of all pairs."""
+        """Make noisy latents, timesteps, conditioning and time_ids of both images of all pairs."""
         work, images = self.work, 2 * self.work.batch_size
         latents = torch.empty(images, *self.backbone.latent_shape(work.height, work.width), device="meta")
         if not work.encoded:
             with self._stage(ENCODING[0]):
                 pixels = torch.empty(images, 3, work.height, work.width, dtype=torch.uint8, device="meta")
-                latents = self.backbone.latents(pixels, latents)
+                latents = self.backbone.encode_images(pixels, latents)
                 del pixels
         with self.backbone.borrowed_encoders(), self._stage(ENCODING[1]):
             once = self.backbone.encode_prompts(["a"] * work.batch_size)

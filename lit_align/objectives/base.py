@@ -3,14 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from torch import Tensor
-
 from lit_align.types import ObjectiveOutput, PairErrors
 from lit_align.user_errors import UserValueError
 
 
 class Objective(ABC):
-    """Maps the policy's (and the reference's) errors on pairs to a loss.
+    """Maps the errors of the policy, and of the reference, on pairs to one loss per pair.
 
     Parameter names are unique among families of objectives: when the command line changes `class_path`,
     parameters of the same name keep their old values.
@@ -20,35 +18,27 @@ class Objective(ABC):
     needs_vote: ClassVar[bool] = False  # whether pairs must have been ordered by the vote of scorers
 
     @abstractmethod
-    def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:
-        """The loss of a batch.
+    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
+        """Compute the loss of each pair; the caller takes the mean.
 
         Args:
             policy: errors of the model in training, (batch,) each.
-            reference: errors of the reference model on the same noise, or None.
-            weight: (batch,), 0 for pairs that count for nothing, not even in the mean.
+            reference: errors of the reference model on the same noise and timesteps; None if it is not needed.
         """
 
     @abstractmethod
     def formula(self) -> str:
-        """The loss with its numbers, for people to read at the start of a run."""
+        """Write the loss with its numbers, for the banner at the start of a run."""
 
     def concerns(self) -> list[str]:
-        """What is unusual about its numbers, each with the option and the reason; `lit-align doctor` says it."""
+        """List unusual numbers, each with the option to change and the reason, for `lit-align doctor`."""
         return []
 
 
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean of `values` (batch,) over the pairs that count; 0, with zero gradient, where none does."""
-    counted = weight.sum()
-    total = (values * weight).sum()
-    return total / counted.where(counted > 0, counted.new_ones(()))
-
-
 def in_double(errors: PairErrors) -> PairErrors:
-    """The errors in float64: one number an image costs nothing, and factors of 1000 and more magnify rounding.
+    """Convert errors to float64, since factors of 1000 and more magnify rounding; one number an image costs nothing.
 
-    Apple's GPUs have no float64; float32 stays there, good to about 1e-4 where the margin is tiny.
+    Apple's GPUs have no float64: there errors stay float32, good to about 1e-4 where the margin is tiny.
     """
     if errors.chosen.device.type == "mps":
         return PairErrors(errors.chosen.float(), errors.rejected.float())
@@ -56,10 +46,10 @@ def in_double(errors: PairErrors) -> PairErrors:
 
 
 def positive(name: str, value: float) -> float:
-    """`value`, where it is a number above zero.
+    """Return `value` if it is greater than 0.
 
     Raises:
-        ValueError: if it is not.
+        UserValueError: if it is not.
     """
     if not value > 0:
         raise UserValueError(f"{name} is {value}; it must be greater than 0.")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.objectives.base import Objective, in_double, positive, weighted_mean
+from lit_align.objectives.base import Objective, in_double, positive
 from lit_align.types import ObjectiveOutput, PairErrors
 from lit_align.user_errors import UserValueError
 
@@ -47,13 +47,12 @@ class DiffusionDPO(Objective):
             raise UserValueError(f"label_smoothing is {label_smoothing}, which loss_type {loss_type!r} does not have.")
         self.loss_type, self.label_smoothing = loss_type, float(label_smoothing)
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:
+    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
         assert reference is not None, "needs_reference"
         chosen, rejected = in_double(policy)
         reference_chosen, reference_rejected = in_double(reference)
         chosen_drift, rejected_drift = chosen - reference_chosen, rejected - reference_rejected
         gain = -0.5 * (chosen_drift - rejected_drift)
-        losses = self._losses(gain)
         terms = {
             "chosen_drift": chosen_drift,
             "rejected_drift": rejected_drift,
@@ -61,13 +60,13 @@ class DiffusionDPO(Objective):
         }
         dtype = policy.chosen.dtype
         return ObjectiveOutput(
-            loss=weighted_mean(losses, weight).to(dtype),
+            losses=self._losses(gain),
             margin=(self.beta_dpo * gain).detach().to(dtype),
             terms={name: value.detach().to(dtype) for name, value in terms.items()},
         )
 
     def _losses(self, gain: Tensor) -> Tensor:
-        """(batch,), each pair's own: the mean is taken afterwards."""
+        """Compute the loss of each pair, (batch,), from its gain."""
         inside = self.beta_dpo * gain
         if self.loss_type == "hinge":
             return torch.relu(1 - inside)

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_align.objectives.base import Objective, in_double, positive, weighted_mean
+from lit_align.objectives.base import Objective, in_double, positive
 from lit_align.types import ObjectiveOutput, PairErrors
 
 
 class MaPO(Objective):
     """MaPO as its authors released it (repository mapo-t2i/mapo, 2024).
 
-        margin = phi(s L_w) - phi(s L_l)
-        loss   = mean(L_w) - beta_mapo * mean(logsigmoid(T margin))
+        margin = T (phi(s L_w) - phi(s L_l))
+        loss   = L_w - beta_mapo * logsigmoid(margin)
 
     Args:
         beta_mapo: weight of the margin term.
@@ -33,11 +33,10 @@ class MaPO(Objective):
         self.snr_value = positive("snr_value", snr_value)
         self.margin_scale = positive("margin_scale", margin_scale)
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:
+    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
         chosen, rejected = in_double(policy)
-        margin = phi_margin(self.snr_value * chosen, self.snr_value * rejected)
-        preference = -self.beta_mapo * F.logsigmoid(self.margin_scale * margin)
-        return _output(policy, preference, margin, weight)
+        margin = self.margin_scale * phi_margin(self.snr_value * chosen, self.snr_value * rejected)
+        return _output(policy, -self.beta_mapo * F.logsigmoid(margin), margin)
 
     def formula(self) -> str:
         return (
@@ -50,7 +49,7 @@ class PaperMaPO(Objective):
     """MaPO as the paper's second version prints it (v2, December 2025, equations 9 to 11).
 
         margin = phi(L_w)**beta - phi(L_l)**beta
-        loss   = mean(L_w) - (1 / beta) * mean(logsigmoid(margin))
+        loss   = L_w - (1 / beta) * logsigmoid(margin)
 
     That beta is an exponent is a reading of the paper's extracted text. Its best values (Table 4):
     preference 8, culture 32, safety 64, style 64, personalisation 1024.
@@ -64,9 +63,9 @@ class PaperMaPO(Objective):
     def __init__(self, beta_paper: float = 8.0) -> None:
         self.beta_paper = positive("beta_paper", beta_paper)
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:
+    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
         margin = phi_margin(*in_double(policy), self.beta_paper)
-        return _output(policy, -F.logsigmoid(margin) / self.beta_paper, margin, weight)
+        return _output(policy, -F.logsigmoid(margin) / self.beta_paper, margin)
 
     def formula(self) -> str:
         beta = f"{self.beta_paper:g}"
@@ -76,10 +75,9 @@ class PaperMaPO(Objective):
         )
 
 
-def _output(policy: PairErrors, preference: Tensor, margin: Tensor, weight: Tensor) -> ObjectiveOutput:
-    loss = weighted_mean(policy.chosen + preference, weight).to(policy.chosen.dtype)
+def _output(policy: PairErrors, preference: Tensor, margin: Tensor) -> ObjectiveOutput:
     terms = {"loss/sft": policy.chosen.detach(), "loss/preference": preference.detach().to(policy.chosen.dtype)}
-    return ObjectiveOutput(loss, margin.detach().to(policy.chosen.dtype), terms)
+    return ObjectiveOutput(policy.chosen + preference, margin.detach().to(policy.chosen.dtype), terms)
 
 
 def phi_margin(chosen: Tensor, rejected: Tensor, power: float = 1.0) -> Tensor:

@@ -2,20 +2,24 @@
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from lit_align.objectives.base import Objective, weighted_mean
+from lit_align.objectives.base import Objective
 from lit_align.types import ObjectiveOutput, PairErrors
 
 
 class SFT(Objective):
-    """The denoising error of the chosen images alone; the rejected ones are only measured."""
+    """Supervised fine-tuning: the denoising error of the chosen image; the rejected one is only measured.
+
+        margin = L_l - L_w
+        loss   = L_w
+
+    SFT models no preference; its margin is the logit of a preference that grows with the difference of errors.
+    """
 
     needs_reference: ClassVar[bool] = False
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None, weight: Tensor) -> ObjectiveOutput:
+    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
         margin = (policy.rejected - policy.chosen).detach()
-        return ObjectiveOutput(weighted_mean(policy.chosen, weight), margin, {"loss/sft": policy.chosen.detach()})
+        return ObjectiveOutput(policy.chosen, margin, {"loss/sft": policy.chosen.detach()})
 
     def formula(self) -> str:
         return "SFT: mean(L_w)"

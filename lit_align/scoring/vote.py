@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
     """Result of a vote."""
 
     sign: Tensor  # (pairs,) int64: +1 for image 0, -1 for image 1, 0 undecided
-    strength: (
+    vote_share: (
         Tensor  # (pairs,) float32: share of the votes' weight that is for the verdict; 0 where the tie rule decided
     )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
+from lit_align.types import ObjectiveOutput, PairErrors, PairInfo
 
 
 class WeightedMeans(Metric):
@@ -43,9 +43,9 @@ class WeightedMeans(Metric):
 
 
 COMMON = ("loss", "accuracy", "margin", "chosen_error", "rejected_error")
-VOTE = ("vote/strength", "vote/ties", "vote/human_agreement")  # of voted pairs alone
-ERRORS = ("chosen_error", "rejected_error")
-HELD_OUT = ("accuracy", "margin", *ERRORS, "chosen_drift", "rejected_drift")  # drifts are terms of some objectives
+VOTE = ("vote/share", "vote/ties", "vote/human_agreement")  # of voted pairs alone
+ERRORS = ("loss", "chosen_error", "rejected_error")
+HELD_OUT = (*ERRORS, "accuracy", "margin", "chosen_drift", "rejected_drift")  # drifts are terms of some objectives
 
 
 class PreferenceMetrics(WeightedMeans):
@@ -65,22 +65,22 @@ class PreferenceMetrics(WeightedMeans):
         self.by_range = [name for name in by_range if name in (*COMMON, *terms)]
         super().__init__([*COMMON, *VOTE, *terms, *(f"{name}/{t}" for name in self.by_range for t in self.ranges)])
 
-    def observe(self, output: ObjectiveOutput, errors: PairErrors, timesteps: Tensor, batch: PreferenceBatch) -> None:
-        """Add a micro-batch: the objective's output, the policy's errors and timesteps (batch,) of its pairs."""
-        weight, voted = batch.weight, batch.weight * float(batch.voted)
-        tied = (batch.strength == 0).float()
-        cast = torch.maximum(batch.weight, tied) * float(batch.voted)  # a vote in the loop may leave pairs undecided
+    def observe(self, output: ObjectiveOutput, errors: PairErrors, timesteps: Tensor, pairs: PairInfo) -> None:
+        """Add a micro-batch: output of the objective, errors of the policy, timesteps (batch,), and its pairs."""
+        weight, voted = pairs.weight, pairs.weight * float(pairs.voted)
+        tied = (pairs.vote_share == 0).float()
+        cast = torch.maximum(weight, tied) * float(pairs.voted)  # a vote in the loop may leave pairs undecided
         values = {
-            "loss": (output.loss.detach().expand_as(weight), weight),
+            "loss": (output.losses.detach(), weight),
             "accuracy": (implicit_accuracy(output.margin), weight),
             "margin": (output.margin, weight),
             "chosen_error": (errors.chosen.detach(), weight),
             "rejected_error": (errors.rejected.detach(), weight),
         }
         values |= {
-            "vote/strength": (batch.strength, cast),
+            "vote/share": (pairs.vote_share, cast),
             "vote/ties": (tied, cast),
-            "vote/human_agreement": (implicit_accuracy(batch.human), voted),
+            "vote/human_agreement": (implicit_accuracy(pairs.human), voted),
         }
         values |= {term: (output.terms[term], weight) for term in self.terms}
         for name, (low, high) in self.ranges.items():
@@ -90,5 +90,12 @@ class PreferenceMetrics(WeightedMeans):
 
 
 def implicit_accuracy(margin: Tensor) -> Tensor:
-    """1 where the policy prefers the chosen image, 0 where it does not, one half where it cannot tell, (batch,)."""
+    """Return (batch,): 1 where the policy prefers the chosen image, 0 where the rejected one, 0.5 for a margin of 0."""
     return (margin.sign() + 1) / 2
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Average `values` (batch,) over the pairs that count; 0, with zero gradient, where none counts."""
+    counted = weight.sum()
+    total = (values * weight).sum()
+    return total / counted.where(counted > 0, counted.new_ones(()))

@@ -1,4 +1,4 @@
-"""The LightningModule: errors in, loss out, and what is logged and saved."""
+"""The LightningModule: from a batch of pairs to the loss, the logs and the checkpoint."""
 
 import random
 from typing import Any
@@ -14,15 +14,14 @@ from torch.optim import AdamW
 from lit_align import __version__
 from lit_align.backbones import Backbone
 from lit_align.backbones.sharding import to_full
-from lit_align.diffusion import noise_pair, pair_errors
-from lit_align.diffusion.draws import Draw, drop_prompts, fixed_draw, seeded_draw
+from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_draw
 from lit_align.objectives import Objective
 from lit_align.training.checkpoints.resume import check_beginning, check_weights, rewind_to_step
-from lit_align.training.metrics import HELD_OUT, PreferenceMetrics
+from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.training.steps import at_logged_step
 from lit_align.training.strategies import FSDP2, check_strategy
-from lit_align.types import ObjectiveOutput, PairErrors, PreferenceBatch
+from lit_align.types import EncodedBatch, ObjectiveOutput, PairErrors, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
@@ -77,83 +76,67 @@ class AlignmentModule(L.LightningModule):
         self.skipping = Skipping(non_finite, skip_limit)
 
     def _objective_terms(self) -> list[str]:
-        one = torch.ones(1)
-        errors = PairErrors(one, one)
-        return list(self.objective(errors, errors, one).terms)
+        errors = PairErrors(torch.ones(1), torch.ones(1))
+        return list(self.objective(errors, errors).terms)
 
     # -- the step
 
-    def errors(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[PairErrors, PairErrors | None]:
-        """Errors of both images of all pairs, by the policy and by the reference where the objective needs it.
+    def training_step(self, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Compute the loss of a micro-batch, and for callbacks the chosen error of its pairs, (batch,)."""
+        encoded = self.backbone.encode(batch)
+        draw, dropped = self.training_draw(encoded)
+        output, errors = self._judge(encoded.drop_prompts(dropped), draw)
+        self.train_metrics.observe(output, errors, draw.timesteps, encoded.pairs)
+        loss = weighted_mean(output.losses, encoded.pairs.weight).to(errors.chosen.dtype)
+        return {"loss": loss, "chosen_error": errors.chosen.detach()}
 
-        Each is one forward pass of a denoiser over chosen and rejected images, on the same noise.
-        """
-        images = torch.cat([batch.chosen, batch.rejected])
-        posterior_noise = None if draw.posterior_noise is None else draw.posterior_noise.repeat(2, 1, 1, 1)
-        latents = self.backbone.latents(images, posterior_noise)
-        chosen, rejected = latents.chunk(2)
-        noised = noise_pair(self.backbone.schedule, chosen, rejected, draw.noise, draw.timesteps)
-        once = self.backbone.conditioning(prompts, batch.conditioning)
-        conditioning = {key: torch.cat([value, value]) for key, value in once.items()}
-        geometry = torch.cat([batch.chosen_geometry, batch.rejected_geometry])
-        inputs = noised.latents, noised.timesteps, conditioning, geometry
-        reference = None
-        if self.objective.needs_reference:
-            reference = pair_errors(self.backbone.denoise_by_reference(*inputs), noised.target)
-        return pair_errors(self.backbone.denoise(*inputs), noised.target), reference
-
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of a micro-batch, and for callbacks its pairs' `chosen_error`, (batch,)."""
-        draw, prompts = self.training_draw(batch)
-        output, errors = self._judge(batch, draw, prompts)
-        self.train_metrics.observe(output, errors, draw.timesteps, batch)
-        return {"loss": output.loss, "chosen_error": errors.chosen.detach()}
-
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Metrics of held-out pairs, each on its own fixed noise and timesteps; for callbacks as `training_step`."""
+    def validation_step(self, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Measure held-out pairs, each on its own fixed draws; returns the chosen error for callbacks, (batch,)."""
+        encoded = self.backbone.encode(batch)
         chosen_errors = []
         for repeat in range(self.validation_draws):
-            draw = self.validation_draw(batch, repeat)
-            output, errors = self._judge(batch, draw, batch.prompts)
-            self.val_metrics.observe(output, errors, draw.timesteps, batch)
+            draw = self.validation_draw(encoded, repeat)
+            output, errors = self._judge(encoded, draw)
+            self.val_metrics.observe(output, errors, draw.timesteps, encoded.pairs)
             chosen_errors.append(errors.chosen)
         return {"chosen_error": torch.stack(chosen_errors).mean(0)}
 
-    def _judge(self, batch: PreferenceBatch, draw: Draw, prompts: list[str]) -> tuple[ObjectiveOutput, PairErrors]:
-        if self.objective.needs_vote and not batch.voted:
+    def _judge(self, encoded: EncodedBatch, draw: Draw) -> tuple[ObjectiveOutput, PairErrors]:
+        """Apply the objective to the errors of the policy, and of the reference where the objective needs it."""
+        if self.objective.needs_vote and not encoded.pairs.voted:
             raise UserValueError(
                 f"{type(self.objective).__name__} learns from votes, but these pairs are ordered by their human label. "
                 "Set data.vote, or choose DiffusionDPO."
             )
-        policy, reference = self.errors(batch, draw, prompts)
-        return self.objective(policy, reference, batch.weight), policy
+        reference = self.backbone.reference_pair_errors(encoded, draw) if self.objective.needs_reference else None
+        policy = self.backbone.pair_errors(encoded, draw)
+        return self.objective(policy, reference), policy
 
     # -- the draws
 
-    def training_draw(self, batch: PreferenceBatch) -> tuple[Draw, list[str]]:
-        """Noise, timesteps and prompts of a micro-batch: a function of seed, rank and its number, whatever came before.
+    def training_draw(self, encoded: EncodedBatch) -> tuple[Draw, Tensor]:
+        """Draw noise, timesteps and dropped prompts (batch,) of a micro-batch from seed, rank and number of the batch.
 
         So a resumed run draws what the unbroken one would have drawn, on every rank.
         """
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
-        torch.manual_seed(seed)  # of dropout inside the denoiser, which knows no generator
-        shape = len(batch.prompts), *self.backbone.latents_shape(batch.chosen)
-        draw = seeded_draw(seed, shape, self.backbone.schedule.timesteps, self.device)
-        return draw, drop_prompts(batch.prompts, self.caption_dropout, seed)
+        torch.manual_seed(seed)  # for dropout inside the denoiser, which takes no generator
+        pairs = encoded.pairs.size
+        draw = seeded_draw(seed, (pairs, *encoded.latents_shape), self.backbone.schedule.timesteps, self.device)
+        return draw, dropped_prompts(pairs, self.caption_dropout, seed)
 
-    def validation_draw(self, batch: PreferenceBatch, repeat: int) -> Draw:
-        """Noise and timesteps of held-out pairs: functions of a pair's number, the same in every run.
+    def validation_draw(self, encoded: EncodedBatch, repeat: int) -> Draw:
+        """Draw noise and timesteps of held-out pairs from their numbers.
 
-        Whatever the device, the batch size and the number of ranks are.
+        Device, batch size and number of ranks do not change them.
         """
-        numbers = [number * self.validation_draws + repeat for number in batch.number.tolist()]
-        shape = self.backbone.latents_shape(batch.chosen)
-        return fixed_draw(numbers, shape, self.backbone.schedule.timesteps, self.device)
+        numbers = [number * self.validation_draws + repeat for number in encoded.pairs.numbers.tolist()]
+        return fixed_draw(numbers, encoded.latents_shape, self.backbone.schedule.timesteps, self.device)
 
     # -- logging
 
-    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> None:
         if at_logged_step(self.trainer):
             values = {f"train/{name}": value for name, value in self.train_metrics.compute().items()}
             if self.gradient_norm is not None:
@@ -162,8 +145,8 @@ class AlignmentModule(L.LightningModule):
             rates = {group["lr"] for group in self.trainer.optimizers[0].param_groups}
             values["train/learning_rate"] = torch.tensor(max(rates))
             bar = {name: values[f"train/{name}"] for name in ("loss", "accuracy") if f"train/{name}" in values}
-            self.log_dict(values, batch_size=len(batch.prompts))
-            self.log_dict(bar, prog_bar=True, logger=False, batch_size=len(batch.prompts))
+            self.log_dict(values, batch_size=batch.pairs.size)
+            self.log_dict(bar, prog_bar=True, logger=False, batch_size=batch.pairs.size)
             self.train_metrics.reset()
         if self.skipping.fault is not None and not self.trainer.should_stop:  # which callbacks set, who come first
             raise FloatingPointError(f"step {self.trainer.global_step:,}: {self.skipping.fault}. {ADVICE}")
@@ -218,8 +201,6 @@ class AlignmentModule(L.LightningModule):
     def _prepare_frozen(self) -> None:
         """Not before the device and the precision plugin have had the module: they would round the VAE's weights."""
         self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
-        if not getattr(getattr(self.trainer, "datamodule", None), "encoded", False):
-            self.backbone.load_encoders()
 
     # -- checkpoints
 

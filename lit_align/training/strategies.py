@@ -81,7 +81,7 @@ class FSDP2(ModelParallelStrategy):
             self._rounds = int(self.reduce(torch.tensor(batches, device=self.root_device), reduce_op="max"))
         if number == batches - 1:
             for _ in range(self._rounds - batches):
-                nothing = batch._replace(weight=torch.zeros_like(batch.weight))
+                nothing = batch._replace(pairs=batch.pairs._replace(weight=torch.zeros_like(batch.pairs.weight)))
                 super().validation_step(nothing, number, *args[2:], **kwargs)
         return result
 

@@ -21,8 +21,8 @@ def test_held_out_values_by_timestep_range():
     terms = {"chosen_drift": torch.tensor([0.5, -0.1, 0.2]), "rejected_drift": torch.tensor([0.3, 0.3, 0.4])}
     terms["chosen_worse"] = (terms["chosen_drift"] > 0).float()
     output = ObjectiveOutput(torch.tensor(0.0), torch.tensor([1.0, 0.0, -1.0]), terms)
-    batch = SimpleNamespace(weight=torch.ones(3), voted=False, strength=torch.zeros(3), human=torch.ones(3))
-    metrics.observe(output, errors, torch.tensor([0, 249, 990]), batch)
+    pairs = SimpleNamespace(weight=torch.ones(3), voted=False, vote_share=torch.zeros(3), human=torch.ones(3))
+    metrics.observe(output, errors, torch.tensor([0, 249, 990]), pairs)
     result = metrics.compute()
     assert result["accuracy/t0-249"] == 0.75
     assert result["accuracy/t750-999"] == 0

@@ -28,14 +28,16 @@ from lit_align.commands.encode import command as encode_command
 from lit_align.commands.encode.encoding import prepare_images
 from lit_align.common.hub import ModelLocation
 from lit_align.data.cache.format import latents_bytes, names_of, rules
+from lit_align.data.cache.pairs import CachedPairReader
 from lit_align.data.cache.reader import Cache
 from lit_align.data.images import decode
+from lit_align.data.labels.ordering import OrderedPairs
 from lit_align.data.shards.index import content_digest, index_shard, write_index
 from lit_align.data.shards.layout import SampleError, parse_sample, read_samples
 from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.objectives import MaPO
 from lit_align.training.module import AlignmentModule
-from lit_align.types import PreferenceBatch
+from lit_align.types import Moments, PairInfo, PreferenceBatch
 from tests.support.paths import PAIRS, PIPELINE, ROOT
 from tests.support.pipelines import small_sdxl
 from tests.support.processes import fork, fork_ranks
@@ -113,27 +115,24 @@ def backbone():
 
 
 def batches(shards, cache, flipped):
-    """The pairs of a shard as training reads them: pixels, and the same from the cache."""
+    """The pairs of a shard as training reads them: pixels, and what the cache has of them."""
     shard = str(shards / "00001.tar")
     pairs = [parse_sample(sample) for sample in read_samples(shard)]
     prepared = [prepare_images(pair, (32, 32), [flipped]) for pair in pairs]
-    images = torch.stack([images[0] for images, _ in prepared], 1)  # (2, batch, 3, height, width)
-    geometry = torch.stack([geometry for _, geometry in prepared], 1)
+    images = torch.stack([images[0] for images, _ in prepared])  # (batch, 2, 3, height, width)
+    time_ids = torch.stack([time_ids for _, time_ids in prepared])
     count, prompts = len(pairs), [pair.prompt for pair in pairs]
-    pixels = PreferenceBatch(
-        *images, prompts, torch.ones(count), *geometry, torch.arange(count), torch.full((count,), flipped),
-        torch.ones(count, dtype=torch.int64), False, torch.zeros(count),
+    info = PairInfo(
+        torch.arange(count), torch.ones(count), torch.full((count,), flipped), torch.ones(count, dtype=torch.int64),
+        torch.zeros(count), voted=False,
     )  # fmt: skip
-    stored = torch.stack([cache.latents(shard, row, flipped) for row in range(count)], 1)
-    places = torch.stack([cache.geometry(shard, row) for row in range(count)], 1)
-    return pixels, pixels._replace(
-        chosen=stored[0],
-        rejected=stored[1],
-        chosen_geometry=places[0],
-        rejected_geometry=places[1],
-        prompts=[cache.prompt(shard, row) for row in range(count)],
-        conditioning=cache.conditioning([*prompts, ""]),
-    )
+    reader = CachedPairReader(cache, float(flipped))
+    stored = torch.stack([cache.latents(shard, row, flipped) for row in range(count)])
+    sizes = torch.stack([cache.time_ids(shard, row) for row in range(count)])
+    cached_prompts = [cache.prompt(shard, row) for row in range(count)]
+    assert cached_prompts == prompts
+    cached = reader.batch(OrderedPairs(stored, sizes, info), cached_prompts)
+    return PreferenceBatch(images, time_ids, prompts, info), cached
 
 
 # -- what is in a cache
@@ -143,60 +142,65 @@ def batches(shards, cache, flipped):
 def test_cached_values_are_those_of_the_encoders_in_half_precision(shards, folder, backbone, flipped):
     cache = Cache.open(folder)
     pixels, cached = batches(shards, cache, flipped)
-    assert cached.prompts == pixels.prompts
     assert "" in pixels.prompts
-    assert torch.equal(cached.chosen_geometry, pixels.chosen_geometry)
-    assert cached.chosen.dtype == torch.int16
-    assert cached.chosen.shape == (PAIRS_EACH, 2, 4, 16, 16)
+    assert torch.equal(cached.time_ids, pixels.time_ids)
+    stored = cached.moments.values
+    assert stored.dtype == torch.float16
+    assert stored.shape == (PAIRS_EACH, 2, 2, 4, 16, 16)
     noise = torch.randn(PAIRS_EACH, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    for side in ("chosen", "rejected"):
-        images, moments = getattr(pixels, side), getattr(cached, side)
-        torch.testing.assert_close(
-            moments.view(torch.float16).float(), backbone.posterior(images), rtol=1e-3, atol=1e-5
-        )
+    encoded = backbone.encode(pixels)
+    assert encoded.latents_shape == cached.latents_shape == (4, 16, 16)
+    for side, images in enumerate((pixels.chosen, pixels.rejected)):
+        torch.testing.assert_close(stored[:, side].float(), backbone.posterior(images), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(encoded.moments.values[:, side], backbone.posterior(images), rtol=1e-4, atol=1e-5)
         for drawn in (None, noise):
-            encoded, read = backbone.latents(images, drawn), backbone.latents(moments, drawn)
-            torch.testing.assert_close(read, encoded, rtol=1e-3, atol=2e-3)
-    assert backbone.latents_shape(pixels.chosen) == backbone.latents_shape(cached.chosen) == (4, 16, 16)
-    conditioning = backbone.encode_prompts([*pixels.prompts, ""])
-    assert cached.conditioning.keys() == conditioning.keys() == {"hidden", "pooled"}
-    for key, value in conditioning.items():
-        torch.testing.assert_close(cached.conditioning[key].float(), value, rtol=1e-3, atol=1e-3)
-    mirrored = torch.stack([cache.latents(str(shards / "00001.tar"), row, not flipped) for row in range(PAIRS_EACH)], 1)
-    assert not torch.equal(mirrored[0], cached.chosen)
+            latents = backbone.latent_space.sample(stored[:, side], drawn)
+            torch.testing.assert_close(latents, backbone.encode_images(images, drawn), rtol=1e-3, atol=2e-3)
+    assert cached.conditioning.keys() == cached.empty.keys() == encoded.conditioning.keys() == {"hidden", "pooled"}
+    for key, value in backbone.encode_prompts([*pixels.prompts, ""]).items():
+        torch.testing.assert_close(encoded.conditioning[key], value[:-1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoded.empty[key], value[-1:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cached.conditioning[key].float(), value[:-1], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(cached.empty[key].float(), value[-1:], rtol=1e-3, atol=1e-3)
+    mirrored = torch.stack([cache.latents(str(shards / "00001.tar"), row, not flipped) for row in range(PAIRS_EACH)])
+    assert not torch.equal(mirrored, stored)
 
 
 def test_one_sample_of_the_posterior_and_another_backbone(shards, sd15_folder, sd15):
     backbone, cache = StableDiffusion(str(sd15)), Cache.open(sd15_folder)
     pixels, cached = batches(shards, cache, True)
-    assert cached.chosen.shape == (PAIRS_EACH, 1, 4, 16, 16)
+    stored = cached.moments.values
+    assert stored.shape == (PAIRS_EACH, 2, 1, 4, 16, 16)
     contents = [cache.content(str(shards / "00001.tar"), row) for row in range(PAIRS_EACH)]
     noise = [  # of both images; the first is for the unmirrored ones
         torch.randn(2, 1, 1, 4, 16, 16, generator=torch.Generator().manual_seed(int(content, 16) >> 1))[1, 0, 0]
         for content in contents
     ]
-    for images, stored in ((pixels.chosen, cached.chosen), (pixels.rejected, cached.rejected)):
+    for side, images in enumerate((pixels.chosen, pixels.rejected)):
         mean, deviation = backbone.posterior(images).unbind(1)
         sample = mean + deviation * torch.stack(noise)
-        torch.testing.assert_close(stored[:, 0].view(torch.float16).float(), sample, rtol=1e-3, atol=1e-5)
-        assert torch.equal(backbone.latents(stored, torch.full_like(mean, torch.nan)), backbone.latents(stored))
-    conditioning = backbone.encode_prompts([*pixels.prompts, ""])
+        torch.testing.assert_close(stored[:, side, 0].float(), sample, rtol=1e-3, atol=1e-5)
+        nothing, space = torch.full_like(mean, torch.nan), backbone.latent_space
+        assert torch.equal(space.sample(stored[:, side], nothing), space.sample(stored[:, side], None))
+    conditioning = backbone.encode_prompts(pixels.prompts)
     torch.testing.assert_close(cached.conditioning["hidden"].float(), conditioning["hidden"], rtol=1e-3, atol=2e-3)
-    dropped = backbone.conditioning(["", *pixels.prompts[1:]], cached.conditioning)["hidden"]
-    assert torch.equal(dropped[0], cached.conditioning["hidden"][-1])
-    assert torch.equal(dropped[2:], cached.conditioning["hidden"][2:-1])
+    dropped = cached.drop_prompts(torch.arange(PAIRS_EACH) == 0).conditioning["hidden"]
+    assert torch.equal(dropped[0], cached.empty["hidden"][0])
+    assert torch.equal(dropped[1:], cached.conditioning["hidden"][1:])
 
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_errors_on_cached_pairs_are_those_on_pixels(shards, folder, backbone, dropped):
     module = AlignmentModule(backbone, MaPO())
     pixels, cached = batches(shards, Cache.open(folder), False)
-    draw = module.validation_draw(pixels, 0)
+    encoded = backbone.encode(pixels)
+    draw = module.validation_draw(encoded, 0)
     assert torch.equal(draw.noise, module.validation_draw(cached, 0).noise)
     draw = draw._replace(posterior_noise=torch.randn_like(draw.noise))
-    prompts = ["" if dropped else prompt for prompt in pixels.prompts]
+    without = torch.full((PAIRS_EACH,), dropped)
     with torch.no_grad():
-        (theirs, _), (ours, _) = module.errors(pixels, draw, prompts), module.errors(cached, draw, prompts)
+        theirs = backbone.pair_errors(encoded.drop_prompts(without), draw)
+        ours = backbone.pair_errors(backbone.encode(cached).drop_prompts(without), draw)
     torch.testing.assert_close(ours.chosen, theirs.chosen, rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(ours.rejected, theirs.rejected, rtol=2e-3, atol=1e-4)
 
@@ -405,9 +409,13 @@ def no_encoders(monkeypatch):
 
 def first_pair(batch):
     """A batch of one: half precision is slow on the CPU."""
-    conditioning = {key: value[[0, -1]] for key, value in batch.conditioning.items()}
-    parts = {name: value[:1] for name, value in batch._asdict().items() if isinstance(value, torch.Tensor | list)}
-    return batch._replace(**parts, conditioning=conditioning)
+    info = {name: value[:1] for name, value in batch.pairs._asdict().items() if isinstance(value, torch.Tensor)}
+    return batch._replace(
+        moments=Moments(batch.moments.values[:1]),
+        time_ids=batch.time_ids[:1],
+        conditioning={key: value[:1] for key, value in batch.conditioning.items()},
+        pairs=batch.pairs._replace(**info),
+    )
 
 
 class Batches(L.LightningDataModule):

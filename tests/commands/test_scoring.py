@@ -79,13 +79,13 @@ def batches(module):
 
 
 def chosen_by_prompt(module):
-    """The chosen image of every pair that counts, unmirrored, with the vote's strength."""
+    """The chosen image of every pair that counts, unmirrored, with its share of the vote."""
     found = {}
     for batch in batches(module):
         for row, prompt in enumerate(batch.prompts):
-            image = batch.chosen[row].flip(-1) if batch.flipped[row] else batch.chosen[row]
-            if batch.weight[row]:
-                found[prompt] = image, batch.strength[row].item(), batch.human[row].item()
+            image = batch.chosen[row].flip(-1) if batch.pairs.flipped[row] else batch.chosen[row]
+            if batch.pairs.weight[row]:
+                found[prompt] = image, batch.pairs.vote_share[row].item(), batch.pairs.human[row].item()
     return found
 
 
@@ -207,8 +207,8 @@ def test_a_vote_orders_the_pairs(tmp_path, presets):
         ("sharp", Vote(["sharp"], rule="single"), 1),
     ):
         found = batches(data(shards, vote=vote))
-        assert all(batch.voted for batch in found)
-        assert {human for batch in found for human in batch.human.tolist()} == {sign}
+        assert all(batch.pairs.voted for batch in found)
+        assert {human for batch in found for human in batch.pairs.human.tolist()} == {sign}
         colours[name] = torch.cat([Colourfulness()._score(list(batch.chosen), batch.prompts) for batch in found])
     assert colours["sharp"].max() < 1 < 10 < colours["colour"].min()
 
@@ -247,7 +247,7 @@ def test_undecided_pairs_are_left_out_or_weigh_nothing(tmp_path, presets):
     scorers = {name: cls() for name, cls in CLASSES.items()}
     live = batches(data([shard], vote=SKIP_TIES, batch_size=1, scorers=scorers))
     assert len(live) == 26
-    assert sum(batch.weight.item() for batch in live) == 23
+    assert sum(batch.pairs.weight.item() for batch in live) == 23
 
 
 def test_human_ties_are_decided_by_the_vote(tmp_path, presets):
@@ -258,7 +258,7 @@ def test_human_ties_are_decided_by_the_vote(tmp_path, presets):
     score([shard], presets)
     found = batches(data([shard], vote=Vote(["colour"])))
     assert sum(len(batch.prompts) for batch in found) == 26
-    assert {human for batch in found for human in batch.human.tolist()} == {0}
+    assert {human for batch in found for human in batch.pairs.human.tolist()} == {0}
     with pytest.raises(ValueError, match=r"no pair with a preference in 1 shards \(26 ties\)"):
         batches(data([shard]))
 
@@ -285,13 +285,13 @@ def test_stale_scores_stop_or_are_counted(tmp_path, presets, field):
     with pytest.raises(SampleError, match="its scores are stale"):
         batches(data([shard], vote=SKIP_TIES))
     skipped = batches(data([shard], vote=SKIP_TIES, on_error="skip"))
-    assert sum(batch.weight.sum().item() for batch in skipped) == 25
-    assert ["its scores are stale" in fault for batch in skipped for fault in batch.faults] == [True]
+    assert sum(batch.pairs.weight.sum().item() for batch in skipped) == 25
+    assert ["its scores are stale" in fault for batch in skipped for fault in batch.pairs.faults] == [True]
     index_shard(str(shard))  # knows what the shard holds now: found out before the first step
     with pytest.raises(SampleError, match="its scores are stale"):
         data([shard], vote=SKIP_TIES).setup("fit")
     score([shard], presets, "--overwrite")
-    assert sum(batch.weight.sum().item() for batch in batches(data([shard], vote=SKIP_TIES))) == 26
+    assert sum(batch.pairs.weight.sum().item() for batch in batches(data([shard], vote=SKIP_TIES))) == 26
 
 
 def test_shards_scored_by_different_weights_are_refused(tmp_path, presets, monkeypatch):
@@ -367,7 +367,7 @@ def test_votes_are_logged_and_resumed_exactly(tmp_path, presets):
     options = {"logger": logger, "log_every_n_steps": 1}
     fit(make_module(objective=BalancedDPO()), stored, tmp_path, 2, callbacks=[checkpoint], **options)
     row = next(row for _, row in logger.rows if "train/loss" in row)
-    assert row["train/vote/strength"] == pytest.approx(2 / 3)  # colour and sharpness always contradict each other
+    assert row["train/vote/share"] == pytest.approx(2 / 3)  # colour and sharpness always contradict each other
     assert row["train/vote/ties"] == 0
     assert 0 < row["train/vote/human_agreement"] < 1
     # The n-th batch is the same, and a run with another vote is refused.
@@ -512,7 +512,7 @@ def test_a_new_scorer_beside_stale_scores_is_found_out(tmp_path, presets):
     with pytest.raises(SampleError, match=r"its scores are stale.*--overwrite"):
         batches(data([shard], vote=SKIP_TIES))
     score([shard], presets, "--overwrite")
-    assert sum(batch.weight.sum().item() for batch in batches(data([shard], vote=SKIP_TIES))) == 26
+    assert sum(batch.pairs.weight.sum().item() for batch in batches(data([shard], vote=SKIP_TIES))) == 26
 
 
 def test_undecided_pairs_of_a_live_vote_are_logged_as_ties(tmp_path):
@@ -521,10 +521,9 @@ def test_undecided_pairs_of_a_live_vote_are_logged_as_ties(tmp_path):
     module = data(copy_shards(tmp_path, 1), vote=Vote(NAMES, rule="unanimous", ties="skip"), scorers=scorers)
     metrics = PreferenceMetrics([], timesteps=1000)
     for batch in batches(module):
-        assert batch.weight.sum() == 0  # colour and sharpness never agree here
+        assert batch.pairs.weight.sum() == 0  # colour and sharpness never agree here
         ones = torch.ones(len(batch.prompts))
-        output = ObjectiveOutput(torch.tensor(0.0), ones, {})
-        metrics.observe(output, PairErrors(ones, ones), torch.zeros(len(ones)), batch)
+        metrics.observe(ObjectiveOutput(ones, ones, {}), PairErrors(ones, ones), torch.zeros(len(ones)), batch.pairs)
     assert metrics.compute()["vote/ties"] == 1
 
 

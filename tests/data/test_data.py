@@ -12,9 +12,10 @@ import webdataset as wds
 from PIL import Image
 
 from lit_align.data import PreferenceDataModule, SampleError
-from lit_align.data.dataset import EncodedImages, PairLoader, PairReader
+from lit_align.data.dataset import PairDataset, ShardPairReader
 from lit_align.data.images import PairTransform, decode
 from lit_align.data.labels.stored import HumanLabels
+from lit_align.data.loader import PairLoader
 from lit_align.data.order import Order
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.layout import parse_sample, read_samples
@@ -59,7 +60,7 @@ def make_shards(folder, sizes):
 
 
 def numbers_of(stream):
-    return [batch.number.tolist() for batch in stream]
+    return [batch.pairs.numbers.tolist() for batch in stream]
 
 
 def look(*shards, on_error="raise", **options):
@@ -68,8 +69,9 @@ def look(*shards, on_error="raise", **options):
 
 def stream(shards, epoch=0, skip=0, on_error="raise", workers=0, flip=0.0, **order):
     settings = {"batch_size": 2, "shuffle_window": 4, "shapes": ((8, 8),), **order}
-    source = EncodedImages(PairTransform("center", flip))
-    return PairLoader(PairReader(Order(tuple(shards), **settings), source, on_error), workers, lambda: (epoch, skip))
+    reader = ShardPairReader(PairTransform("center", flip))
+    dataset = PairDataset(Order(tuple(shards), **settings), reader, on_error)
+    return PairLoader(dataset, workers, lambda: (epoch, skip))
 
 
 # -- labels and layout
@@ -81,7 +83,7 @@ def test_bundled_pairs_are_ordered_by_their_labels():
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert len(batches) == 13
-    seen = torch.cat([batch.number for batch in batches])
+    seen = torch.cat([batch.pairs.numbers for batch in batches])
     assert sorted(seen.tolist()) == list(range(208))
     chosen = torch.cat([batch.chosen for batch in batches]).float()
     rejected = torch.cat([batch.rejected for batch in batches]).float()
@@ -112,7 +114,7 @@ def test_label_decides(tmp_path, label_0, chosen_is_red):
     assert (batch.chosen[0, 0].float().mean() == 200) == chosen_is_red
     assert (batch.rejected[0, 2].float().mean() == 200) == chosen_is_red
     assert batch.prompts == ["pair 200"]
-    assert batch.weight.tolist() == [1]
+    assert batch.pairs.weight.tolist() == [1]
 
 
 def test_ties_are_left_out_and_counted(tmp_path, caplog):
@@ -173,9 +175,9 @@ def test_unreadable_image_is_named_or_weighs_nothing(tmp_path, caplog, bad):
     with pytest.raises(SampleError, match=f"shard {shard}, key 0003: an image cannot be decoded"):
         list(stream(shards))
     batches = list(stream(shards, on_error="skip"))
-    weight = {n: w for b in batches for n, w in zip(b.number.tolist(), b.weight.tolist(), strict=True)}
+    weight = {n: w for b in batches for n, w in zip(b.pairs.numbers.tolist(), b.pairs.weight.tolist(), strict=True)}
     assert weight == {0: 1, 1: 1, 2: 1, 3: 0, 4: 1, 5: 1}
-    (fault,) = [fault for b in batches for fault in b.faults]
+    (fault,) = [fault for b in batches for fault in b.pairs.faults]
     assert "key 0003" in fault
 
 
@@ -249,7 +251,7 @@ def test_which_pairs_sit_an_epoch_out_changes(tmp_path):
 def test_validation_reads_every_pair_once_in_file_order(tmp_path, world_size):
     shards = look(*make_shards(tmp_path, [5, 6]))
     streams = [stream(shards, shuffle_window=0, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert [n for one in streams for batch in one for n in batch.number.tolist()] == list(range(11))
+    assert [n for one in streams for batch in one for n in batch.pairs.numbers.tolist()] == list(range(11))
     assert sum(len(one) for one in streams) == 6
 
 
@@ -271,7 +273,9 @@ def test_a_stream_can_start_at_any_batch(tmp_path, workers):
     assert len(whole) == 14
     for skip in (1, 2, 7, 13, 14):
         rest = list(stream(shards, epoch=3, skip=skip, shuffle_window=5, flip=0.5, workers=workers))
-        assert [batch.number.tolist() for batch in rest] == [batch.number.tolist() for batch in whole[skip:]]
+        assert [batch.pairs.numbers.tolist() for batch in rest] == [
+            batch.pairs.numbers.tolist() for batch in whole[skip:]
+        ]
         assert all(torch.equal(a.chosen, b.chosen) for a, b in zip(rest, whole[skip:], strict=True))
 
 
@@ -308,7 +312,7 @@ def test_resume_in_another_order_is_refused(tmp_path):
 # -- images
 
 
-def test_pair_shares_crop_and_flip_and_geometry_is_true():
+def test_pair_shares_crop_and_flip_and_its_sizes_are_true():
     """A picture whose pixels hold their own coordinates shows what was cropped and flipped."""
     wide = Image.new("RGB", (40, 20))
     wide.putdata([(x * 5, y * 5, 0) for y in range(20) for x in range(40)])
@@ -319,8 +323,8 @@ def test_pair_shares_crop_and_flip_and_geometry_is_true():
     for seed in range(20):
         result = transform((buffer.getvalue(), buffer.getvalue()), random.Random(seed), (20, 20))
         assert torch.equal(*result.images)
-        assert torch.equal(*result.geometries)
-        height, width, top, left, *target = result.geometries[0].tolist()
+        assert torch.equal(*result.time_ids)
+        height, width, top, left, *target = result.time_ids[0].tolist()
         assert (height, width, top, target) == (20, 40, 0, [20, 20])
         row = (result.images[0][0, 0] / 5).round().int().tolist()
         flipped = row[0] > row[-1]
@@ -335,8 +339,8 @@ def test_centre_crop_and_resize_keep_each_images_own_size():
     transform = PairTransform("center", 0.0)
     result = transform((png("red", (64, 32)), png("blue", (24, 40))), random.Random(0), (16, 16))
     assert [image.shape for image in result.images] == [(3, 16, 16)] * 2
-    assert result.geometries[0].tolist() == [32, 64, 0, 8, 16, 16]
-    assert result.geometries[1].tolist() == [40, 24, 6, 0, 16, 16]  # 24 x 40 becomes 16 x 27; round(5.5) is 6
+    assert result.time_ids[0].tolist() == [32, 64, 0, 8, 16, 16]
+    assert result.time_ids[1].tolist() == [40, 24, 6, 0, 16, 16]  # 24 x 40 becomes 16 x 27; round(5.5) is 6
 
 
 def test_transparent_parts_become_white():

@@ -112,7 +112,7 @@ def read(shard, on_error, late=None):
         shard.write_bytes(late)
     batches = [data.on_before_batch_transfer(batch, 0) for batch in data.train_dataloader()]
     broken = len(data.train.shards[0].broken)
-    return [batch for batch in batches if batch.weight.item() == 1], broken + len(data.unreadable)
+    return [batch for batch in batches if batch.pairs.weight.item() == 1], broken + len(data.unreadable)
 
 
 def same(first, second):

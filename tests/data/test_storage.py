@@ -89,7 +89,7 @@ def batches(shards, **options):
 
 
 def assert_same(first, second):
-    assert [batch.number.tolist() for batch in first] == [batch.number.tolist() for batch in second]
+    assert [batch.pairs.numbers.tolist() for batch in first] == [batch.pairs.numbers.tolist() for batch in second]
     assert all(torch.equal(a.chosen, b.chosen) for a, b in zip(first, second, strict=True))
     assert all(a.prompts == b.prompts for a, b in zip(first, second, strict=True))
 
@@ -213,8 +213,8 @@ def test_a_shard_that_hangs_while_training(tmp_path):
     os.mkfifo(shard)
     stream = iter(data.train_dataloader())
     batch = data.on_before_batch_transfer(next(stream), 0)
-    assert batch.weight.tolist() == [0, 0]
-    assert all("no answer in 0.1 s" in fault for fault in batch.faults)
+    assert batch.pairs.weight.tolist() == [0, 0]
+    assert all("no answer in 0.1 s" in fault for fault in batch.pairs.faults)
     with pytest.raises(SampleError, match=r"4 broken samples, more than data\.skip_limit 3 allows"):
         data.on_before_batch_transfer(next(stream), 0)
 

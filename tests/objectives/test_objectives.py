@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_align.objectives import SFT, BalancedDPO, DiffusionDPO, MaPO, Objective, PaperMaPO
-from lit_align.objectives.base import weighted_mean
+from lit_align.training.metrics import weighted_mean
 from lit_align.types import PairErrors
 
 mpmath.mp.dps = 60
@@ -45,8 +45,7 @@ def test_mapo_matches_the_twin_in_value_and_gradient(objective, twin):
     values = errors_of_all_sizes(120)
     for w, l in zip(*values, strict=True):
         leaves = [w.reshape(1).requires_grad_(), l.reshape(1).requires_grad_()]
-        loss = objective(PairErrors(*leaves), None, torch.ones(1)).loss
-        assert loss.dtype == torch.float32
+        loss = weighted_mean(objective(PairErrors(*leaves), None).losses, torch.ones(1)).float()
         gradients = torch.autograd.grad(loss, leaves)
         a, b = mpmath.mpf(w.item()), mpmath.mpf(l.item())
         expected = [
@@ -63,9 +62,9 @@ def test_mapo_matches_the_twin_in_value_and_gradient(objective, twin):
 def test_mapo_is_finite_at_zero_and_beyond_float_range_of_exp(objective):
     w = torch.tensor([0.0, 0.0, 1e4, 1e4, 1e-30], requires_grad=True)
     l = torch.tensor([0.0, 1e4, 0.0, 1e4, 1e-30], requires_grad=True)
-    output = objective(PairErrors(w, l), None, torch.ones(5))
-    output.loss.backward()
-    assert torch.isfinite(output.loss)
+    output = objective(PairErrors(w, l), None)
+    output.losses.mean().backward()
+    assert torch.isfinite(output.losses).all()
     assert torch.isfinite(w.grad).all()
     assert torch.isfinite(l.grad).all()
     assert output.margin[0] == 0
@@ -73,16 +72,16 @@ def test_mapo_is_finite_at_zero_and_beyond_float_range_of_exp(objective):
 
 
 def test_mapo_by_hand():
-    # phi(0.1) = 0.1 / (e^0.1 - 1) = 0.95083306; phi(0.05) = 0.97520831; difference at s = 0.5: 0.02437525
-    output = MaPO()(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None, torch.ones(1))
-    assert output.margin.item() == pytest.approx(0.0243752, rel=1e-5)
+    # phi(0.1) = 0.1 / (e^0.1 - 1) = 0.95083306; phi(0.05) = 0.97520831; at s = 0.5 they differ by 0.02437525
+    output = MaPO()(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None)
+    assert output.margin.item() == pytest.approx(24.3752, rel=1e-5)  # the logit: T times the difference
     assert output.terms["loss/preference"].item() == pytest.approx(0.1 * math.log1p(math.exp(-24.3752)), rel=1e-3)
-    assert output.loss.item() == pytest.approx(0.1, rel=1e-6)
+    assert output.losses.mean().item() == pytest.approx(0.1, rel=1e-6)
     # equal errors: the margin is 0, its term 0.1 ln 2, the gradients -/+ 0.1 * 1000 / 2 * phi'(s L) s
     w, l = torch.tensor([0.1], requires_grad=True), torch.tensor([0.1], requires_grad=True)
-    output = MaPO()(PairErrors(w, l), None, torch.ones(1))
-    output.loss.backward()
-    assert output.loss.item() == pytest.approx(0.1 + 0.1 * math.log(2), rel=1e-6)
+    output = MaPO()(PairErrors(w, l), None)
+    output.losses.mean().backward()
+    assert output.losses.mean().item() == pytest.approx(0.1 + 0.1 * math.log(2), rel=1e-6)
     assert l.grad.item() == pytest.approx(-12.2918, rel=1e-4)  # 50 * 0.5 * -0.49167
     assert w.grad.item() == pytest.approx(1 + 12.2918, rel=1e-4)
 
@@ -90,20 +89,20 @@ def test_mapo_by_hand():
 def test_paper_form_by_hand():
     a, b = 0.1 / math.expm1(0.1), 0.2 / math.expm1(0.2)
     margin = a**8 - b**8
-    output = PaperMaPO(8.0)(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None, torch.ones(1))
+    output = PaperMaPO(8.0)(PairErrors(torch.tensor([0.1]), torch.tensor([0.2])), None)
     assert output.margin.item() == pytest.approx(margin, rel=1e-6)
-    assert output.loss.item() == pytest.approx(0.1 + math.log1p(math.exp(-margin)) / 8, rel=1e-6)
+    assert output.losses.mean().item() == pytest.approx(0.1 + math.log1p(math.exp(-margin)) / 8, rel=1e-6)
 
 
 def test_near_zero_the_released_form_is_dpo_like():
-    # T * margin is about (T s / 2) (L_l - L_w) = 250 (L_l - L_w)
-    output = MaPO()(PairErrors(torch.tensor([1e-6]), torch.tensor([3e-6])), None, torch.ones(1))
-    assert 1000 * output.margin.item() == pytest.approx(250 * 2e-6, rel=1e-5)
+    # the margin is about (T s / 2) (L_l - L_w) = 250 (L_l - L_w)
+    output = MaPO()(PairErrors(torch.tensor([1e-6]), torch.tensor([3e-6])), None)
+    assert output.margin.item() == pytest.approx(250 * 2e-6, rel=1e-5)
 
 
 def test_sft_is_the_chosen_error():
-    output = SFT()(PairErrors(torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.1])), None, torch.ones(2))
-    assert output.loss.item() == pytest.approx(0.2)
+    output = SFT()(PairErrors(torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.1])), None)
+    assert output.losses.mean().item() == pytest.approx(0.2)
     assert output.margin.tolist() == pytest.approx([0.1, -0.2])
 
 
@@ -132,9 +131,8 @@ POLICY, REFERENCE = errors([0.10, 0.30], [0.30, 0.20]), errors([0.15, 0.20], [0.
 )
 @pytest.mark.parametrize("objective", [DiffusionDPO, BalancedDPO])
 def test_dpo_by_hand(objective, options, losses):
-    output = objective(**options)(POLICY, REFERENCE, torch.ones(2))
-    assert output.loss.dtype == torch.float32
-    assert output.loss.item() == pytest.approx(sum(losses) / 2, rel=1e-5)  # reduced after logsigmoid
+    output = objective(**options)(POLICY, REFERENCE)
+    assert output.losses.tolist() == pytest.approx(losses, rel=1e-5, abs=1e-7)
     assert output.margin.tolist() == pytest.approx([1.5, -1.0], rel=1e-5)
     assert output.terms["chosen_drift"].tolist() == pytest.approx([-0.05, 0.10], rel=1e-5)
     assert output.terms["rejected_drift"].tolist() == pytest.approx([0.10, 0.0], rel=1e-5, abs=1e-7)
@@ -152,7 +150,7 @@ def test_dpo_matches_the_twin_in_value_and_gradient():
     for w, l, rw, rl in zip(*policy, *reference, strict=True):
         leaves = [w.reshape(1).requires_grad_(), l.reshape(1).requires_grad_()]
         fixed = PairErrors(rw.reshape(1), rl.reshape(1))
-        loss = DiffusionDPO(5000.0)(PairErrors(*leaves), fixed, torch.ones(1)).loss
+        loss = DiffusionDPO(5000.0)(PairErrors(*leaves), fixed).losses.mean()
         gradients = torch.autograd.grad(loss, leaves)
         a, b, c, d = (mpmath.mpf(x.item()) for x in (w, l, rw, rl))
         inside = -2500 * ((a - b) - (c - d))
@@ -164,8 +162,8 @@ def test_dpo_matches_the_twin_in_value_and_gradient():
 @pytest.mark.parametrize("beta", [1.0, 5000.0])
 def test_dpo_is_ln_2_at_the_reference(beta):
     values = PairErrors(*errors_of_all_sizes(50))
-    output = DiffusionDPO(beta)(values, values, torch.ones(50))
-    assert output.loss.item() == pytest.approx(math.log(2), abs=1e-7)
+    output = DiffusionDPO(beta)(values, values)
+    assert output.losses.mean().item() == pytest.approx(math.log(2), abs=1e-7)
     assert output.margin.abs().max() == 0  # an exact tie: accuracy one half
 
 
@@ -177,9 +175,9 @@ def test_dpo_swapped_images_and_swapped_vote_are_the_same_pair():
         return PairErrors(*(errors if vote > 0 else errors[::-1]))
 
     for vote in (1, -1):
-        one = DiffusionDPO()(*(order(e, vote) for e in images), torch.ones(2))
-        other = DiffusionDPO()(*(order(e, -vote) for e in swapped), torch.ones(2))
-        assert torch.equal(one.loss, other.loss)
+        one = DiffusionDPO()(*(order(e, vote) for e in images))
+        other = DiffusionDPO()(*(order(e, -vote) for e in swapped))
+        assert torch.equal(one.losses, other.losses)
         assert torch.equal(one.margin, other.margin)
 
 
@@ -202,14 +200,19 @@ def test_pairs_without_weight_count_for_nothing(objective):
     w = torch.tensor([0.1, 5.0, 0.3], requires_grad=True)
     l = torch.tensor([0.2, 0.0, 0.1])
     reference = PairErrors(torch.full((3,), 0.2), torch.full((3,), 0.3))
-    some = objective(PairErrors(w, l), reference, torch.tensor([1.0, 0.0, 1.0]))
+    losses = objective(PairErrors(w, l), reference).losses
+    some = weighted_mean(losses, torch.tensor([1.0, 0.0, 1.0]))
     rest = PairErrors(reference.chosen[[0, 2]], reference.rejected[[0, 2]])
-    kept = objective(PairErrors(w[[0, 2]], l[[0, 2]]), rest, torch.ones(2))
-    assert some.loss.item() == pytest.approx(kept.loss.item(), rel=1e-6)
-    some.loss.backward()
+    kept = objective(PairErrors(w[[0, 2]], l[[0, 2]]), rest).losses
+    assert kept.shape == (2,)
+    assert some.item() == pytest.approx(kept.mean().item(), rel=1e-6)
+    some.backward(retain_graph=True)
     assert w.grad[1] == 0
-    nothing = objective(PairErrors(w, l), reference, torch.zeros(3)).loss
+    nothing = weighted_mean(losses, torch.zeros(3))
     assert nothing.item() == 0
+    w.grad = None
+    nothing.backward()
+    assert w.grad.tolist() == [0, 0, 0]
 
 
 def test_weighted_mean_of_fractions():

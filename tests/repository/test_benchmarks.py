@@ -42,7 +42,7 @@ def test_both_ways_give_the_same_pixels(pairs, size, tolerance):
             assert torch.cat(ours.images).dtype == torch.uint8
             difference = (theirs.pixels + 1) * 127.5 - torch.cat(ours.images)
             assert difference.abs().max() <= tolerance
-            assert ours.geometries[0].tolist() == [*theirs.original, *theirs.corner, size, size]
+            assert ours.time_ids[0].tolist() == [*theirs.original, *theirs.corner, size, size]
             flips.add(ours.flipped)
     assert flips == {False, True}
 

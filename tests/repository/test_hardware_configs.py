@@ -96,5 +96,5 @@ def test_an_overlay_fits(overlay, config, capsys, monkeypatch):
 def test_other_ways_of_sharding_are_refused_before_their_packages_are_missed(name, tmp_path):
     path = name if name != "ModelParallelStrategy" else f"lightning.pytorch.strategies.{name}"
     words = ["--config=configs/quickstart.yaml", f"--trainer.logger.init_args.save_dir={tmp_path}"]
-    with pytest.raises(ValueError, match=rf"trainer\.strategy is {name}, .*lit_align\.fsdp2\.FSDP2 .*or to ddp"):
+    with pytest.raises(ValueError, match=rf"trainer\.strategy is {name}, .*.*strategies\.FSDP2 .*or to ddp"):
         main(["fit", *words, f"--trainer.strategy={path}"])

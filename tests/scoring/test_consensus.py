@@ -40,7 +40,7 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
         (Vote(THREE, weights={"clip": 2.5}), [1, 1, -1, 0, 1], [3.5 / 4.5, 2.5 / 4.5, 1, 0, 1]),
         # colour abstains up to 30: + + -, + - 0, - - 0, 0 0 0, + + 0
         (Vote(THREE, margins={"colour": 30.0}, ties="skip"), [1, 0, -1, 0, 1], [2 / 3, 0, 2 / 3, 0, 2 / 3]),
-        # no strength where the tie rule decided
+        # no share where the tie rule decided
         (Vote(THREE, rule="unanimous", ties="skip"), [0, 0, -1, 0, 1], [0, 0, 1, 0, 1]),
         (Vote(THREE, rule="unanimous"), [1, -1, -1, 0, 1], [0, 0, 1, 0, 1]),
         (Vote(["style"], rule="single", ties="skip"), [1, -1, -1, 0, 1], [1, 1, 1, 0, 1]),
@@ -54,7 +54,7 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
 def test_votes_by_hand(vote, signs, strengths):
     verdict = vote.decide(BALLOT)
     assert verdict.sign.tolist() == signs
-    assert verdict.strength.tolist() == pytest.approx(strengths)
+    assert verdict.vote_share.tolist() == pytest.approx(strengths)
 
 
 def test_random_voter_is_drawn_by_key_and_seed():
@@ -104,8 +104,8 @@ def test_exchanged_images_exchange_the_verdict(vote):
         mirrored = ballot._replace(differences={k: -v for k, v in ballot.differences.items()}, human=-ballot.human)
         first, second = vote.decide(ballot), vote.decide(mirrored)
         assert torch.equal(first.sign, -second.sign)
-        assert torch.equal(first.strength, second.strength)
-        assert ((first.strength >= 0) & (first.strength <= 1)).all()
+        assert torch.equal(first.vote_share, second.vote_share)
+        assert ((first.vote_share >= 0) & (first.vote_share <= 1)).all()
 
 
 @pytest.mark.parametrize("vote", [vote for vote in ALL_RULES if vote.rule != "random"], ids=str)

@@ -65,7 +65,7 @@ class Recorder(L.Callback):
         self.pairs = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.pairs.append(batch.number.tolist())
+        self.pairs.append(batch.pairs.numbers.tolist())
 
 
 class KeepLogs(L.pytorch.loggers.logger.DummyLogger):
@@ -92,6 +92,7 @@ def held_out_errors(module, batches=2):
     errors = {}
     with torch.no_grad():
         for _, batch in zip(range(batches), data.val_dataloader(), strict=False):
-            policy, _ = module.errors(batch, module.validation_draw(batch, 0), batch.prompts)
-            errors |= dict(zip(batch.number.tolist(), policy.chosen.tolist(), strict=True))
+            encoded = module.backbone.encode(batch)
+            policy = module.backbone.pair_errors(encoded, module.validation_draw(encoded, 0))
+            errors |= dict(zip(batch.pairs.numbers.tolist(), policy.chosen.tolist(), strict=True))
     return torch.tensor([errors[number] for number in sorted(errors)])

@@ -40,7 +40,8 @@ class Witness(L.Callback):
         trainer.strategy.model.register_comm_hook(None, average)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.inputs.append((batch, pl_module.training_draw(batch)))
+        encoded = pl_module.backbone.encode(batch)
+        self.inputs.append((encoded, *pl_module.training_draw(encoded)))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
@@ -54,9 +55,9 @@ def steps_by_hand(ranks):
     optimizer = module.configure_optimizers()
     for first in range(0, len(ranks[0].inputs), 2):
         micro_batches = [one for rank in ranks for one in rank.inputs[first : first + 2]]
-        for batch, (draw, prompts) in micro_batches:
-            policy, _ = module.errors(batch, draw, prompts)
-            (module.objective(policy, None, batch.weight).loss / len(micro_batches)).backward()
+        for encoded, draw, dropped in micro_batches:
+            policy = module.backbone.pair_errors(encoded.drop_prompts(dropped), draw)
+            (module.objective(policy, None).losses.mean() / len(micro_batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
     return weights(module)
@@ -87,7 +88,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert moved > 1e-2
     assert off < 1e-5 * moved
 
-    pairs = [[number for batch, _ in rank.inputs for number in batch.number.tolist()] for rank in ranks]
+    pairs = [[number for encoded, *_ in rank.inputs for number in encoded.pairs.numbers.tolist()] for rank in ranks]
     assert len(set(pairs[0])) == len(set(pairs[1])) == 16
     assert not set(pairs[0]) & set(pairs[1])
     losses = torch.tensor([rank.losses for rank in ranks])

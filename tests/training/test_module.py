@@ -118,11 +118,12 @@ def test_pair_members_share_noise_timestep_and_prompt(tmp_path):
 
     class Twins(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            twins = batch._replace(rejected=batch.chosen)
-            draw, prompts = module.training_draw(twins)
-            errors, _ = module.errors(twins, draw, prompts)
+            twins = batch._replace(images=batch.images[:, [0, 0]], time_ids=batch.time_ids[:, [0, 0]])
+            encoded = module.backbone.encode(twins)
+            draw, without_prompt = module.training_draw(encoded)
+            errors = module.backbone.pair_errors(encoded.drop_prompts(without_prompt), draw)
             torch.testing.assert_close(errors.chosen, errors.rejected, rtol=1e-4, atol=1e-6)
-            dropped.extend(prompt == "" for prompt in prompts)
+            dropped.extend(without_prompt.tolist())
             times.extend(draw.timesteps.tolist())
 
     dropped, times = [], []
@@ -230,10 +231,13 @@ def test_weighted_means_over_updates_and_ranks():
 def test_errors_by_timestep_range_and_ties_of_accuracy():
     metrics = PreferenceMetrics([], timesteps=1000)
     errors = PairErrors(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 2.0]))
-    output = ObjectiveOutput(torch.tensor(0.0), torch.tensor([1.0, 0.0, -1.0]), {})
-    batch = SimpleNamespace(weight=torch.ones(3), voted=False, strength=torch.zeros(3), human=torch.ones(3))
-    metrics.observe(output, errors, torch.tensor([0, 249, 250]), batch)
+    output = ObjectiveOutput(torch.tensor([3.0, 5.0, 7.0]), torch.tensor([1.0, 0.0, -1.0]), {})
+    pairs = SimpleNamespace(weight=torch.ones(3), voted=False, vote_share=torch.zeros(3), human=torch.ones(3))
+    metrics.observe(output, errors, torch.tensor([0, 249, 250]), pairs)
     result = metrics.compute()
+    assert result["loss"] == 5
+    assert result["loss/t0-249"] == 4
+    assert result["loss/t250-499"] == 7
     assert result["chosen_error/t0-249"] == 1.5
     assert result["chosen_error/t250-499"] == 4
     assert "chosen_error/t500-749" not in result

@@ -31,7 +31,7 @@ class Prepared(NamedTuple):
     key: str
     content: str  # its digest
     images: Tensor  # (flips, 2, 3, height, width) uint8
-    geometry: Tensor  # (2, 6)
+    time_ids: Tensor  # (2, 6)
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ def encode_shard(shard: PlannedShard, work: Work, progress: Callable[[int], obje
     samples = len(shard.samples)
     prompt = torch.full((samples,), -1, dtype=torch.int32)
     content, key = torch.zeros(2, samples, dtype=torch.int64)
-    geometry, latents = torch.zeros(samples, 2, 6, dtype=torch.int64), dict[int, Tensor]()
+    time_ids, latents = torch.zeros(samples, 2, 6, dtype=torch.int64), dict[int, Tensor]()
     for batch in prepared_batches(shard, work):
         for pair, encoded in zip(batch, encode_pairs(batch, work), strict=True):
             latents[pair.row] = encoded
             prompt[pair.row] = shard.samples[pair.row].prompt
             content[pair.row], key[pair.row] = signed(int(pair.content, 16)), signed(key_digest(pair.key))
-            geometry[pair.row] = pair.geometry
+            time_ids[pair.row] = pair.time_ids
         progress(len(batch) * work.images_per_pair)
-    return CachedShard(dict(sorted(latents.items())), prompt, content, key, geometry)
+    return CachedShard(dict(sorted(latents.items())), prompt, content, key, time_ids)
 
 
 def signed(number: int) -> int:
@@ -129,15 +129,15 @@ def _prepare(shard: PlannedShard, row: int, sample: Sample, work: Work) -> Prepa
         pair = parse_sample(sample)
         if pair.prompt != work.prompts[planned.prompt]:
             raise SampleError(f"{pair.location}: the shard has changed: the prompt was another one before.")
-        images, geometry = prepare_images(pair, planned.shape, work.mirrored)
+        images, time_ids = prepare_images(pair, planned.shape, work.mirrored)
     except SampleError as error:
         work.read_options.skip_or_raise(error)
         return None
-    return Prepared(row, pair.location, pair.key, content_digest(pair), images, geometry)
+    return Prepared(row, pair.location, pair.key, content_digest(pair), images, time_ids)
 
 
 def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """Images (flips, 2, 3, height, width) uint8 and geometry (2, 6) of a pair, exactly as training prepares them.
+    """Images (flips, 2, 3, height, width) uint8 and time_ids (2, 6) of a pair, exactly as training prepares them.
 
     Raises:
         SampleError: if an image cannot be decoded.
@@ -150,7 +150,7 @@ def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tup
         except (OSError, ValueError, SyntaxError) as error:
             raise SampleError(f"{pair.location}: an image cannot be decoded: {error}") from error
         images.append(torch.stack(made.images))
-    return torch.stack(images), torch.stack(made.geometries)
+    return torch.stack(images), torch.stack(made.time_ids)
 
 
 def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:

@@ -42,7 +42,7 @@ class CachedShard(NamedTuple):
     prompt: Tensor  # (samples,) int32 id; -1 for a sample that is no pair
     content: Tensor  # (samples,) int64: the bits of `content_digest`; 0 for a sample that is no pair
     key: Tensor  # (samples,) int64: the bits of `key_digest`; 0 for a sample that is no pair
-    geometry: Tensor  # (samples, 2, 6) int64, see `PreferenceBatch`; the same for both flips
+    time_ids: Tensor  # (samples, 2, 6) int64, see `PreferenceBatch`; the same for both flips
 
 
 def rules(
@@ -138,7 +138,7 @@ def write_latents(path: Path, shard: CachedShard) -> None:
 
 
 def _tables(shard: CachedShard) -> dict[str, Tensor]:
-    return {"prompt": shard.prompt, "content": shard.content, "key": shard.key, "geometry": shard.geometry}
+    return {"prompt": shard.prompt, "content": shard.content, "key": shard.key, "geometry": shard.time_ids}
 
 
 def latents_bytes(samples: int, shapes: Mapping[int, Sequence[int]]) -> int:

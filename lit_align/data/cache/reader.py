@@ -119,7 +119,7 @@ class Cache:
     # -- pairs
 
     def latents(self, shard: str, row: int, flipped: bool) -> Tensor:
-        """(2, moments, channels, h, w) int16, the bits of float16 numbers: see `PreferenceBatch`.
+        """Read the moments of both images of a pair, (2, moments, channels, h, w) float16.
 
         Args:
             shard: path or URL.
@@ -141,7 +141,7 @@ class Cache:
                 f"{self.folder} has no mirrored images. Set data.flip_probability to 0, or encode --flips both."
             )
         latents: Tensor = opened.file.get_slice(str(row))[int(flipped)]
-        return latents.view(torch.int16)
+        return latents
 
     def latents_shape(self, height: int, width: int) -> tuple[int, ...]:
         """(moments, channels, h, w) of an image of height and width, pixels."""
@@ -153,8 +153,8 @@ class Cache:
                 return moments, channels, height // factor, width // factor
         raise UserValueError(f"{self.folder} holds no pair.")
 
-    def geometry(self, shard: str, row: int) -> Tensor:
-        """(2, 6) int64, of both images: see `PreferenceBatch`."""
+    def time_ids(self, shard: str, row: int) -> Tensor:
+        """Sizes of both images, (2, 6) int64, see `PreferenceBatch`."""
         return self._shard(shard).tables["geometry"][row]
 
     def content(self, shard: str, row: int) -> str:

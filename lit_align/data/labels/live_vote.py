@@ -1,10 +1,11 @@
-"""A vote in the training loop, on the pixels of the batch, where the shards have no scores."""
+"""A vote in the training loop on the pixels of the batch, for shards without scores."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from lit_align.data.labels.ordering import Decisions, order_pairs
 from lit_align.scoring.base import Scorer
 from lit_align.scoring.vote import Ballot, Vote
 from lit_align.types import PreferenceBatch
@@ -12,14 +13,17 @@ from lit_align.user_errors import UserValueError
 
 
 class LiveVote:
-    """Orders batches by the votes of scorers.
+    """Orders batches by a vote of scorers.
 
-    The scorers see the pixels that train, unmirrored. Where those are the stored images (no resize, no crop) the votes
-    are those of `lit-align score`, apart from the rounding of another batch size.
+    The scorers see the training pixels, unmirrored. If these are the stored images (no resize, no crop), the votes
+    equal the votes on stored scores, apart from rounding by another batch size.
 
     Args:
-        vote: voters and rules; none is an error.
-        scorers: by name; those that the vote does not need stay on the CPU.
+        vote: voters and rules.
+        scorers: by name; scorers that the vote does not need stay on the CPU.
+
+    Raises:
+        UserValueError: if there is no vote, a voter is missing, or the rule needs the whole data set.
     """
 
     def __init__(self, vote: Vote | None, scorers: Mapping[str, Scorer]) -> None:
@@ -40,38 +44,22 @@ class LiveVote:
         self.fingerprints = {name: scorer.fingerprint() for name, scorer in self.scorers.items()}
 
     def order(self, batch: PreferenceBatch) -> PreferenceBatch:
-        """The batch, ordered by the vote; undecided pairs get no weight."""
-        mirrored = batch.flipped[:, None, None, None]
-        images = [torch.where(mirrored, side.flip(-1), side) for side in (batch.chosen, batch.rejected)]
+        """Put the chosen image of each pair first, by the vote; undecided pairs get weight 0."""
+        pairs = batch.pairs
+        images = torch.where(pairs.flipped.view(-1, 1, 1, 1, 1), batch.images.flip(-1), batch.images)
         differences = {name: self._difference(scorer, images, batch.prompts) for name, scorer in self.scorers.items()}
-        verdict = self.vote.decide(Ballot(differences, batch.human.cpu()))
-        sign, strength = verdict.sign.to(batch.human), verdict.strength.to(batch.strength)
-        swap = sign < 0
-        chosen, rejected = _swap(swap, batch.chosen, batch.rejected)
-        chosen_geometry, rejected_geometry = _swap(swap, batch.chosen_geometry, batch.rejected_geometry)
-        return batch._replace(
-            chosen=chosen,
-            rejected=rejected,
-            chosen_geometry=chosen_geometry,
-            rejected_geometry=rejected_geometry,
-            weight=batch.weight * (sign != 0),
-            human=torch.where(swap, -batch.human, batch.human),
-            voted=True,
-            strength=strength,
-        )
+        verdict = self.vote.decide(Ballot(differences, pairs.human.cpu()))
+        decisions = Decisions(verdict.sign.to(pairs.human), verdict.vote_share.to(pairs.vote_share), voted=True)
+        ordered = order_pairs(batch.images, batch.time_ids, pairs, decisions)
+        return PreferenceBatch(ordered.images, ordered.time_ids, batch.prompts, ordered.pairs)
 
-    def _difference(self, scorer: Scorer, images: list[Tensor], prompts: list[str]) -> Tensor:
-        """(batch,) float64 on the CPU."""
-        if scorer.device != images[0].device:
-            scorer.prepare(images[0].device)
-        first, second = (scorer.score(list(side), prompts).double() for side in images)
+    def _difference(self, scorer: Scorer, images: Tensor, prompts: list[str]) -> Tensor:
+        """Score of image 0 minus score of image 1, (batch,) float64 on the CPU."""
+        if scorer.device != images.device:
+            scorer.prepare(images.device)
+        first, second = (scorer.score(list(side), prompts).double() for side in images.unbind(1))
         return first - second
 
     def describe(self) -> str:
+        """Describe the vote and the weights of its scorers."""
         return f"{self.vote} ({'; '.join(f'{name}: {digits}' for name, digits in self.fingerprints.items())})"
-
-
-def _swap(where: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, exchanged in the rows where `where` (batch,) is true."""
-    where = where.view(-1, *[1] * (first.ndim - 1))
-    return torch.where(where, second, first), torch.where(where, first, second)

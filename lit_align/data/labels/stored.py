@@ -16,7 +16,7 @@ class Decisions(NamedTuple):
     """The labels of a shard's samples, in its order."""
 
     sign: NDArray[np.int8]  # (samples,) +1: image 0 is chosen, -1: image 1 is, 0: undecided
-    strength: NDArray[np.float32]  # (samples,) of the vote
+    vote_share: NDArray[np.float32]  # (samples,) of the vote
     contents: list[str]  # digests of what the scorers saw; empty where none did
     faults: dict[int, str]  # samples that cannot be decided, and why
 
@@ -79,11 +79,11 @@ class VotedLabels(Labels):
             else:
                 (contents[number],) = seen
         scored = [number for number in range(len(keys)) if number not in faults]
-        sign, strength = np.zeros(len(keys), np.int8), np.zeros(len(keys), np.float32)
+        sign, vote_share = np.zeros(len(keys), np.int8), np.zeros(len(keys), np.float32)
         if scored:
             verdict = self.vote.decide(self._ballot(scores, rows, [keys[number] for number in scored], human[scored]))
-            sign[scored], strength[scored] = verdict.sign.numpy(), verdict.strength.numpy()
-        return Decisions(sign, strength, contents, faults)
+            sign[scored], vote_share[scored] = verdict.sign.numpy(), verdict.vote_share.numpy()
+        return Decisions(sign, vote_share, contents, faults)
 
     def _ballot(
         self, scores: dict[str, Scores], rows: dict[str, dict[str, int]], keys: list[str], human: NDArray[np.int8]

@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
     size: NDArray[np.int64]  # (pairs,) bytes
     sign: NDArray[np.int8]  # (pairs,) +1: image 0 is chosen, -1: image 1 is, 0: a live vote decides
     human: NDArray[np.int8]  # (pairs,) the human label: +1: image 0 is preferred, -1: image 1 is, 0: a tie
-    strength: NDArray[np.float32]  # (pairs,) of the vote
+    vote_share: NDArray[np.float32]  # (pairs,) of the vote
     content: NDArray[np.uint64]  # (pairs,) `content_digest` of images and prompt; 0 where unknown
     key: NDArray[np.uint64]  # (pairs,) `key_digest` of the key
     sizes: NDArray[np.int32]  # (pairs, 4) height and width of image 0 and of image 1, pixels; 0 if not requested
@@ -154,7 +154,7 @@ class _Scan:
             pairs,
             ties=int(whole.sum()) - len(kept),
             broken=tuple(faults[number] for number in sorted(faults)),
-            contested=int((pairs.strength == 0).sum()) if labels.voted else 0,
+            contested=int((pairs.vote_share == 0).sum()) if labels.voted else 0,
             disputed=int((pairs.sign * pairs.human < 0).sum()),
             content_known_from="index" if any(known) else "scores" if any(contents) else "",
         )
@@ -195,7 +195,7 @@ def _pairs(
         size=rows["size"].to_numpy()[kept],
         sign=decided.sign[kept],
         human=human[kept],
-        strength=decided.strength[kept],
+        vote_share=decided.vote_share[kept],
         content=np.array([int(contents[number] or "0", 16) for number in kept], dtype=np.uint64),
         key=np.array([key_digest(keys[number]) for number in kept], dtype=np.uint64),
         sizes=_sizes(rows)[kept],

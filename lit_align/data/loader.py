@@ -1,0 +1,101 @@
+"""The DataLoader of an epoch, which begins at the batch where the Trainer is."""
+
+import atexit
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from lit_align.data.dataset import PairDataset
+from lit_align.data.order import Batch
+from lit_align.types import EncodedBatch, PreferenceBatch
+
+
+class PairLoader:
+    """A DataLoader for every epoch; each epoch begins where the Trainer is.
+
+    Args:
+        dataset: makes the batches.
+        workers: processes that read; 0 reads in this process.
+        position: returns the epoch and the number of batches consumed in it; called when an epoch begins.
+    """
+
+    def __init__(self, dataset: PairDataset, workers: int, position: Callable[[], tuple[int, int]]) -> None:
+        self.order, self.position = dataset.order, position
+        self.loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=RemainingBatches(self),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_identity,
+            worker_init_fn=_outlive_signals,
+        )
+        if workers:
+            atexit.register(_release, weakref.ref(self))
+
+    def __len__(self) -> int:
+        return self.order.batches
+
+    def __iter__(self) -> Iterator[PreferenceBatch | EncodedBatch]:
+        # The body of a generator runs at the first `next`: by then the Trainer has restored its counters.
+        yield from self.loader
+
+    def release(self) -> None:
+        """Shut the workers down now, even if a traceback still holds their iterator.
+
+        At exit Python would wait for them without end, since they survive the one signal that it sends.
+        """
+        iterator: Any = self.loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()  # torch does so once nobody holds the iterator
+            self.loader._iterator = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Return nothing: the Trainer's counters are the state. Lightning resumes mid-epoch if the method exists."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Restore nothing, see `state_dict`."""
+
+
+class RemainingBatches:
+    """Sampler of the batches that an epoch has left on this rank.
+
+    Args:
+        loader: knows the order and the position.
+    """
+
+    def __init__(self, loader: PairLoader) -> None:
+        self.order, self.position = loader.order, loader.position
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, consumed = self.position()
+        return iter(self.order.epoch(epoch)[consumed:])
+
+    def __len__(self) -> int:
+        return self.order.batches
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _release(loader: "weakref.ref[PairLoader]") -> None:
+    """Shut the workers down at exit, before multiprocessing joins them."""
+    alive = loader()
+    if alive is not None:
+        alive.release()
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let a worker survive SIGUSR1 and the first SIGTERM, which SLURM sends to all processes of a run.
+
+    A run whose worker died could not finish its step. The second SIGTERM ends the worker.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
