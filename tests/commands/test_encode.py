@@ -353,7 +353,7 @@ def test_pairs_keep_their_aspect_ratio_in_buckets(tmp_path):
     cache, shard = Cache.open(tmp_path / "cache"), str(tmp_path / "00000.tar")
     shapes = [tuple(cache.latents(shard, row, True).shape[-2:]) for row in range(3)]
     assert shapes == [(32, 32), (32, 32), (24, 48)]
-    assert cache.geometry(shard, 2)[0, -2:].tolist() == [48, 96]  # of 1 to 2
+    assert cache.time_ids(shard, 2)[0, -2:].tolist() == [48, 96]  # of 1 to 2
     cache.check({"aspect_buckets": True, "resolution": 64})
 
 

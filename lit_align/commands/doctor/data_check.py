@@ -75,7 +75,7 @@ class DataCheck:
         """
         if self._expected is None:
             self._expected = self._expect(backbone)
-        split.source(self._expected)
+        split.reader(self._expected)
         checked = "resolution, shards and encoders" if "encoders" in self._expected else "resolution and shards"
         return [f"{split.name}: {split.cache} fits {checked}"]
 
