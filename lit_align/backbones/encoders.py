@@ -198,9 +198,8 @@ class Encoders(nn.Module, ABC):
     def _check_origin(self, origin: CacheOrigin | None) -> None:
         if origin is None or origin == self._accepted:
             return
-        own = self.encoders_identity()
-        changed = [f"encoders.{name} was {origin.encoders.get(name)!r}, is {own[name]!r}" for name in own]
-        changed = [words for words, name in zip(changed, own, strict=True) if origin.encoders.get(name) != own[name]]
+        known, own = origin.encoders, self.encoders_identity()
+        changed = [f'encoders.{k} was "{known.get(k)}", is "{own[k]}"' for k in own if known.get(k) != own[k]]
         if changed:
             raise UserValueError(
                 f"The cache {origin.folder} does not fit this run: {'; '.join(changed)}. Encode into another folder "

@@ -410,6 +410,9 @@ def no_encoders(monkeypatch):
 def first_pair(batch):
     """A batch of one: half precision is slow on the CPU."""
     info = {name: value[:1] for name, value in batch.pairs._asdict().items() if isinstance(value, torch.Tensor)}
+    if isinstance(batch, PreferenceBatch):
+        pairs = batch.pairs._replace(**info)
+        return PreferenceBatch(batch.images[:1], batch.time_ids[:1], batch.prompts[:1], pairs)
     return batch._replace(
         moments=Moments(batch.moments.values[:1]),
         time_ids=batch.time_ids[:1],
@@ -453,7 +456,7 @@ def test_training_on_cached_pairs_loads_no_encoders(shards, folder, tmp_path, no
 def test_training_on_pixels_misses_encoders_before_the_first_step(shards, folder, tmp_path, no_encoders):
     pixels, _ = batches(shards, Cache.open(folder), False)
     module = AlignmentModule(StableDiffusionXL(str(PIPELINE)), MaPO())
-    module.training_step = lambda batch, batch_idx: pytest.fail("a step was taken")
+    module.on_before_optimizer_step = lambda optimizer: pytest.fail("a step was taken")
     with pytest.raises(AssertionError, match="an encoder was loaded"):
         fit(module, Batches([pixels], encoded=False), tmp_path)
 
