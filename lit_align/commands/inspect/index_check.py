@@ -1,13 +1,13 @@
 """Compare a shard with its index."""
 
-import hashlib
 from typing import Any
 
-from lit_align.data.shards.index import SIZES, ShardEntry, content_digest, read_rows, upright_size
-from lit_align.data.shards.layout import RawPair, Sample
-from lit_align.data.shards.storage import exists, open_binary, within
+from lit_align.data.shards.index import SIZES, ShardEntry, digest_shard, read_rows, sample_row
+from lit_align.data.shards.layout import Sample
+from lit_align.data.shards.storage import exists, within
 
-BLOCK_BYTES = 1 << 20
+ALWAYS = ("key", "offset", "size", "label_0")  # columns compared for every sample
+OF_PAIRS = ("prompt", "content", *SIZES)  # columns compared for valid pairs
 
 
 class IndexCheck:
@@ -22,7 +22,7 @@ class IndexCheck:
 
     def __init__(self, shard: str, stored: list[dict[str, Any]] | None, about: dict[str, Any], differences: list[str]):
         self.shard, self.stored, self.about, self.differences = shard, stored, about, differences
-        self.labels: list[float | None] = []  # None for a broken sample
+        self.labels: list[float] = []  # NaN for a broken sample
         self.counts: dict[str, int] = {}  # number of differing rows, by column
         self.first: dict[str, str] = {}  # the first difference, by column
 
@@ -38,22 +38,23 @@ class IndexCheck:
             table = read_rows(path)
         except (OSError, ValueError) as error:
             return cls(shard, None, about, [str(error)])
-        names = ("bytes", "sha256")
-        about |= {name: table.schema.metadata[name.encode()].decode() for name in names}
+        about |= {name: table.schema.metadata[name.encode()].decode() for name in ("bytes", "sha256")}
         return cls(shard, table.to_pylist(), about, [])
 
-    def add(self, sample: Sample, pair: RawPair | None) -> None:
-        """Compare the next sample; `pair` is None for a broken one."""
+    def add(self, sample: Sample, seen: bool) -> None:
+        """Compare the next sample; `seen` says that the shard had its key before."""
         number = len(self.labels)
-        self.labels.append(None if pair is None else pair.label_0)
-        if self.stored is None or number >= len(self.stored):
+        stored = self.stored[number] if self.stored is not None and number < len(self.stored) else None
+        whole = stored is not None and stored["content"] != ""  # otherwise the index has not read the images
+        row = sample_row(sample, whole, whole, seen)
+        self.labels.append(row["label_0"])
+        if stored is None:
             return
-        stored = dict(self.stored[number])
-        stored["label_0"] = None if stored["label_0"] != stored["label_0"] else stored["label_0"]
-        for name, value in _row(sample, pair, with_images=bool(stored["content"])).items():
-            if stored[name] != value:
+        for name in ALWAYS if row["fault"] is not None else (*ALWAYS, *OF_PAIRS):
+            old, new = stored[name], row[name]
+            if old != new and (old == old or new == new):  # NaN equals NaN here
                 self.counts[name] = self.counts.get(name, 0) + 1
-                text = f"first at key {sample.key}: index {_short(stored[name])}, shard {_short(value)}"
+                text = f"first at key {sample.key}: index {_short(old)}, shard {_short(new)}"
                 self.first.setdefault(name, text)
 
     def finish(self, whole: bool) -> list[str]:
@@ -69,43 +70,19 @@ class IndexCheck:
         return found + self._shard_differences() if whole else found
 
     def _shard_differences(self) -> list[str]:
+        broken, ties = sum(label != label for label in self.labels), self.labels.count(0.5)
         try:
-            facts = within(None, self.shard, self._facts)
+            facts: dict[str, Any] = within(None, self.shard, lambda: digest_shard(self.shard))
         except OSError as error:
             return [f"its bytes could not be read again: {error}"]
+        facts |= {"samples": len(self.labels), "pairs": len(self.labels) - broken - ties}
+        facts |= {"ties": ties, "broken": broken}
         pairs = [(name, stored, facts[name.removeprefix("index.json: ")]) for name, stored in self.about.items()]
         return [f"{name}: index {_short(a)}, shard {_short(b)}" for name, a, b in pairs if str(a) != str(b)]
 
-    def _facts(self) -> dict[str, Any]:
-        sha256, count = hashlib.sha256(), 0
-        with open_binary(self.shard) as file:
-            while block := file.read(BLOCK_BYTES):
-                sha256.update(block)
-                count += len(block)
-        broken, ties = self.labels.count(None), self.labels.count(0.5)
-        pairs = len(self.labels) - broken - ties
-        facts = {"samples": len(self.labels), "pairs": pairs, "ties": ties, "broken": broken}
-        return {"bytes": count, "sha256": sha256.hexdigest(), **facts}
-
-
-def _row(sample: Sample, pair: RawPair | None, with_images: bool) -> dict[str, Any]:
-    """Compute the sample's index row; digest and sizes of the images only `with_images`."""
-    row = {
-        "key": sample.key,
-        "offset": sample.offset,
-        "size": sample.size,
-        "label_0": None if pair is None else pair.label_0,
-    }
-    if pair is not None:
-        row["prompt"] = pair.prompt
-        if with_images:
-            sizes = (*upright_size(pair.image_0), *upright_size(pair.image_1))
-            row |= {"content": content_digest(pair), **dict(zip(SIZES, sizes, strict=True))}
-    return row
-
 
 def _short(value: Any) -> str:
-    if value is None:
-        return "broken"
+    if value != value:
+        return "broken"  # NaN
     text = repr(value) if isinstance(value, str) and not value.isalnum() else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from lit_align.commands.inspect.index_check import IndexCheck
 from lit_align.data.images import decode
-from lit_align.data.shards.index import ShardEntry
+from lit_align.data.shards.index import ShardEntry, parse_unique
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_bytes, parse_sample, read_samples
 from lit_align.data.shards.storage import read_range, size
 
@@ -67,14 +67,13 @@ def inspect_shard(job: ShardToInspect, seed: int, advance: Callable[[int], None]
     seen: set[str] = set()
     try:
         for sample in read_samples(job.shard):
-            pair, reason = _parse(sample, sample.key in seen)
-            seen.add(sample.key)
             if check is not None:
-                check.add(sample, pair)
-            row = _row(sample, pair, reason)
+                check.add(sample, sample.key in seen)
+            row = _row(sample, sample.key in seen)
             row["draw"] = digest(f"{seed} {job.number} {sample.key}".encode())
             for name, value in row.items():
                 rows[name].append(value)
+            seen.add(sample.key)
             advance(sample.size)
     except SampleError as error:
         fault = str(error)
@@ -84,20 +83,13 @@ def inspect_shard(job: ShardToInspect, seed: int, advance: Callable[[int], None]
     return ShardReport(job.shard, count, pa.table(rows, ROWS), fault, check is not None, differences)
 
 
-def _parse(sample: Sample, seen: bool) -> tuple[RawPair | None, str]:
-    try:
-        if seen:
-            raise SampleError(f"{sample.location}: the shard has this key twice. Give its samples keys of their own.")
-        return parse_sample(sample), ""
-    except SampleError as error:
-        return None, str(error)
-
-
-def _row(sample: Sample, pair: RawPair | None, reason: str) -> dict[str, Any]:
+def _row(sample: Sample, seen: bool) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(ROWS.names, 0)
-    row |= {"key": sample.key, "offset": sample.offset, "size": sample.size, "fault": reason}
-    if pair is None:
-        return row
+    row |= {"key": sample.key, "offset": sample.offset, "size": sample.size}
+    try:
+        pair = parse_unique(sample, seen)
+    except SampleError as error:
+        return row | {"fault": str(error)}
     for number, data in enumerate((pair.image_0, pair.image_1)):
         try:
             width, height = decode(data).size

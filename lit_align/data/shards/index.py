@@ -87,25 +87,31 @@ def scan_rows(shard: str, whole: bool, sizes: bool = False, timeout: float | Non
     rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
     seen: set[str] = set()
     for sample in read_samples(shard, None if whole else HEADER_BYTES if sizes else 0, timeout):
-        for name, value in _row(sample, whole, whole or sizes, sample.key in seen).items():
+        for name, value in sample_row(sample, whole, whole or sizes, sample.key in seen).items():
             rows[name].append(value)
         seen.add(sample.key)
     return pa.table(rows, ROWS)
 
 
-def _row(sample: Sample, whole: bool, sizes: bool, seen: bool) -> dict[str, Any]:
+def sample_row(sample: Sample, whole: bool, sizes: bool, seen: bool) -> dict[str, Any]:
+    """Make the index row of a sample; arguments as for `scan_rows`, `seen` for a key that the shard had before."""
     row: dict[str, Any] = {"key": sample.key, "offset": sample.offset, "size": sample.size, "label_0": float("nan")}
     row |= {"prompt": "", "content": "", "fault": None, **dict.fromkeys(SIZES, 0)}
     try:
-        if seen:
-            raise SampleError(f"{sample.location}: the shard has this key twice. Give its samples keys of their own.")
-        pair = parse_sample(sample)
+        pair = parse_unique(sample, seen)
     except SampleError as error:
         return row | {"fault": str(error)}
     row |= {"label_0": pair.label_0, "prompt": pair.prompt, "content": content_digest(pair) if whole else ""}
     if sizes:
         row |= dict(zip(SIZES, (*upright_size(pair.image_0), *upright_size(pair.image_1)), strict=True))
     return row
+
+
+def parse_unique(sample: Sample, seen: bool) -> RawPair:
+    """Parse a sample; raises SampleError if it is broken, or if the shard had its key before."""
+    if seen:
+        raise SampleError(f"{sample.location}: the shard has this key twice. Give its samples keys of their own.")
+    return parse_sample(sample)
 
 
 SIZES = ("height_0", "width_0", "height_1", "width_1")
@@ -129,19 +135,23 @@ def index_shard(shard: str, folder: str | None = None) -> ShardEntry:
         SampleError: if the shard is missing, cut off or damaged.
     """
     table = scan_rows(shard, whole=True)
-    digest = hashlib.sha256()
-    count = 0
-    with open_binary(shard) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            count += len(block)
-    about = {"format": str(FORMAT), "bytes": str(count), "sha256": digest.hexdigest()}
+    about = {"format": str(FORMAT), **{name: str(value) for name, value in digest_shard(shard).items()}}
     path = Path(rows_path(shard, folder))
     with atomic_path(path) as part:
         pq.write_table(table.replace_schema_metadata(about), part, compression="zstd")
     entry = read_entry(shard, folder)
     assert entry is not None
     return entry
+
+
+def digest_shard(shard: str) -> dict[str, int | str]:
+    """Read a shard's size (`bytes`) and digest (`sha256`)."""
+    digest, count = hashlib.sha256(), 0
+    with open_binary(shard) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            count += len(block)
+    return {"bytes": count, "sha256": digest.hexdigest()}
 
 
 def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
