@@ -104,13 +104,12 @@ class Doctor:
         for name in self.parts.judges():
             yield f"{name}: left out here and not checked, because its scorers would load their weights"
 
-    def _checkpoint(self) -> list[str]:
+    def _checkpoint(self) -> None:
         path = self.config.get("ckpt_path")
         if path is not None and path not in CKPT_WORDS and ":" not in path and not Path(path).exists():
             raise UserFileNotFoundError(
                 f"ckpt_path {path!r} does not exist. Name a checkpoint, or leave ckpt_path out to start a new run."
             )
-        return []
 
     def _weights(self) -> None:
         self.found.check("weights", self._backbone)
@@ -147,9 +146,8 @@ class Doctor:
         yield "data.scorers: the pairs are scored while training; the scorers' weights are not checked"
         self.parts.live_vote()  # checked first: the data module would stop at the first of its own errors
 
-    def _open_data(self, scorers: bool) -> list[str]:
+    def _open_data(self, scorers: bool) -> None:
         self.data = DataCheck(self.parts.data(scorers), self.machine.devices)
-        return []
 
     def _train_split(self) -> Iterator[str]:
         if self.data is not None:
@@ -192,20 +190,18 @@ class Doctor:
         epochs = f", {steps / epoch_steps:,.1f} epochs" if epoch_steps else ""
         yield f"until       {steps:,} optimizer steps, {pairs:,} pairs{epochs}"
 
-    def _vote(self) -> list[str]:
+    def _vote(self) -> None:
         objective = self.parts.objective()
         if objective.needs_vote and self.config.data.vote is None and self.config.data.scorers is None:
             raise UserValueError(
                 f"{type(objective).__name__} learns from votes, but data.vote is not set. Set it, or choose "
                 "DiffusionDPO."
             )
-        return []
 
-    def _refusals(self) -> list[str]:
+    def _refusals(self) -> None:
         lora, optimizer = self.config.model.backbone.init_args.lora is not None, self.parts.optimizer()
         for refusal in self.machine.refusals(precision=self.machine.precision, optimizer=optimizer, lora=lora):
             self.found.fail("run", UserValueError(refusal))
-        return []
 
     def _memory(self) -> Iterator[str]:
         if self.backbone is None:

@@ -56,7 +56,8 @@ class DataCheck:
         if any(is_url(path) for path in bare):
             return [f"{len(files):,} shards, {len(bare):,} of them remote and without an index: not checked"]
         split.look(self.data.vote, self.data.live_vote, self.data.aspect_buckets)
-        pairs, ties, broken = (sum(map(count, split.shards)) for count in (len, _ties, _broken))
+        pairs, ties = sum(map(len, split.shards)), sum(shard.ties for shard in split.shards)
+        broken = sum(len(shard.broken) for shard in split.shards)
         return [
             f"{pairs:,} pairs in {len(files):,} shards, {len(files) - len(bare):,} of them with an index; left out: "
             f"{ties:,} ties, {broken:,} broken samples",
@@ -85,11 +86,3 @@ class DataCheck:
         if backbone is not None and weights_are_here(backbone):
             expected["encoders"] = backbone.encoders_identity()
         return expected
-
-
-def _ties(shard: Any) -> int:
-    return int(shard.ties)
-
-
-def _broken(shard: Any) -> int:
-    return len(shard.broken)

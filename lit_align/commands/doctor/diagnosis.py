@@ -14,11 +14,11 @@ class Diagnosis:
     errors: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
 
-    def check(self, title: str, check: Callable[[], Iterable[str]]) -> None:
+    def check(self, title: str, check: Callable[[], Iterable[str] | None]) -> None:
         """Append the lines of a check to a section; an exception becomes an error of that section."""
         lines = self.sections.setdefault(title, [])
         try:
-            for line in check():
+            for line in check() or ():
                 lines.append(line)  # one by one: lines before an exception are kept
         except Exception as error:  # any exception would also stop the run
             self.fail(title, error)
