@@ -1,4 +1,4 @@
-"""The face of every pretrained model."""
+"""Base class of all backbones: denoiser, reference, noise schedule and encoders of a pretrained pipeline."""
 
 import inspect
 from abc import abstractmethod
@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
-from lit_align.backbones.encoders import DIFFUSERS_STEM, DTYPES, Encoders, Precision
+from lit_align.backbones.encoder_parts import DIFFUSERS_STEM, DTYPES, EncoderParts, Precision
+from lit_align.backbones.encoders import Encoders
 from lit_align.backbones.loading.meta import load_model
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, force_contiguous_proj_in
@@ -26,21 +27,21 @@ __all__ = ["DTYPES", "Backbone", "Precision"]
 
 
 class Backbone(Encoders):
-    """A latent diffusion model of which only the denoiser (all of it, or its LoRA) learns.
+    """A latent diffusion model of which only the denoiser, or a LoRA on it, is trained.
 
     Args:
         repo: hub id or local folder of a diffusers pipeline.
-        vae_repo: hub id or local folder of another VAE, such as one that is safe in fp16.
+        vae_repo: hub id or local folder of another VAE, such as one that does not overflow in fp16.
         revision: branch, tag or commit of `repo`.
-        variant: weight files' variant in `repo`, such as `fp16`; training weights are float32 all the same.
-        lora: train a low-rank adapter with these settings in place of the whole denoiser.
+        variant: variant of the weight files in `repo`, such as `fp16`; trained weights are float32 in any case.
+        lora: settings of a low-rank adapter to train instead of the whole denoiser.
         gradient_checkpointing: recompute activations in the backward pass; about a third slower, much less memory.
-        vae_precision: the VAE's own precision, whatever the Trainer's is; SDXL's original VAE is not finite in fp16.
-        vae_slicing: encode and decode one image at a time; less memory, slower where images are small.
+        vae_precision: precision of the VAE, independent of the Trainer's; SDXL's original VAE overflows in fp16.
+        vae_slicing: encode and decode one image at a time: less memory, but slower for small images.
 
     Raises:
         ValueError: if `repo` holds a pipeline of another kind.
-        OSError: from diffusers, if it cannot be found.
+        OSError: from diffusers, if `repo` cannot be found.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class Backbone(Encoders):
     ) -> None:
         super().__init__(repo, vae_repo, revision, variant, vae_precision, vae_slicing)
         self.lora = lora
-        self.denoiser_source = ModelLocation(repo, "unet", revision, variant)
-        self.denoiser = load_model(UNet2DConditionModel, self.denoiser_source, torch.float32)
+        self.denoiser_location = ModelLocation(repo, "unet", revision, variant)
+        self.denoiser = load_model(UNet2DConditionModel, self.denoiser_location, torch.float32)
         self.scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler", revision=revision)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self._choose_trainable(lora, gradient_checkpointing)
@@ -65,14 +66,14 @@ class Backbone(Encoders):
 
     @classmethod
     def without_denoiser(cls, **arguments: Any) -> Self:
-        """The encoders of a backbone alone, for what never trains; arguments are those of the constructor."""
+        """Build a backbone that only encodes; arguments are those of the constructor."""
         backbone = cls.__new__(cls)
-        known = inspect.signature(Encoders.__init__).parameters
+        known = inspect.signature(EncoderParts.__init__).parameters
         Encoders.__init__(backbone, **{name: value for name, value in arguments.items() if name in known})
         return backbone
 
-    def sources(self) -> dict[str, tuple[ModelLocation, str]]:
-        return {"unet": (self.denoiser_source, DIFFUSERS_STEM), **super().sources()}
+    def model_locations(self) -> dict[str, tuple[ModelLocation, str]]:
+        return {"unet": (self.denoiser_location, DIFFUSERS_STEM), **super().model_locations()}
 
     def _choose_trainable(self, lora: LoRA | None, gradient_checkpointing: bool) -> None:
         self.requires_grad_(False)
@@ -119,8 +120,6 @@ class Backbone(Encoders):
         with self.reference.active() as denoiser:
             return self._denoise(denoiser, latents, timesteps, conditioning, time_ids)
 
-    # -- errors
-
     def pair_errors(self, encoded: EncodedBatch, draw: Draw) -> PairErrors:
         """Compute the policy's errors of both images of each pair, in one forward pass over all images."""
         return self._pair_errors(self.denoise, encoded, draw)
@@ -142,8 +141,6 @@ class Backbone(Encoders):
         )
         return noise_pair(self.schedule, chosen, rejected, draw.noise, draw.timesteps)
 
-    # -- reference and devices
-
     def add_reference(self) -> None:
         """Keep the denoiser as it is now as `reference`; a second call changes nothing."""
         if self.reference is None:
@@ -154,18 +151,18 @@ class Backbone(Encoders):
                 self.reference = FrozenAdapter(self.denoiser, self.lora.config())
 
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None, keep_for_backward: bool = False) -> None:
-        """Share the denoiser's weights and its frozen copy's out among devices, see `shard_denoiser`.
+        """Shard the denoiser and its frozen copy over devices, see `shard_denoiser`.
 
-        A copy has no backward pass and keeps nothing.
+        The copy has no backward pass, so `keep_for_backward` does not apply to it.
 
         Raises:
             ValueError: if a LoRA is trained.
         """
         if self.lora is not None:
             raise UserValueError(
-                "trainer.strategy shares the weights of a whole denoiser out, but model.backbone.lora is set: its "
-                "frozen weights cannot be in the compute precision there. A LoRA needs little memory: set "
-                "trainer.strategy to ddp."
+                "trainer.strategy shards the weights of a whole denoiser, but model.backbone.lora is set: its frozen "
+                "weights cannot be in the compute precision there. A LoRA needs little memory: set trainer.strategy "
+                "to ddp."
             )
         shard_denoiser(self.denoiser, mesh, dtype, keep_for_backward)
         for denoiser in self.reference.own_denoisers() if self.reference else []:
@@ -173,19 +170,19 @@ class Backbone(Encoders):
 
     @abstractmethod
     def pipeline(self) -> Any:
-        """A diffusers pipeline of the live modules, for sampling."""
+        """Build a diffusers pipeline of the current modules, for sampling."""
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Frozen parts stay in eval mode whatever the mode is."""
+        """Set the mode of the denoiser; frozen parts stay in eval mode."""
         super().train(False)
         self.training = mode
         self.denoiser.train(mode)
         return self
 
     def cast_frozen(self, dtype: torch.dtype) -> None:
-        """Put what never learns into the compute precision, and the VAE into its own.
+        """Cast frozen weights to the compute precision and the VAE to its own.
 
-        But for the reference, which must be able to equal the policy.
+        The reference is not cast: it must be able to equal the policy.
         """
         super().cast_frozen(dtype)
         twin = {id(weight) for weight in self.reference_weights().values()}
@@ -194,15 +191,15 @@ class Backbone(Encoders):
                 parameter.data = parameter.data.to(dtype)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """What learns, by its name in this module."""
+        """Return the trained parameters by their names in this module."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def reference_weights(self) -> dict[str, Tensor]:
-        """What is the reference's own, by its name in this module; nothing where there is no reference."""
+        """Return the reference's own weights by their names in this module; none without a reference."""
         return {} if self.reference is None else {name: frozen for name, (frozen, _) in self.reference.pairs().items()}
 
     def export_info(self) -> dict[str, Any]:
-        """What an export needs to know beside the trained weights; plain values only."""
+        """Return what an export needs beside the trained weights; plain values only."""
         return {
             "repo": self.repo,
             "pipeline": self.pipeline_class.__name__,

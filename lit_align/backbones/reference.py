@@ -1,6 +1,6 @@
-"""The frozen twin that an objective compares the policy with: a copy of the denoiser, or a second adapter on it.
+"""Reference models: a frozen copy of the denoiser, or a second, frozen adapter on it.
 
-Both start equal to the policy at the start of a run, the pretrained model, and change only in `update`.
+A reference starts as the pretrained model, equal to the policy, and only changes in `update`.
 """
 
 import copy
@@ -21,7 +21,7 @@ POLICY, REFERENCE = "default", "reference"  # names of the adapters; the first i
 
 
 class Reference(nn.Module, ABC):
-    """A model that never learns."""
+    """A frozen model that an objective compares the policy with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,23 +29,23 @@ class Reference(nn.Module, ABC):
 
     @abstractmethod
     def active(self) -> AbstractContextManager[Denoiser]:
-        """A context in which the denoiser that it gives predicts as the reference does."""
+        """Return a context that yields a denoiser with the reference's weights."""
 
     @abstractmethod
     def pairs(self) -> dict[str, tuple[Tensor, nn.Parameter]]:
-        """The reference's tensors beside the policy's, by the reference's name in the backbone."""
+        """Pair each of the reference's tensors with the policy's, by the name of the former in the backbone."""
 
     @abstractmethod
     def own_denoisers(self) -> list[Denoiser]:
-        """Denoisers beside the policy's, which take memory of their own."""
+        """List denoisers beside the policy's that need memory of their own."""
 
     @abstractmethod
     def check_alpha(self, alpha: float) -> None:
-        """Raise a ValueError where `update` cannot move it by `alpha` exactly."""
+        """Raise a ValueError if `update` cannot blend exactly with this `alpha`."""
 
     @torch.no_grad()
     def update(self, alpha: float) -> None:
-        """reference <- alpha policy + (1 - alpha) reference; alpha 1 copies bit for bit."""
+        """Blend: reference <- alpha policy + (1 - alpha) reference; alpha 1 copies bit for bit."""
         self.check_alpha(alpha)
         for frozen, policy in self.pairs().values():
             if alpha == 1:
@@ -56,8 +56,8 @@ class Reference(nn.Module, ABC):
 
     @torch.no_grad()
     def distance(self) -> Tensor:
-        """Euclidean distance of the policy's trained weights from the reference's, scalar; a collective if sharded."""
-        # Tensor by tensor: all differences at once would be a third denoiser in memory.
+        """Euclidean distance of the trained weights from the reference's, scalar. A collective if sharded."""
+        # Tensor by tensor: all differences at once would take the memory of a third denoiser.
         pairs = list(self.pairs().values())
         parts = torch.stack([torch.dist(to_local(policy), to_local(frozen)) for frozen, policy in pairs])
         return norm_of_parts(parts, like=pairs[0][1])
@@ -66,13 +66,13 @@ class Reference(nn.Module, ABC):
 def force_contiguous_proj_in(denoiser: Denoiser) -> None:
     """Make the denoiser predict equal numbers with and without gradients.
 
-    torch multiplies a strided activation by a weight in one way where the weight requires a gradient and in another
-    where it does not. diffusers' transformers begin with such a product, and in bfloat16 the reference then rounded
-    otherwise than an equal policy: in 20 of 26 batches of the bundled pairs.
+    For a strided activation, torch chooses the matrix product by whether the weight requires a gradient. diffusers'
+    transformers begin with such a product, so that in bfloat16 the reference rounded differently from an equal policy,
+    in 20 of 26 batches of the bundled pairs.
     """
     for module in denoiser.modules():
         if isinstance(module, Transformer2DModel):
-            projection = getattr(module.proj_in, "base_layer", module.proj_in)  # where peft has wrapped it
+            projection = getattr(module.proj_in, "base_layer", module.proj_in)  # inside peft's wrapper, if there is one
             if isinstance(projection, nn.Linear):
                 projection.register_forward_pre_hook(_contiguous)
 
@@ -84,12 +84,12 @@ def _contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 class FrozenCopy(Reference):
     """A second denoiser in memory, for full fine-tuning.
 
-    It keeps the policy's float32, so that right after a copy both predict the same to the last bit.
+    It stays in float32 like the policy, so that right after a copy both predict equal bits.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
-        self._policy = [denoiser]  # in a list, for it is the backbone's child, not ours
+        self._policy = [denoiser]  # in a list, so that it is not registered as a submodule here too
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(False).eval()
 
     @contextmanager
@@ -108,13 +108,13 @@ class FrozenCopy(Reference):
 
 
 class FrozenAdapter(Reference):
-    """A second, frozen adapter on the policy's own denoiser: its memory is the adapter's, not a UNet's."""
+    """A second, frozen adapter on the policy's denoiser, which needs the memory of an adapter, not of a UNet."""
 
     def __init__(self, denoiser: Denoiser, config: LoraConfig) -> None:
         super().__init__()
         self._policy = [denoiser]
         with denoiser.device:
-            denoiser.add_adapter(config, REFERENCE)  # peft activates and unfreezes what it adds
+            denoiser.add_adapter(config, REFERENCE)  # peft activates and unfreezes new adapters
         self._activate(POLICY)
         self.update(1.0)
         self.moved = False
@@ -126,7 +126,7 @@ class FrozenAdapter(Reference):
 
     @contextmanager
     def active(self) -> Iterator[Denoiser]:
-        """Enter it before the policy's forward pass: it takes the policy's `requires_grad` away for a while."""
+        """Enter it before the policy's forward pass: it switches off the policy's `requires_grad` meanwhile."""
         denoiser = self._policy[0]
         training = denoiser.training
         self._activate(REFERENCE)

@@ -13,7 +13,7 @@ from lit_align.backbones.reference import Denoiser
 
 
 class StableDiffusionXL(Backbone):
-    """SDXL base; the sizes and the crop of each image condition it, in float32."""
+    """SDXL base, conditioned on the sizes and the crop of each image (`time_ids`, in float32)."""
 
     pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
     text_encoder_classes: ClassVar[dict[str, Any]] = {
@@ -23,6 +23,7 @@ class StableDiffusionXL(Backbone):
 
     @property
     def zeros_for_empty_prompt(self) -> bool:
+        """Whether the conditioning of an empty prompt is zeros."""
         return bool(self.pipeline_config.get("force_zeros_for_empty_prompt", True))
 
     def prompts_identity(self) -> dict[str, str]:
@@ -30,10 +31,10 @@ class StableDiffusionXL(Backbone):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Penultimate hidden states of both encoders side by side, and the second one's pooled output.
+        """Concatenate the penultimate hidden states of both encoders, and return the second one's pooled output.
 
-        SDXL was trained with zeros, not with an encoded empty string, where there is no prompt; the pipeline's
-        config says so.
+        SDXL was trained with zeros for an empty prompt, not with an encoded empty string; the pipeline's config says
+        which.
         """
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):

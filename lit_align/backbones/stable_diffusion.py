@@ -13,7 +13,7 @@ from lit_align.backbones.reference import Denoiser
 
 
 class StableDiffusion(Backbone):
-    """Stable Diffusion 1.x and 2.x (arXiv 2112.10752); sizes and crops condition nothing here."""
+    """Stable Diffusion 1.x and 2.x (arXiv 2112.10752), which `time_ids` do not condition."""
 
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline
     text_encoder_classes: ClassVar[dict[str, Any]] = {"text_encoder": CLIPTextModel}

@@ -1,6 +1,6 @@
-"""An estimate of a training step's memory: the step itself is taken, on tensors that have a shape and no content.
+"""Estimate a training step's memory by taking the step on meta tensors, which have shapes but no content.
 
-What it leaves out: the device's own context, workspaces of its libraries, and what an allocator loses between blocks.
+Left out: the device's context, workspaces of its libraries, and the allocator's fragmentation.
 """
 
 from collections.abc import Iterator
@@ -20,26 +20,26 @@ from lit_align.memory.weight_bytes import WeightBytes, weigh
 from lit_align.training.module import COMPUTE_DTYPES, AlignmentModule
 from lit_align.user_errors import UserValueError
 
-ENCODING = ("VAE", "text encoders")  # stages that a run on a cache does not have
+ENCODING = ("VAE", "text encoders")  # stages that a run on a cache skips
 PRECISIONS = {*COMPUTE_DTYPES, "32-true"}
 
 
 class UnknownPrecision(UserValueError):
-    """A precision of which no more can be told."""
+    """A precision for which memory cannot be estimated."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one device does.
+    """Work of one device in a training step.
 
     Args:
-        device: `cpu` or `cuda`, which autocast and attend otherwise.
-        precision: of the Trainer, in its full spelling.
-        batch_size: pairs a micro-batch.
-        height: of the images, pixels.
-        width: of the images, pixels.
+        device: `cpu` or `cuda`, which differ in autocast and attention.
+        precision: the Trainer's precision, in full spelling.
+        batch_size: pairs per micro-batch.
+        height: height of the images, pixels.
+        width: width of the images, pixels.
         encoded: whether all pairs come from a cache.
-        shares: what each device holds of what is spread over several.
+        shares: how a strategy divides memory over devices.
     """
 
     device: str
@@ -53,61 +53,62 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes a device needs."""
+    """Bytes that a device needs."""
 
     weights: WeightBytes
     buckets: int  # DDP's copies of the gradients
-    optimizer: OptimizerBytes | None  # None where it does not say
+    optimizer: OptimizerBytes | None  # None where it cannot be measured
     saved: int  # by autograd for the backward pass
-    stages: dict[str, int]  # peak of each part of a step, beyond what there is between steps
+    stages: dict[str, int]  # peak of each part of a step, on top of `standing`
 
     @property
     def standing(self) -> int:
-        """What there is between steps."""
+        """Bytes in use between steps."""
         state = 0 if self.optimizer is None else self.optimizer.state
         return self.weights.parameters + self.weights.gradients + self.buckets + state
 
     @property
     def activations(self) -> int:
-        """What the greatest part of a step adds."""
+        """Bytes that the largest part of a step adds."""
         return max(self.stages.values())
 
     @property
     def total(self) -> int:
+        """Peak of a step."""
         return self.standing + self.activations
 
     def without_encoders(self) -> "Estimate":
-        """The same on a cache."""
+        """Return the estimate for a run on a cache."""
         stages = {name: peak for name, peak in self.stages.items() if name not in ENCODING}
         return replace(self, weights=self.weights._replace(encoders=0), stages=stages)
 
     def with_optimizer(self, optimizer: OptimizerBytes) -> "Estimate":
-        """The same with another optimizer."""
+        """Return the estimate with another optimizer."""
         return replace(self, optimizer=optimizer, stages=self.stages | {"optimizer step": optimizer.step})
 
 
 def estimate(module: AlignmentModule, work: Work) -> Estimate:
-    """Take a step on the meta device.
+    """Estimate memory by a step on the meta device.
 
     Args:
-        module: built within `backbones.shapes.shapes_only`; it is cast as a run would cast it, so use it once.
-        work: of one device.
+        module: module built within `shapes_only`. It is cast as in a run, so it cannot be used again.
+        work: work of one device.
 
     Raises:
-        UnknownPrecision: for one that is not known here.
+        UnknownPrecision: if the precision's memory is not known.
         OSError: if a config or a tokenizer cannot be found.
     """
     if work.precision not in PRECISIONS:
         raise UnknownPrecision(
             f"trainer.precision {work.precision}: its memory is not known. Known: {sorted(PRECISIONS)}."
         )
-    with shapes_only():  # encoders that load now too
+    with shapes_only():  # encoders are loaded here
         prepare(module, work)
         weights = weigh(module.backbone)
         trained = list(module.backbone.trainable_parameters().values())
         optimizer = measure_optimizer(module.optimizer, trained, foreach=work.device != "cpu")
         saved, stages = MetaStep(module, work).run()
-    width = COMPUTE_DTYPES.get(work.precision, torch.float32).itemsize  # of weights that are gathered
+    width = COMPUTE_DTYPES.get(work.precision, torch.float32).itemsize  # bytes of a gathered weight
     stages["policy"] += width * work.shares.of_policy(module.backbone.denoiser)
     if "reference" in stages:
         stages["reference"] += width * work.shares.of_reference(module.backbone.denoiser)
@@ -118,7 +119,7 @@ def estimate(module: AlignmentModule, work: Work) -> Estimate:
 
 
 def prepare(module: AlignmentModule, work: Work) -> None:
-    """Cast and load as the Trainer and `AlignmentModule.on_fit_start` do."""
+    """Cast and load like the Trainer and `AlignmentModule.on_fit_start`."""
     backbone, dtype = module.backbone, COMPUTE_DTYPES.get(work.precision, torch.float32)
     nn.Module.to(backbone, "meta")
     if work.precision.endswith("-true"):
@@ -130,11 +131,11 @@ def prepare(module: AlignmentModule, work: Work) -> None:
 
 
 class MetaStep:
-    """A training step of shapes.
+    """Takes a training step on the meta device.
 
     Args:
-        module: prepared.
-        work: of one device.
+        module: module after `prepare`.
+        work: work of one device.
     """
 
     def __init__(self, module: AlignmentModule, work: Work) -> None:
@@ -143,7 +144,7 @@ class MetaStep:
         self.live = LiveBytes()
 
     def run(self) -> tuple[int, dict[str, int]]:
-        """Bytes that autograd saves, and the peak of each stage."""
+        """Return the bytes that autograd saves, and the peak of each stage."""
         trained = self.backbone.trainable_parameters().values()
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
@@ -157,7 +158,7 @@ class MetaStep:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        """Keep the peak of what is done in it."""
+        """Record the peak within this context as the stage's."""
         self.live.peak = self.live.now
         yield
         self.stages[name] = self.live.peak
@@ -175,7 +176,7 @@ class MetaStep:
         with self.backbone.borrowed_encoders(), self._stage(ENCODING[1]):
             once = self.backbone.encode_prompts(["a"] * work.batch_size)
         if work.encoded:
-            del self.stages[ENCODING[1]]  # borrowed for the shapes of what a cache holds
+            del self.stages[ENCODING[1]]  # only loaded for the shapes of what a cache holds
         conditioning = {name: torch.cat([value, value]) for name, value in once.items()}
         timesteps = torch.zeros(images, dtype=torch.int64, device="meta")
         return latents, timesteps, conditioning, torch.zeros(images, 6, dtype=torch.int64, device="meta")
@@ -199,7 +200,7 @@ class MetaStep:
 
 
 def _backward(loss: Tensor) -> None:
-    """As `loss.backward()`, within which torch turns the function modes off that a recomputation needs."""
+    """Run the backward pass. `loss.backward()` would switch off the function modes that a recomputation needs."""
     engine: Any = torch.autograd.Variable._execution_engine
     engine.run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True

@@ -37,11 +37,11 @@ def advice_on_data(check: DataCheck, machine: Machine) -> Iterator[str]:
 
 def advice_on_precision(backbone: Backbone, machine: Machine) -> Iterator[str]:
     """Advise on numbers that overflow or round away."""
-    stored = AutoencoderKL.load_config(backbone.vae_source.repo, **backbone.vae_source.load_options)
+    stored = AutoencoderKL.load_config(backbone.vae_location.repo, **backbone.vae_location.load_options)
     if backbone.vae_precision == "fp16" and stored.get("force_upcast"):
         yield (
             f"model.backbone.vae_precision bf16 or fp32, or a model.backbone.vae_repo that is safe in fp16: the config "
-            f"of {backbone.vae_source} says force_upcast, because its activations overflow in fp16"
+            f"of {backbone.vae_location} says force_upcast, because its activations overflow in fp16"
         )
     if machine.precision in HALF_WEIGHTS:
         yield (

@@ -114,7 +114,7 @@ class Doctor:
     def _weights(self) -> None:
         self.found.check("weights", self._backbone)
         if self.backbone is not None:
-            for name, (location, stem) in self.backbone.sources().items():
+            for name, (location, stem) in self.backbone.model_locations().items():
                 self.found.check("weights", partial(weight_lines, name, location, stem))
             self.found.check("weights", self._tokenizers)
 

@@ -60,6 +60,6 @@ def weight_lines(name: str, location: ModelLocation, stem: str) -> list[str]:
 def weights_are_here(backbone: Backbone) -> bool:
     """Whether all weights of the backbone are on this machine."""
     try:
-        return all(weight_files(*source, download=False) for source in backbone.sources().values())
+        return all(weight_files(*model, download=False) for model in backbone.model_locations().values())
     except FileNotFoundError:
         return False
