@@ -1,4 +1,4 @@
-"""Backbones: loading, conditioning, latents, what is trainable, full-size shapes."""
+"""Backbones: loading, conditioning, latents, trainable parameters, full-size shapes, sampling."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_full_size_unets_have_the_published_parameter_counts(name, parameters):
     if name == "SDXL":
         unet.add_adapter(LoRA().config())
         trainable = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-        assert trainable == 11_612_160  # rank 8 on the four projections of 140 attentions
+        assert trainable == 11_612_160  # rank 8 on four projections of 140 attention layers
 
 
 def test_sdxl_conditioning_is_the_pipelines(sdxl):
@@ -48,7 +48,7 @@ def test_sdxl_conditioning_is_the_pipelines(sdxl):
     kept = [0, 2]
     assert torch.equal(ours["hidden"][kept], hidden[kept])
     assert torch.equal(ours["pooled"][kept], pooled[kept])
-    assert torch.equal(ours["hidden"][1], negative[1])  # zeros, as the pipeline's config asks
+    assert torch.equal(ours["hidden"][1], negative[1])  # zeros, as the pipeline's config says
     assert torch.equal(ours["pooled"][1], negative_pooled[1])
 
 
@@ -59,21 +59,21 @@ def test_sd_conditioning_is_the_pipelines(sd15):
     assert torch.equal(backbone.encode_prompts(PROMPTS)["hidden"], hidden)
 
 
-def test_sdxl_denoises_by_geometry(sdxl):
-    """Sizes condition the UNet as the pipeline's time ids do, without rounding."""
+def test_sdxl_is_conditioned_on_time_ids(sdxl):
+    """As in the pipeline, without rounding."""
     latents, times = torch.randn(2, 4, 16, 16), torch.tensor([10, 900])
     conditioning = sdxl.encode_prompts(["strawberry", "fox"])
-    geometry = torch.tensor([[683, 1001, 0, 3, 32, 32], [32, 32, 0, 0, 32, 32]])
+    time_ids = torch.tensor([[683, 1001, 0, 3, 32, 32], [32, 32, 0, 0, 32, 32]])
     with torch.no_grad():
-        ours = sdxl.denoise(latents, times, conditioning, geometry)
-        added = {"text_embeds": conditioning["pooled"], "time_ids": geometry.float()}
+        ours = sdxl.denoise(latents, times, conditioning, time_ids)
+        added = {"text_embeds": conditioning["pooled"], "time_ids": time_ids.float()}
         theirs = sdxl.denoiser(latents, times, conditioning["hidden"], added_cond_kwargs=added).sample
-        moved = sdxl.denoise(latents, times, conditioning, geometry + 1)
+        moved = sdxl.denoise(latents, times, conditioning, time_ids + 1)
     assert torch.equal(ours, theirs)
     assert not torch.allclose(ours, moved)
 
 
-def test_latents_decode_to_the_images_and_are_standardised(sdxl, images):
+def test_latents_are_standardised_and_decode_to_the_images(sdxl, images):
     latents = sdxl.encode_images(images)
     assert latents.shape == (8, *sdxl.latent_shape(32, 32)) == (8, 4, 16, 16)
     assert 0.7 < latents.std() < 1.3
@@ -84,7 +84,7 @@ def test_latents_decode_to_the_images_and_are_standardised(sdxl, images):
     assert 0 < (sampled - latents).abs().mean() < 0.1
 
 
-def test_per_channel_statistics_of_a_vae_are_honoured(sdxl, images):
+def test_per_channel_statistics_of_a_vae_are_applied(sdxl, images):
     plain = sdxl.encode_images(images)
     restored = sdxl.decode_latents(plain)
     mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
@@ -98,7 +98,7 @@ def test_per_channel_statistics_of_a_vae_are_honoured(sdxl, images):
         sdxl.vae.register_to_config(latents_mean=None, latents_std=None, scaling_factor=1.0)
 
 
-def test_only_the_denoiser_learns_and_frozen_parts_stay_in_eval_mode(sdxl):
+def test_only_the_denoiser_is_trained_and_frozen_parts_stay_in_eval_mode(sdxl):
     assert {name.split(".")[0] for name in sdxl.trainable_parameters()} == {"denoiser"}
     assert len(sdxl.trainable_parameters()) == len(list(sdxl.denoiser.parameters()))
     sdxl.train()
@@ -109,19 +109,19 @@ def test_only_the_denoiser_learns_and_frozen_parts_stay_in_eval_mode(sdxl):
     assert not sdxl.denoiser.training
 
 
-def test_lora_starts_at_the_base_and_is_all_that_learns(sdxl):
+def test_a_lora_starts_at_the_base_model_and_only_it_is_trained(sdxl):
     torch.manual_seed(0)
     lora = StableDiffusionXL(str(PIPELINE), lora=LoRA(rank=4, alpha=8, target_modules=["to_q", "to_v"]))
     names = lora.trainable_parameters()
     assert len(names) == 2 * 2 * 2 * sum(1 for name, _ in sdxl.denoiser.named_modules() if name.endswith("attn1"))
     assert all(".to_q.lora_" in name or ".to_v.lora_" in name for name in names)
     args = [torch.randn(1, 4, 16, 16), torch.tensor([500]), sdxl.encode_prompts(["fox"])]
-    geometry = torch.tensor([[32, 32, 0, 0, 32, 32]])
+    time_ids = torch.tensor([[32, 32, 0, 0, 32, 32]])
     with torch.no_grad():
-        assert torch.equal(lora.denoise(*args, geometry), sdxl.denoise(*args, geometry))
+        assert torch.equal(lora.denoise(*args, time_ids), sdxl.denoise(*args, time_ids))
 
 
-def test_frozen_parts_follow_the_compute_precision_but_the_vae_its_own():
+def test_frozen_parts_have_the_compute_precision_and_the_vae_its_own():
     backbone = StableDiffusionXL(str(PIPELINE), lora=LoRA(), vae_precision="bf16")
     backbone.cast_frozen(torch.float16)
     assert {p.dtype for p in backbone.text_encoders.parameters()} == {torch.float16}
@@ -154,7 +154,7 @@ def test_variant_files_are_loaded_and_train_in_float32(sd15, tmp_path):
     assert {p.dtype for p in backbone.parameters()} == {torch.float32}
 
 
-def test_gradient_checkpointing_changes_memory_not_gradients(sdxl):
+def test_gradient_checkpointing_does_not_change_gradients(sdxl):
     gradients = []
     for checkpointing in (False, True):
         backbone = StableDiffusionXL(str(PIPELINE), gradient_checkpointing=checkpointing).train()
@@ -162,8 +162,8 @@ def test_gradient_checkpointing_changes_memory_not_gradients(sdxl):
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn(2, 4, 16, 16, generator=generator)
         conditioning = backbone.encode_prompts(["fox", "tulip"])
-        geometry = torch.tensor([[32, 32, 0, 0, 32, 32]]).repeat(2, 1)
-        backbone.denoise(latents, torch.tensor([10, 900]), conditioning, geometry).square().mean().backward()
+        time_ids = torch.tensor([[32, 32, 0, 0, 32, 32]]).repeat(2, 1)
+        backbone.denoise(latents, torch.tensor([10, 900]), conditioning, time_ids).square().mean().backward()
         gradients.append({name: p.grad for name, p in backbone.trainable_parameters().items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name])
@@ -181,7 +181,7 @@ def test_a_pipeline_of_another_kind_is_refused(sd15):
         StableDiffusion(str(PIPELINE))
 
 
-def test_generated_images_depend_on_their_seed_alone_and_leave_no_trace(sdxl):
+def test_sampling_depends_on_the_seed_and_restores_state(sdxl):
     sdxl.train()
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -194,7 +194,7 @@ def test_generated_images_depend_on_their_seed_alone_and_leave_no_trace(sdxl):
     assert not sdxl.vae.training
 
 
-def test_generated_images_are_those_of_diffusers(sdxl):
+def test_sampling_equals_the_diffusers_pipeline(sdxl):
     pipeline = StableDiffusionXLPipeline.from_pretrained(PIPELINE)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     theirs = pipeline(
