@@ -29,9 +29,7 @@ class Verdict(NamedTuple):
     """Result of a vote."""
 
     sign: Tensor  # (pairs,) int64: +1 for image 0, -1 for image 1, 0 undecided
-    vote_share: (
-        Tensor  # (pairs,) float32: share of the votes' weight that is for the verdict; 0 where the tie rule decided
-    )
+    vote_share: Tensor  # (pairs,) float32: share of all weights that voted for the verdict; 0 if the tie rule decided
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,11 @@ class Vote:
 
     def _votes(self, ballot: Ballot) -> Tensor:
         """Votes (pairs, voters) as signs."""
-        columns = []
-        for voter in self.voters:
-            if voter == HUMAN:
-                columns.append(ballot.human.double())
-            else:
-                margin = torch.tensor(self.margins.get(voter, 0.0))
-                columns.append(consensus.cast_votes(ballot.differences[voter], margin))
+        margins = {voter: torch.tensor(self.margins.get(voter, 0.0)) for voter in self.voters}
+        columns = [
+            ballot.human.double() if voter == HUMAN else consensus.cast_votes(ballot.differences[voter], margin)
+            for voter, margin in margins.items()
+        ]
         return torch.stack(columns, 1)
 
     def _weights(self) -> Tensor:

@@ -23,7 +23,7 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
 
 
 @pytest.mark.parametrize(
-    ("vote", "signs", "strengths"),
+    ("vote", "signs", "shares"),
     [
         # + + -, + - -, - - -, 0 0 0, + + +
         (Vote(THREE), [1, -1, -1, 0, 1], [2 / 3, 2 / 3, 1, 0, 1]),
@@ -51,10 +51,10 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
         (Vote(THREE, rule="normalized", ties="skip"), [1, 1, -1, 0, 1], [2 / 3, 1 / 3, 1, 0, 1]),
     ],
 )
-def test_votes_by_hand(vote, signs, strengths):
+def test_votes_by_hand(vote, signs, shares):
     verdict = vote.decide(BALLOT)
     assert verdict.sign.tolist() == signs
-    assert verdict.vote_share.tolist() == pytest.approx(strengths)
+    assert verdict.vote_share.tolist() == pytest.approx(shares)
 
 
 def test_random_voter_is_drawn_by_key_and_seed():
