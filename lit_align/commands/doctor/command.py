@@ -176,10 +176,10 @@ class Doctor:
 
     def _length(self) -> Iterator[str]:
         """Describe a step's pairs, and the run's length in steps, pairs and epochs."""
-        wanted, batches, batch_size = self.config.trainer, self.data and self.data.batches, self.config.data.batch_size
-        accumulated = wanted.accumulate_grad_batches
+        wanted, batch_size = self.config.trainer, self.config.data.batch_size
+        accumulated, batches = wanted.accumulate_grad_batches, 0 if self.data is None else self.data.batches
         yield batch_line(batch_size, accumulated, self.machine.devices).strip()
-        epoch_steps = -(-batches // accumulated) if batches else 0
+        epoch_steps = -(-batches // accumulated)
         steps = wanted.max_steps
         if steps < 0 and epoch_steps and wanted.max_epochs not in (None, -1):
             steps = wanted.max_epochs * epoch_steps
