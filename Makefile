@@ -14,7 +14,7 @@ QUICKSTART := runs/quickstart
 export TRANSFORMERS_VERBOSITY = error
 
 .NOTPARALLEL:  # the targets share .venv and runs
-.PHONY: quickstart quickstart_balanced_dpo objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks lint format clean
+.PHONY: quickstart quickstart_balanced_dpo objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks docs walk lint format clean
 
 quickstart: $(INSTALLED)
 	rm -rf $(QUICKSTART)
@@ -65,6 +65,14 @@ notebooks: $(INSTALLED_DEV)
 
 test_notebooks: notebooks
 	$(BIN)/pytest tests/repository/test_notebooks.py
+
+# The pages in docs as HTML, in docs/_build; a warning is an error.
+docs: $(INSTALLED_DEV)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+
+# Every command of every page, as written, in a fresh clone: about 15 minutes on two cores.
+walk: $(INSTALLED_DEV)
+	$(BIN)/python scripts/walk.py
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
