@@ -64,7 +64,7 @@ def test_backbone_conditions_on_another_layer_and_trains(tmp_path):
 
 def test_importer_makes_pairs_ties_and_rejects(tmp_path):
     run = load("import_votes")
-    images = ROOT / "assets/emoji/before-after.png", ROOT / "examples/emoji/balanced_dpo.png"
+    images = ROOT / "assets/emoji/before-after.png", ROOT / "benchmarks/balanced_dpo.png"
     for number, image in enumerate(images):
         shutil.copy(image, tmp_path / f"{number}.png")
     names = ["0.png", "1.png"]
