@@ -18,7 +18,7 @@ class NoiseSchedule(nn.Module):
         prediction_type: `epsilon` (the noise) or `v_prediction` (arXiv 2202.00512).
 
     Raises:
-        ValueError: on another prediction type.
+        ValueError: for any other prediction type.
     """
 
     alphas_cumprod: Tensor
@@ -34,6 +34,7 @@ class NoiseSchedule(nn.Module):
 
     @property
     def timesteps(self) -> int:
+        """Number of training timesteps."""
         return len(self.alphas_cumprod)
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Objectives: formulas from denoising errors to a loss. They know torch and `types`, nothing else."""
+"""Objectives: formulas from denoising errors to a loss. They only import torch, `types` and user errors."""
 
 from lit_align.objectives.base import Objective
 from lit_align.objectives.dpo import BalancedDPO, DiffusionDPO

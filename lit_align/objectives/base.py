@@ -1,4 +1,4 @@
-"""The face of every objective."""
+"""Base class of all objectives, and helpers for their formulas."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -10,12 +10,12 @@ from lit_align.user_errors import UserValueError
 class Objective(ABC):
     """Maps the errors of the policy, and of the reference, on pairs to one loss per pair.
 
-    Parameter names are unique among families of objectives: when the command line changes `class_path`,
-    parameters of the same name keep their old values.
+    Parameter names are unique to a family of objectives: when the command line changes `class_path`, parameters with
+    equal names keep their old values.
     """
 
     needs_reference: ClassVar[bool]
-    needs_vote: ClassVar[bool] = False  # whether pairs must have been ordered by the vote of scorers
+    needs_vote: ClassVar[bool] = False  # whether pairs must be ordered by a vote of scorers
 
     @abstractmethod
     def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
@@ -36,9 +36,9 @@ class Objective(ABC):
 
 
 def in_double(errors: PairErrors) -> PairErrors:
-    """Convert errors to float64, since factors of 1000 and more magnify rounding; one number an image costs nothing.
+    """Convert errors to float64: factors of 1000 and more magnify rounding, and one number per image costs nothing.
 
-    Apple's GPUs have no float64: there errors stay float32, good to about 1e-4 where the margin is tiny.
+    Apple's GPUs have no float64; there, errors stay float32, and tiny margins are exact to about 1e-4.
     """
     if errors.chosen.device.type == "mps":
         return PairErrors(errors.chosen.float(), errors.rejected.float())

@@ -1,11 +1,11 @@
 """Direct preference optimization on denoising errors: Diffusion-DPO (arXiv 2311.12908) and BalancedDPO.
 
-`L_w` and `L_l` are the policy's errors on the chosen and the rejected image, `R_w` and `R_l` the reference's on the
-same noise and timestep. With `gain = -0.5 ((L_w - L_l) - (R_w - R_l))`, positive where the policy has moved towards
-the chosen image, everything rests on `inside = beta_dpo * gain`.
+`L_w` and `L_l` are the policy's errors on the chosen and the rejected image, `R_w` and `R_l` the reference's errors
+with equal noise and timesteps. `gain = -0.5 ((L_w - L_l) - (R_w - R_l))` is positive where the policy has moved towards
+the chosen image; the losses are functions of `inside = beta_dpo * gain`.
 
-Conventions of beta differ: errors are means over an image's elements and the 0.5 is kept here, as in the code of
-Diffusion-DPO's authors (their launchers: 5000); the paper sums and has no 0.5.
+Conventions of beta differ. As in the code of Diffusion-DPO's authors (whose launchers set 5000), errors are means over
+an image's elements and the factor 0.5 is kept; the paper sums errors and has no 0.5.
 """
 
 from typing import ClassVar, Literal
@@ -26,13 +26,13 @@ class DiffusionDPO(Objective):
 
         sigmoid   -(1 - e) logsigmoid(inside) - e logsigmoid(-inside), e = label_smoothing (cDPO, Mitchell 2023)
         hinge     relu(1 - inside) (SLiC, arXiv 2305.10425)
-        ipo       (gain - 1 / (2 beta_dpo))^2 (IPO, arXiv 2310.12036); its gradient shrinks with 1 / beta_dpo, and at
-                  5000 it is too small for AdamW's eps: begin near 10
+        ipo       (gain - 1 / (2 beta_dpo))^2 (IPO, arXiv 2310.12036); its gradient shrinks with 1 / beta_dpo and is
+                  too small for AdamW's eps at 5000: start near 10
 
     Args:
-        beta_dpo: how strongly the policy is held to the reference; greater holds it closer.
+        beta_dpo: strength of the tie to the reference; greater values keep the policy closer to it.
         loss_type: `sigmoid`, `hinge` or `ipo`.
-        label_smoothing: assumed share of wrong labels, of `sigmoid` alone.
+        label_smoothing: assumed share of wrong labels, only for `sigmoid`.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -84,7 +84,7 @@ class DiffusionDPO(Objective):
         if self.loss_type != "ipo" and self.beta_dpo < 10:
             return [
                 f"model.objective.beta_dpo 5000: at {self.beta_dpo:g} the loss begins to saturate where errors differ "
-                f"by {2 / self.beta_dpo:.2g}, more than errors are; it is the beta of sums, or of language models"
+                f"by {2 / self.beta_dpo:.2g}, more than errors do; such a beta is for summed errors or language models"
             ]
         return []
 
@@ -105,11 +105,11 @@ FORMULAS = {
 
 
 class BalancedDPO(DiffusionDPO):
-    """The same loss on pairs ordered by the vote of several scorers (Tamboli et al., arXiv 2503.12575).
+    """Diffusion-DPO's loss on pairs ordered by the vote of several scorers (Tamboli et al., arXiv 2503.12575).
 
-    A reconstruction: the paper's idea (consensus of votes, a reference that is updated) in the loss of
-    Diffusion-DPO; the exact form of its equations is not known to us. The vote is made where the data are read
-    (`data.vote`), the reference is moved by `ReferenceUpdate`; pairs without a vote are refused.
+    A reconstruction: it puts the paper's ideas (consensus of votes, updates of the reference) into the loss of
+    Diffusion-DPO, because the exact form of its equations is not known to us. `data.vote` orders the pairs and
+    `ReferenceUpdate` moves the reference; pairs without a vote are refused.
     """
 
     needs_vote: ClassVar[bool] = True

@@ -1,6 +1,6 @@
 """Margin-aware preference optimization (MaPO), arXiv 2406.06424, in its two published forms.
 
-`L_w` and `L_l` are the errors of the chosen and the rejected image. Both forms rest on
+`L_w` and `L_l` are the errors of the chosen and the rejected image. Both forms compare them by
 phi(x) = x / (exp(x) - 1), which falls from phi(0) = 1 to 0.
 """
 
@@ -22,8 +22,8 @@ class MaPO(Objective):
 
     Args:
         beta_mapo: weight of the margin term.
-        snr_value: s, a constant in the place of the paper's weight of a timestep.
-        margin_scale: T, in the release the number of the scheduler's training timesteps.
+        snr_value: s, a constant instead of the paper's weight per timestep.
+        margin_scale: T, in the release the scheduler's number of training timesteps.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -51,8 +51,8 @@ class PaperMaPO(Objective):
         margin = phi(L_w)**beta - phi(L_l)**beta
         loss   = L_w - (1 / beta) * logsigmoid(margin)
 
-    That beta is an exponent is a reading of the paper's extracted text. Its best values (Table 4):
-    preference 8, culture 32, safety 64, style 64, personalisation 1024.
+    Beta as an exponent is our reading of the paper's extracted text. The paper's best values (Table 4): preference 8,
+    culture 32, safety 64, style 64, personalisation 1024.
 
     Args:
         beta_paper: beta; greater values weigh small differences more and the margin term less.
@@ -81,10 +81,10 @@ def _output(policy: PairErrors, preference: Tensor, margin: Tensor) -> Objective
 
 
 def phi_margin(chosen: Tensor, rejected: Tensor, power: float = 1.0) -> Tensor:
-    """phi(chosen)**power - phi(rejected)**power, (batch,), without cancellation and without overflow.
+    """Compute phi(chosen)**power - phi(rejected)**power, (batch,), without cancellation and overflow.
 
-    Two powers that are close differ by less than their rounding, most of all near zero error where
-    both are 1; there the difference is taken of their logarithms: exp(a) - exp(b) = exp(b) (exp(a - b) - 1).
+    Close powers differ by less than their rounding, above all near zero error, where both are 1. There the
+    difference is computed from logarithms: exp(a) - exp(b) = exp(b) (exp(a - b) - 1).
     """
     a, b = power * log_phi(chosen), power * log_phi(rejected)
     close = (a - b).clamp(-1.0, 1.0)
@@ -92,11 +92,11 @@ def phi_margin(chosen: Tensor, rejected: Tensor, power: float = 1.0) -> Tensor:
 
 
 def log_phi(x: Tensor) -> Tensor:
-    """log(x / (exp(x) - 1)) for x >= 0, exact to rounding in float32, in value and in gradient.
+    """Compute log(x / (exp(x) - 1)) for x >= 0, with value and gradient exact to rounding in float32.
 
-    Below 1 by the series of -x/2 - log(sinh(x/2) / (x/2)), whose first term left out is under
-    1e-8 of the value; above by logarithms that cannot overflow. `x / (exp(x) - 1)` itself loses
-    20 % of the gradient at x = 1e-3 in float32 and is not finite at 0.
+    Below 1 it uses the series of -x/2 - log(sinh(x/2) / (x/2)), whose first omitted term is below 1e-8 of the value;
+    above 1, logarithms that cannot overflow. In float32, `x / (exp(x) - 1)` loses 20 % of the gradient at x = 1e-3
+    and is not finite at 0.
     """
     near, far = x.clamp(max=1.0), x.clamp(min=1.0)
     square = near * near

@@ -7,7 +7,7 @@ from lit_align.types import ObjectiveOutput, PairErrors
 
 
 class SFT(Objective):
-    """Supervised fine-tuning: the denoising error of the chosen image; the rejected one is only measured.
+    """Supervised fine-tuning on the denoising error of the chosen image; the rejected one is only measured.
 
         margin = L_l - L_w
         loss   = L_w

@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from lit_align.cli import main
-from lit_align.objectives import DiffusionDPO, MaPO
 from lit_align.scoring.base import Scorer
 from tests.support.configs import CONFIGS, small_options
 from tests.support.paths import PAIRS, PIPELINE, ROOT
@@ -274,9 +273,3 @@ def test_an_unknown_memory_or_package_is_not_an_error(capsys, monkeypatch):
     assert f"torch {torch.__version__}, lightning" in report
     assert "cannot be estimated: trainer.precision 64-true: its memory is not known. Known: ['16-mixed'," in report
     assert "cpu: 1 cores, " in report
-
-
-@pytest.mark.parametrize(("loss", "beta", "count"), [("ipo", 5000, 1), ("ipo", 10, 0), ("sigmoid", 0.1, 1)])
-def test_unusual_betas_are_a_concern(loss, beta, count):
-    assert len(DiffusionDPO(beta, loss_type=loss).concerns()) == count
-    assert DiffusionDPO().concerns() == MaPO().concerns() == []

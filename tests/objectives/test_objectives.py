@@ -244,3 +244,9 @@ def test_formula_shows_its_numbers():
     )
     assert "(inside / 20 - 1 / (2 20))^2" in DiffusionDPO(20.0, "ipo").formula()
     assert "0.9 logsigmoid(inside) - 0.1 logsigmoid(-inside)" in DiffusionDPO(label_smoothing=0.1).formula()
+
+
+@pytest.mark.parametrize(("loss", "beta", "count"), [("ipo", 5000, 1), ("ipo", 10, 0), ("sigmoid", 0.1, 1)])
+def test_unusual_betas_are_a_concern(loss, beta, count):
+    assert len(DiffusionDPO(beta, loss_type=loss).concerns()) == count
+    assert DiffusionDPO().concerns() == MaPO().concerns() == []
