@@ -33,12 +33,33 @@ class CLIPScore(Scorer):
         source = (repo, revision) if processor_repo is None else (processor_repo, "main")
         self.tokenizer = CLIPTokenizer.from_pretrained(source[0], revision=source[1])
 
+    def _preprocess(self, images: Sequence[Tensor], size: int) -> Tensor:
+        """Turn images into normalised pixels (batch, 3, size, size)."""
+        return centre_crops(images, size)
+
     def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        pixels = centre_crops(images, self.model.config.vision_config.image_size)
-        return cosines(self.model, self.tokenizer, pixels.to(self.device, self.dtype), prompts)
+        pixels = self._preprocess(images, self.model.config.vision_config.image_size).to(self.device, self.dtype)
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self._max_tokens(), return_tensors="pt"
+        )
+        # No mask is needed: attention is causal, and the embedding is read at the first end token, before the padding.
+        texts = self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output
+        pictures = self.model.get_image_features(pixels).pooler_output
+        return (normalize(pictures.float(), dim=-1) * normalize(texts.float(), dim=-1)).sum(-1)
+
+    def _max_tokens(self) -> int:
+        """Count the most tokens of a prompt; some published tokenizers give no limit, so the model's counts too."""
+        return min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
 
     def settings(self) -> dict[str, Any]:
-        return clip_settings(self.model, self.tokenizer)
+        towers = (self.model.config.text_config, self.model.config.vision_config)
+        return {
+            "image_size": towers[1].image_size,
+            "max_tokens": self._max_tokens(),
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "activations": [tower.hidden_act for tower in towers],
+            "heads": [tower.num_attention_heads for tower in towers],
+        }
 
 
 class PickScore(CLIPScore):
@@ -51,38 +72,3 @@ class PickScore(CLIPScore):
 
     def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
         return self.model.logit_scale.float().exp() * super()._score(images, prompts)
-
-
-def cosines(model: Any, tokenizer: CLIPTokenizer, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Cosine (batch,) float32 between each image's and its prompt's embedding.
-
-    Args:
-        model: a CLIPModel, whose config is not fully typed.
-        tokenizer: of the model.
-        pixels: (batch, 3, size, size) normalised images, on the model's device and in its dtype.
-        prompts: one per image.
-    """
-    tokens = tokenizer(
-        list(prompts), padding=True, truncation=True, max_length=max_tokens(model, tokenizer), return_tensors="pt"
-    )
-    # No mask is needed: attention is causal, and the embedding is read at the first end token, before the padding.
-    texts = model.get_text_features(tokens.input_ids.to(pixels.device)).pooler_output
-    pictures = model.get_image_features(pixels).pooler_output
-    return (normalize(pictures.float(), dim=-1) * normalize(texts.float(), dim=-1)).sum(-1)
-
-
-def max_tokens(model: Any, tokenizer: CLIPTokenizer) -> int:
-    """Greatest number of tokens in a prompt; some published tokenizers give no limit, so the model's counts too."""
-    return min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
-
-
-def clip_settings(model: Any, tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    """Settings of a CLIPModel that decide its scores beside the weights."""
-    towers = (model.config.text_config, model.config.vision_config)
-    return {
-        "image_size": towers[1].image_size,
-        "max_tokens": max_tokens(model, tokenizer),
-        "tokenizer": tokenizer_digest(tokenizer),
-        "activations": [tower.hidden_act for tower in towers],
-        "heads": [tower.num_attention_heads for tower in towers],
-    }

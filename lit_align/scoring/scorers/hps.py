@@ -2,20 +2,20 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from lit_align.common.hub import ModelLocation
 from lit_align.scoring.base import Scorer
-from lit_align.scoring.scorers.clip import clip_settings, cosines
+from lit_align.scoring.scorers.clip import CLIPScore
 from lit_align.scoring.scorers.preprocessing import padded_squares
 from lit_align.scoring.scorers.weights import build, read_state_dict
 from lit_align.user_errors import UserValueError
 
 
-class HPSv2(Scorer):
+class HPSv2(CLIPScore):
     """Cosine between image and prompt by HPSv2 or HPSv2.1 (Wu et al. 2023), which only differ in their weights.
 
     Follows hpsv2/img_score.py, which asks open_clip for `light_augmentation=True` and `with_region_predictor=False`:
@@ -32,17 +32,13 @@ class HPSv2(Scorer):
     version: ClassVar[int] = 1
 
     def __init__(self, repo: str, filename: str, config_repo: str, revision: str | None = None) -> None:
-        super().__init__()
+        Scorer.__init__(self)
         weights = clip_state_dict(read_state_dict(ModelLocation(repo, revision=revision).require(filename)))
         self.model = build(CLIPModel, CLIPConfig.from_pretrained(config_repo), weights, f"{repo}/{filename}")
         self.tokenizer = CLIPTokenizer.from_pretrained(config_repo)
 
-    def _score(self, images: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-        pixels = padded_squares(images, self.model.config.vision_config.image_size)
-        return cosines(self.model, self.tokenizer, pixels.to(self.device, self.dtype), prompts)
-
-    def settings(self) -> dict[str, Any]:
-        return clip_settings(self.model, self.tokenizer)
+    def _preprocess(self, images: Sequence[Tensor], size: int) -> Tensor:
+        return padded_squares(images, size)
 
 
 TOWERS = {"": "text_model.", "visual.": "vision_model."}  # open_clip's text tower has no prefix
