@@ -73,8 +73,6 @@ class DivergenceGuard(L.Callback):
         self._first: Tensor | None = None  # the same of the first step, before it is taken
         self._left_out = 0  # steps that the module has left out
 
-    # -- what it watches
-
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnyBatch, batch_idx: int
     ) -> None:
@@ -142,8 +140,6 @@ class DivergenceGuard(L.Callback):
             f"the chosen error of training pairs is {now.mean:.4g}, the mean of {self.window} steps, "
             f"{now.mean / start.mean - 1:.1%} over its start {start.mean:.4g}; max_rise is {self.max_rise:.0%}"
         )
-
-    # -- what it does
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
@@ -229,8 +225,6 @@ class DivergenceGuard(L.Callback):
             f"{trainer.gradient_clip_val}), a LoRA, or to hold the model closer: a smaller beta_mapo, a greater "
             "beta_paper or beta_dpo. Where the pictures are still as they should be, set a greater max_rise."
         )
-
-    # -- shared by ranks and runs
 
     def _reduced(self, trainer: L.Trainer, sums: Tensor) -> list[float]:
         summed: list[float] = trainer.strategy.reduce(sums, reduce_op="sum").tolist()

@@ -76,15 +76,8 @@ class PreferenceDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("resolution", resolution, 8),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("shuffle_window", shuffle_window, 1),
-            ("skip_limit", skip_limit, 0),
-        ):
-            if value < least:
-                raise UserValueError(f"data.{name} is {value}; it must be at least {least}.")
+        check_least(resolution=(resolution, 8), batch_size=(batch_size, 1), num_workers=(num_workers, 0))
+        check_least(shuffle_window=(shuffle_window, 1), skip_limit=(skip_limit, 0))
         if not 0 <= flip_probability <= 1:
             raise UserValueError(f"data.flip_probability is {flip_probability}; it must lie between 0 and 1.")
         if read_timeout is not None and not read_timeout > 0:
@@ -100,16 +93,15 @@ class PreferenceDataModule(L.LightningDataModule):
         self.resolution, self.aspect_buckets, self.seed = resolution, aspect_buckets, seed
         self.shapes = tuple(bucket_shapes(resolution) if aspect_buckets else [(resolution, resolution)])
         self.reading = ReadOptions(on_error, skip_limit, read_timeout, allow_pipe)
-        transform, still = PairTransform(crop, flip_probability), PairTransform("center", 0.0)
+        transform = PairTransform(crop, flip_probability)
         self.train = Split("train", train_shards, train_scores, train_cache, transform, self.reading)
         self.val = None
         if val_shards is not None:
+            still = PairTransform("center", 0.0)
             self.val = Split("val", val_shards, val_scores, val_cache, still, self.reading)
         self.unreadable: dict[str, None] = {}  # why pairs that this rank wanted could not be read, each once
         self._resumed_order: dict[str, Any] | None = None
         self._loaders: list[PairLoader] = []  # that have workers
-
-    # -- what there is
 
     @property
     def encoded(self) -> bool:
@@ -121,8 +113,6 @@ class PreferenceDataModule(L.LightningDataModule):
         for split in wanted:
             if split is not None and not split.shards:
                 split.look(self.vote, self.live_vote, self.aspect_buckets)
-
-    # -- the stream
 
     def train_dataloader(self) -> PairLoader:
         order = self._order(self.train, self.shuffle_window)
@@ -165,7 +155,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self._agree(split, order)
         reader = split.reader({"resolution": self.resolution, "aspect_buckets": self.aspect_buckets})
         pending = self.live_vote is not None
-        return PairDataset(order, reader, self.reading.on_error, split.labels.voted, pending)
+        return PairDataset(order, reader, self.reading, split.labels.voted, pending)
 
     def _agree(self, split: Split, order: Order) -> None:
         """Refuse to begin where devices have found other pairs, or another checkpoint: they would wait forever."""
@@ -229,8 +219,6 @@ class PreferenceDataModule(L.LightningDataModule):
                 len(self.unreadable),
             )
 
-    # -- resuming
-
     def state_dict(self) -> dict[str, Any]:
         if not self.train.shards:
             return {}
@@ -252,3 +240,14 @@ class PreferenceDataModule(L.LightningDataModule):
                 f"The checkpoint's run read its pairs in another order ({'; '.join(changed)}), so it cannot go on "
                 "exactly. Resume with the old values, or export the weights and start a new run from them."
             )
+
+
+def check_least(**options: tuple[int, int]) -> None:
+    """Refuse options of the data module whose value, given first, is below the least one, given second.
+
+    Raises:
+        UserValueError: naming the option.
+    """
+    for name, (value, least) in options.items():
+        if value < least:
+            raise UserValueError(f"data.{name} is {value}; it must be at least {least}.")

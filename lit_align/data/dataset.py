@@ -12,7 +12,7 @@ from lit_align.data.images import ImageError, PairTransform
 from lit_align.data.labels.ordering import Decisions, OrderedPairs, order_pairs
 from lit_align.data.labels.stored import stale
 from lit_align.data.order import Batch, Order
-from lit_align.data.read_options import OnError
+from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.index import content_digest, key_digest
 from lit_align.data.shards.layout import RawPair, SampleError, parse_bytes, parse_sample
 from lit_align.data.shards.scan import Shard
@@ -54,12 +54,11 @@ class ShardPairReader(PairReader):
 
     Args:
         transform: from encoded images to pixels.
-        timeout: seconds until a read fails; None waits forever.
-        allow_pipe: whether shards may be `pipe:` commands, in worker processes too.
+        options: timeout of a read, and whether `pipe:` commands may run, in worker processes too.
     """
 
-    def __init__(self, transform: PairTransform, timeout: float | None = None, allow_pipe: bool = False) -> None:
-        self.transform, self.timeout, self.allow_pipe = transform, timeout, allow_pipe
+    def __init__(self, transform: PairTransform, options: ReadOptions | None = None) -> None:
+        self.transform, self.options = transform, options or ReadOptions()
 
     def read(self, shard: Shard, row: int, rng: random.Random, shape: tuple[int, int]) -> ReadPair:
         pair = self._pair(shard, int(shard.pairs.offset[row]), int(shard.pairs.size[row]))
@@ -71,10 +70,10 @@ class ShardPairReader(PairReader):
         return ReadPair(torch.stack(made.images), torch.stack(made.time_ids), pair.prompt, made.flipped)
 
     def _pair(self, shard: Shard, offset: int, size: int) -> RawPair:
-        if self.allow_pipe:
+        if self.options.allow_pipe:
             trust(shard.path)
         try:
-            data = read_range(shard.path, offset, size, self.timeout)
+            data = read_range(shard.path, offset, size, self.options.timeout)
         except OSError as error:
             raise SampleError(f"shard {shard.path} cannot be read at byte {offset}: {error}") from error
         if len(data) != size:
@@ -117,15 +116,15 @@ class PairDataset(Dataset[PreferenceBatch | EncodedBatch]):
     Args:
         order: knows the shard and row of each pair.
         reader: reads a pair.
-        on_error: `raise` on an unreadable pair, or `skip` it: the batch names it and gives it weight 0.
+        options: whether an unreadable pair raises, or is named in the batch with weight 0.
         voted: whether a vote decided which images are chosen.
         pending: whether a live vote will decide; images then keep the order of the shard.
     """
 
     def __init__(
-        self, order: Order, reader: PairReader, on_error: OnError, voted: bool = False, pending: bool = False
+        self, order: Order, reader: PairReader, options: ReadOptions, voted: bool = False, pending: bool = False
     ) -> None:
-        self.order, self.reader, self.on_error, self.voted, self.pending = order, reader, on_error, voted, pending
+        self.order, self.reader, self.options, self.voted, self.pending = order, reader, options, voted, pending
 
     def __getitem__(self, batch: Batch) -> PreferenceBatch | EncodedBatch:
         locations = [self.order.where(number) for number in batch.numbers]
@@ -135,36 +134,28 @@ class PairDataset(Dataset[PreferenceBatch | EncodedBatch]):
             try:
                 read.append(self.reader.read(shard, row, rng, batch.shape))
             except SampleError as error:
-                if self.on_error == "raise":
+                if self.options.on_error == "raise":
                     raise
                 faults.append(str(error))
                 read.append(None)
-        return self._collate(batch, read, locations, faults)
-
-    def _collate(
-        self, batch: Batch, read: list[ReadPair | None], locations: list[tuple[Shard, int]], faults: list[str]
-    ) -> PreferenceBatch | EncodedBatch:
         pairs = [self.reader.blank(batch.shape) if pair is None else pair for pair in read]
-        known = [shard.pairs for shard, _ in locations]
-        rows = [row for _, row in locations]
+        human, sign, vote_share = (_column(locations, name) for name in ("human", "sign", "vote_share"))
         info = PairInfo(
             numbers=torch.tensor(batch.numbers),
             weight=torch.tensor([float(pair is not None) for pair in read]),
             flipped=torch.tensor([pair.flipped for pair in pairs]),
-            human=torch.tensor([int(of.human[row]) for of, row in zip(known, rows, strict=True)]),
+            human=human,
             vote_share=torch.zeros(len(pairs)),
             voted=False,
             faults=tuple(faults),
         )
-        as_read = OrderedPairs(
-            torch.stack([pair.images for pair in pairs]), torch.stack([pair.time_ids for pair in pairs]), info
-        )
-        prompts = [pair.prompt for pair in pairs]
-        if self.pending:
-            return self.reader.batch(as_read, prompts)
-        decisions = Decisions(
-            sign=torch.tensor([int(of.sign[row]) for of, row in zip(known, rows, strict=True)]),
-            vote_share=torch.tensor([float(of.vote_share[row]) for of, row in zip(known, rows, strict=True)]),
-            voted=self.voted,
-        )
-        return self.reader.batch(order_pairs(*as_read, decisions), prompts)
+        images, time_ids = (torch.stack([getattr(pair, name) for pair in pairs]) for name in ("images", "time_ids"))
+        ordered = OrderedPairs(images, time_ids, info)
+        if not self.pending:
+            ordered = order_pairs(*ordered, Decisions(sign, vote_share, self.voted))
+        return self.reader.batch(ordered, [pair.prompt for pair in pairs])
+
+
+def _column(locations: list[tuple[Shard, int]], name: str) -> Tensor:
+    """Collect a column of the scan for pairs at (shard, row): (batch,) int64, or float32 for shares."""
+    return torch.tensor([getattr(shard.pairs, name)[row].item() for shard, row in locations])

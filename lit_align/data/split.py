@@ -100,7 +100,7 @@ class Split:
             FileNotFoundError: if there is no cache where there should be one.
         """
         if self.cache is None:
-            return ShardPairReader(self.transform, self.reading.timeout, self.reading.allow_pipe)
+            return ShardPairReader(self.transform, self.reading)
         cache = Cache.open(self.cache)
         cache.check(expected)
         absent = [shard.path for shard in self.shards if len(shard) and not cache.has(shard.path)]

@@ -79,8 +79,6 @@ class AlignmentModule(L.LightningModule):
         errors = PairErrors(torch.ones(1), torch.ones(1))
         return list(self.objective(errors, errors).terms)
 
-    # -- the step
-
     def training_step(self, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch, and for callbacks the chosen error of its pairs, (batch,)."""
         encoded = self.backbone.encode(batch)
@@ -112,8 +110,6 @@ class AlignmentModule(L.LightningModule):
         policy = self.backbone.pair_errors(encoded, draw)
         return self.objective(policy, reference), policy
 
-    # -- the draws
-
     def training_draw(self, encoded: EncodedBatch) -> tuple[Draw, Tensor]:
         """Draw noise, timesteps and dropped prompts (batch,) of a micro-batch from seed, rank and number of the batch.
 
@@ -133,8 +129,6 @@ class AlignmentModule(L.LightningModule):
         """
         numbers = [number * self.validation_draws + repeat for number in encoded.pairs.numbers.tolist()]
         return fixed_draw(numbers, encoded.latents_shape, self.backbone.schedule.timesteps, self.device)
-
-    # -- logging
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> None:
         if at_logged_step(self.trainer):
@@ -175,8 +169,6 @@ class AlignmentModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)  # which optimizers take as nothing to do
             self.skipping.leave_out(self.trainer.global_step + 1, self.gradient_norm.item())
 
-    # -- set-up
-
     def configure_model(self) -> None:
         """Share the denoiser out among the devices where the strategy says so; again changes nothing."""
         strategy = self.trainer.strategy
@@ -201,8 +193,6 @@ class AlignmentModule(L.LightningModule):
     def _prepare_frozen(self) -> None:
         """Not before the device and the precision plugin have had the module: they would round the VAE's weights."""
         self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
-
-    # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained, the reference once it has moved, and what an export needs to know.

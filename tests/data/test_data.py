@@ -70,7 +70,7 @@ def look(*shards, on_error="raise", **options):
 def stream(shards, epoch=0, skip=0, on_error="raise", workers=0, flip=0.0, **order):
     settings = {"batch_size": 2, "shuffle_window": 4, "shapes": ((8, 8),), **order}
     reader = ShardPairReader(PairTransform("center", flip))
-    dataset = PairDataset(Order(tuple(shards), **settings), reader, on_error)
+    dataset = PairDataset(Order(tuple(shards), **settings), reader, ReadOptions(on_error))
     return PairLoader(dataset, workers, lambda: (epoch, skip))
 
 
