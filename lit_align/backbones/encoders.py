@@ -31,7 +31,8 @@ class Encoders(EncoderParts):
         """Encode the empty prompt, once for each precision and device: (1, ...) each."""
         device = next(self.parameters()).device
         if not self._empty or next(iter(self._empty.values())).device != device:
-            self._empty = self.encode_prompts([""])
+            with torch.inference_mode(False):  # the first call may come from a validation, later ones from training
+                self._empty = self.encode_prompts([""])
         return self._empty
 
     def encode(self, batch: PreferenceBatch | EncodedBatch) -> EncodedBatch:

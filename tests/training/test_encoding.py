@@ -62,6 +62,17 @@ def test_an_encoded_batch_passes_through():
     assert all(torch.equal(again.conditioning[name], value) for name, value in encoded.conditioning.items())
 
 
+def test_the_empty_prompt_of_a_validation_serves_training(tmp_path):
+    """Tensors of inference mode could not be saved for the backward pass."""
+    module, data = make_module(caption_dropout=0.9), make_data()
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    with torch.inference_mode():
+        module.validation_step(batch, 0)
+    assert not any(value.is_inference() for value in module.backbone.empty_conditioning().values())
+    fit(module, make_data(), tmp_path, steps=1)
+
+
 def test_dropped_prompts_become_the_empty_one():
     module, data = make_module(), make_data()
     data.setup("fit")
