@@ -200,30 +200,44 @@ def test_handlers_are_put_back(tmp_path):
     assert (signal.getsignal(USR1), signal.getsignal(TERM)) == before
 
 
-def test_one_rank_tells_all(tmp_path):
-    """Only the second process gets a signal; both stop at the same step and go on as the unbroken run."""
+def run_two(folder, name, ckpt_path=None, signalled=False):
+    """Train in two processes, of which only the second gets a signal; return what each ends with."""
 
-    def run_two(name, ckpt_path, sends):
-        def run():
-            module, preemption = moved(), Preemption()
-            own = [Send(USR1, "on_train_batch_start", 3)] if sends and os.environ["RANK"] == "1" else []
-            options = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
-            callbacks = [*own, preemption]
-            trainer = fit(module, make_data(batch_size=3), tmp_path, 4, ckpt_path, callbacks, **options)
-            result = {"weights": weights(module), "code": preemption.exit_code}
-            torch.save(result, tmp_path / f"{name}{trainer.global_rank}.pt")
+    def run():
+        module, preemption = moved(), Preemption()
+        own = [Send(USR1, "on_train_batch_start", 3)] if signalled and os.environ["RANK"] == "1" else []
+        options = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
+        callbacks = [*own, preemption]
+        trainer = fit(module, make_data(batch_size=3), folder, 4, ckpt_path, callbacks, **options)
+        result = {"weights": weights(module), "code": preemption.exit_code}
+        torch.save(result, folder / f"{name}{trainer.global_rank}.pt")
 
-        fork_ranks(run)
-        return [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)]
+    fork_ranks(run)
+    return [torch.load(folder / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)]
 
-    whole_run = run_two("whole", None, sends=False)
-    assert [result["code"] for result in run_two("ended", None, sends=True)] == [75, 75]
-    path = tmp_path / "checkpoints/preempted.ckpt"
-    assert step_of(path) == 2
-    resumed = run_two("resumed", path, sends=False)
+
+@pytest.fixture(scope="module")
+def ended_two(tmp_path_factory):
+    """Folder and ends of two processes that were told to end."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run_two(folder, "ended", signalled=True)
+
+
+def test_one_rank_tells_all(ended_two):
+    """Only the second process gets a signal; both stop at the same step."""
+    folder, ends = ended_two
+    assert [end["code"] for end in ends] == [75, 75]
+    assert step_of(folder / "checkpoints/preempted.ckpt") == 2
+
+
+@pytest.mark.slow
+def test_two_resumed_processes_end_as_the_unbroken_ones(tmp_path, ended_two):
+    whole = run_two(tmp_path, "whole")
+    resumed = run_two(tmp_path, "resumed", ended_two[0] / "checkpoints/preempted.ckpt")
     for rank in (0, 1):
         assert resumed[rank]["code"] == 0
-        assert equal(resumed[rank]["weights"], whole_run[rank]["weights"])
+        assert equal(resumed[rank]["weights"], whole[rank]["weights"])
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -85,6 +85,7 @@ def test_two_processes_draw_what_one_does(whole, tmp_path, monkeypatch, order, c
     assert files(tmp_path / "out") == files(whole)
 
 
+@pytest.mark.slow
 def test_devices_draw_what_one_process_does(whole, tmp_path):
     """Processes that the command starts itself; it ends when all have."""
     (tmp_path / "prompts.txt").write_text("\n".join(NAMES) + "\n")

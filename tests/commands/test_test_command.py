@@ -192,7 +192,7 @@ def command(folder, model, **options):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_devices_find_the_same_to_the_last_bit(whole, tmp_path, dark, devices):
     """Processes that the command starts itself; it ends when all have, with the results there."""
     ended = command(tmp_path, dark, devices=devices)

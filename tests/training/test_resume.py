@@ -121,6 +121,7 @@ def run_two(folder, steps, ckpt_path):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly(tmp_path):
     """gloo, workers, LoRA with dropout, 8 batches an epoch on each rank, across its end; ranks never share a pair."""
     whole = run_two(tmp_path / "whole", 6, None)
