@@ -1,4 +1,4 @@
-"""The forward process: identities, and diffusers' own schedulers."""
+"""The forward process: identities, and agreement with diffusers' schedulers."""
 
 import pytest
 import torch

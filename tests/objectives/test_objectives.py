@@ -1,4 +1,4 @@
-"""Objectives against numbers worked out by hand and by a twin of 60 digits."""
+"""Objectives against numbers computed by hand and by an mpmath twin of 60 digits."""
 
 import inspect
 import math
@@ -27,7 +27,7 @@ def paper(beta):
 
 
 def errors_of_all_sizes(count):
-    """(2, count) float32 from 1e-8 to 100, some pairs nearly or exactly equal."""
+    """Return (2, count) float32 errors from 1e-8 to 100; some pairs are nearly or exactly equal."""
     generator = torch.Generator().manual_seed(0)
     values = (10 ** (torch.rand(2, count, generator=generator, dtype=torch.float64) * 10 - 8)).float()
     near = 1 + 1e-3 * torch.randn(count // 4, generator=generator)
@@ -54,7 +54,7 @@ def test_mapo_matches_the_twin_in_value_and_gradient(objective, twin):
             mpmath.diff(lambda x, a=a: twin(a, x), b, h=b * mpmath.mpf(10) ** -20),
         ]
         for ours, exact in zip([loss, *gradients], expected, strict=True):
-            # Below float32's smallest normal number there is nothing to be relative to.
+            # Below float32's smallest normal number only an absolute error makes sense.
             assert abs(ours.item() - exact) <= 1e-5 * abs(exact) + 1e-38
 
 
@@ -140,7 +140,7 @@ def test_dpo_by_hand(objective, options, losses):
 
 
 def test_dpo_matches_the_twin_in_value_and_gradient():
-    """Also where reference and policy nearly agree and float32 would cancel."""
+    """Also where reference and policy nearly agree, so that float32 loses digits in the difference."""
     policy, reference = errors_of_all_sizes(100), errors_of_all_sizes(100).flip(1)
     policy[:, 50:] = reference[:, 50:] * (1 + 1e-5 * torch.randn(2, 50, generator=torch.Generator().manual_seed(1)))
 
@@ -168,7 +168,7 @@ def test_dpo_is_ln_2_at_the_reference(beta):
 
 
 def test_dpo_swapped_images_and_swapped_vote_are_the_same_pair():
-    """Image 0 chosen by vote +1, or image 1 by vote -1 after the images changed places."""
+    """Choosing image 0 equals choosing image 1 after both images have changed places."""
     images, swapped = (POLICY, REFERENCE), tuple(PairErrors(e.rejected, e.chosen) for e in (POLICY, REFERENCE))
 
     def order(errors, vote):
@@ -220,7 +220,7 @@ def test_weighted_mean_of_fractions():
 
 
 def test_parameter_names_are_unique_among_families_of_objectives():
-    """A number of the same name would survive a change of class; BalancedDPO and DiffusionDPO are one family."""
+    """A parameter shared by two families would survive a change of class in a config; BalancedDPO is a DiffusionDPO."""
     families = Objective.__subclasses__()
     assert {cls.__name__ for cls in families} == {"MaPO", "PaperMaPO", "SFT", "DiffusionDPO"}
     names = [name for cls in families for name in inspect.signature(cls).parameters]

@@ -1,101 +1,15 @@
-"""The training step and the run around it, on the bundled pipeline and pairs."""
-
-from types import SimpleNamespace
+"""The training step, validation and their logs, on a small pipeline and the bundled pairs."""
 
 import lightning as L
 import pytest
 import torch
-import yaml
 
 from lit_align.backbones import LoRA, StableDiffusion
 from lit_align.data import PreferenceDataModule
 from lit_align.objectives import SFT
-from lit_align.training.metrics import PreferenceMetrics, WeightedMeans, implicit_accuracy
-from lit_align.types import ObjectiveOutput, PairErrors
-from tests.support.paths import PAIRS, ROOT
-from tests.support.runs import KeepLogs, Recorder, equal, fit, make_data, make_module, weights
+from tests.support.paths import PAIRS
+from tests.support.runs import KeepLogs, fit, make_data, make_module, weights
 from tests.support.shards import read_dicts, write_dicts
-
-# -- determinism and resume
-
-
-def test_one_seed_gives_the_same_weights_bit_for_bit(tmp_path):
-    runs = []
-    for seed in (0, 0, 1):
-        module = make_module(seed, caption_dropout=0.2)
-        fit(module, make_data(seed), tmp_path, steps=3)
-        runs.append(weights(module))
-    assert equal(runs[0], runs[1])
-    assert not equal(runs[0], runs[2])
-
-
-@pytest.mark.parametrize(("lora", "workers"), [(None, 0), (LoRA(rank=2, dropout=0.3), 2)], ids=["full", "lora"])
-def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, workers, lora):
-    """Mid-epoch and across an epoch's end (26 batches), with accumulation and prefetching workers."""
-    options = {"accumulate_grad_batches": 2}
-    data = {"num_workers": workers, "batch_size": 4}  # 13 batches an epoch
-    whole, recorder = make_module(lora=lora, caption_dropout=0.2), Recorder()
-    fit(whole, make_data(**data), tmp_path, steps=9, callbacks=[recorder], **options)
-    assert len(recorder.pairs) == 18 - 1  # 13 batches make 7 steps, the last of one batch
-
-    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    killed = make_module(lora=lora, caption_dropout=0.2)
-    fit(killed, make_data(**data), tmp_path, steps=8, callbacks=[checkpoint], **options)
-    for step, consumed in ((3, 6), (8, 15)):
-        resumed, rest = make_module(lora=lora, caption_dropout=0.2), Recorder()
-        path = tmp_path / f"step={step}.ckpt"
-        fit(resumed, make_data(**data), tmp_path, steps=9, ckpt_path=path, callbacks=[rest], **options)
-        assert rest.pairs == recorder.pairs[consumed:]
-        assert equal(weights(resumed), weights(whole))
-
-
-def test_resume_at_the_end_of_an_epoch_begins_the_next(tmp_path):
-    whole, recorder = make_module(), Recorder()
-    fit(whole, make_data(batch_size=13), tmp_path, steps=6, callbacks=[recorder])  # 4 batches an epoch
-    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
-    fit(make_module(), make_data(batch_size=13), tmp_path, steps=4, callbacks=[checkpoint])
-    resumed, rest = make_module(), Recorder()
-    fit(resumed, make_data(batch_size=13), tmp_path, 6, ckpt_path=tmp_path / "step=4.ckpt", callbacks=[rest])
-    assert rest.pairs == recorder.pairs[4:]
-    assert equal(weights(resumed), weights(whole))
-
-
-# -- what is saved
-
-
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_configs_save_at_the_last_batch_of_an_epoch_too(config, tmp_path):
-    """Lightning 2.6 puts such a save off until a validation, which may not come, but for save_on_train_epoch_end."""
-    callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
-    (settings,) = [c["init_args"] for c in callbacks if c["class_path"].endswith(".ModelCheckpoint")]
-    assert settings["save_on_train_epoch_end"]
-    if config.stem == "quickstart":  # the others differ in numbers alone
-        checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, **(settings | {"every_n_train_steps": 2}))
-        options = {"limit_val_batches": 1, "val_check_interval": 3, "check_val_every_n_epoch": None}
-        fit(
-            make_module(), make_data(batch_size=13), tmp_path, 4, callbacks=[checkpoint], **options
-        )  # 4 batches an epoch
-        assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
-
-
-def test_checkpoint_holds_only_what_was_trained(tmp_path):
-    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last=True)
-    module = make_module(lora=LoRA(rank=2))
-    fit(module, make_data(), tmp_path, steps=2, callbacks=[checkpoint])
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert set(saved["state_dict"]) == {f"backbone.{name}" for name in module.backbone.trainable_parameters()}
-    assert all(".lora_" in name for name in saved["state_dict"])
-    assert saved["global_step"] == 2
-    assert saved["lit_align"]["lora"]["rank"] == 2
-    assert len(saved["optimizer_states"]) == 1
-
-    with pytest.raises(ValueError, match=r"32 trained weights are missing|trained weights are missing"):
-        fit(make_module(), make_data(), tmp_path, steps=3, ckpt_path=tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match="began with seed_everything 0, not 5"):
-        fit(make_module(5, LoRA(rank=2)), make_data(5), tmp_path, steps=3, ckpt_path=tmp_path / "last.ckpt")
-
-
-# -- the step
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
@@ -113,7 +27,7 @@ def test_frozen_parts_never_change_and_trained_ones_do(tmp_path, lora):
 
 
 def test_pair_members_share_noise_timestep_and_prompt(tmp_path):
-    """With chosen and rejected the same image, both errors are the same number, whatever was drawn."""
+    """Both errors are equal when chosen and rejected are the same image."""
     module = make_module(caption_dropout=0.5)
 
     class Twins(L.Callback):
@@ -142,7 +56,7 @@ def test_other_backbones_train(tmp_path, request, kind):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
 def test_half_precision_trains(tmp_path, precision, lora):
-    """Images, sizes, the VAE and the errors keep their precision."""
+    """Time ids, the VAE and the noise schedule stay in float32."""
     module = make_module(lora=lora)
     seen = []
     module.backbone.denoiser.register_forward_hook(
@@ -169,11 +83,8 @@ def test_skipped_pairs_are_counted_at_the_end_and_train_nothing(tmp_path, caplog
     assert all(torch.isfinite(value).all() for value in weights(module).values())
 
 
-# -- validation and logs
-
-
 def test_validation_gives_the_same_number_every_time(tmp_path):
-    """Whatever the batch size, the number of workers and the random state are."""
+    """Validation does not depend on batch size, number of workers or random state."""
     results = []
     for batch_size, workers in ((4, 0), (4, 0), (5, 2)):
         module = make_module(validation_draws=2)
@@ -217,32 +128,6 @@ def test_logged_means_cover_all_micro_batches_of_the_interval(tmp_path):
     total = rows[0]["train/loss/sft"] + rows[0]["train/loss/preference"]
     assert rows[0]["train/loss"] == pytest.approx(total, rel=1e-5)
     assert any(name.startswith("train/chosen_error/t") for name in rows[0])
-
-
-def test_weighted_means_over_updates_and_ranks():
-    metric = WeightedMeans(["a", "b"])
-    metric.update({"a": (torch.tensor([1.0, 3.0]), torch.ones(2)), "b": (torch.tensor([5.0]), torch.zeros(1))}
-                  | {"b": (torch.tensor([5.0, torch.nan]), torch.zeros(2))})  # fmt: skip
-    metric.update({"a": (torch.tensor([7.0, 100.0]), torch.tensor([1.0, 0.0])), "b": (torch.zeros(2), torch.zeros(2))})
-    result = metric.compute()
-    assert result == {"a": pytest.approx(11 / 3)}
-
-
-def test_errors_by_timestep_range_and_ties_of_accuracy():
-    metrics = PreferenceMetrics([], timesteps=1000)
-    errors = PairErrors(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 2.0]))
-    output = ObjectiveOutput(torch.tensor([3.0, 5.0, 7.0]), torch.tensor([1.0, 0.0, -1.0]), {})
-    pairs = SimpleNamespace(weight=torch.ones(3), voted=False, vote_share=torch.zeros(3), human=torch.ones(3))
-    metrics.observe(output, errors, torch.tensor([0, 249, 250]), pairs)
-    result = metrics.compute()
-    assert result["loss"] == 5
-    assert result["loss/t0-249"] == 4
-    assert result["loss/t250-499"] == 7
-    assert result["chosen_error/t0-249"] == 1.5
-    assert result["chosen_error/t250-499"] == 4
-    assert "chosen_error/t500-749" not in result
-    assert result["accuracy"] == 0.5
-    assert implicit_accuracy(torch.tensor([2.0, 0.0, -1.0])).tolist() == [1, 0.5, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A resumed run goes on with the pair that the unbroken run would have had next."""
+"""A resumed run continues with the pair that the unbroken run would have had next, and ends with its weights."""
 
 import itertools
 import multiprocessing
@@ -12,9 +12,61 @@ from tests.support.processes import fork_ranks
 from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
 
 
+def train_whole(folder, lora=None, **data):
+    """Train 9 steps with accumulation, across an epoch's end; return the weights and the pairs."""
+    module, recorder = make_module(lora=lora, caption_dropout=0.2), Recorder()
+    fit(module, make_data(batch_size=4, **data), folder, 9, callbacks=[recorder], accumulate_grad_batches=2)
+    return weights(module), recorder.pairs
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    torch.set_num_threads(1)
+    return train_whole(tmp_path_factory.mktemp("whole"))
+
+
+def test_one_seed_gives_the_same_weights_bit_for_bit(tmp_path):
+    runs = []
+    for seed in (0, 0, 1):
+        module = make_module(seed, caption_dropout=0.2)
+        fit(module, make_data(seed), tmp_path, steps=3)
+        runs.append(weights(module))
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(("lora", "workers"), [(None, 0), (LoRA(rank=2, dropout=0.3), 2)], ids=["full", "lora"])
+def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, whole_run, workers, lora):
+    """Mid-epoch and across an epoch's end, with accumulation and prefetching workers."""
+    options = {"accumulate_grad_batches": 2}
+    data = {"num_workers": workers, "batch_size": 4}  # 13 batches an epoch
+    whole, pairs = whole_run if lora is None else train_whole(tmp_path, lora=lora, num_workers=workers)
+    assert len(pairs) == 18 - 1  # 13 batches make 7 steps, the last of one batch
+
+    killed, kept = make_module(lora=lora, caption_dropout=0.2), keep_all(tmp_path, every_n_train_steps=1)
+    fit(killed, make_data(**data), tmp_path, steps=8, callbacks=[kept], **options)
+    for step, consumed in ((3, 6), (8, 15)):
+        resumed, rest = make_module(lora=lora, caption_dropout=0.2), Recorder()
+        path = tmp_path / f"step={step}.ckpt"
+        fit(resumed, make_data(**data), tmp_path, steps=9, ckpt_path=path, callbacks=[rest], **options)
+        assert rest.pairs == pairs[consumed:]
+        assert equal(weights(resumed), whole)
+
+
+def test_resume_at_the_end_of_an_epoch_begins_the_next(tmp_path):
+    whole, recorder = make_module(), Recorder()
+    fit(whole, make_data(batch_size=13), tmp_path, steps=6, callbacks=[recorder])  # 4 batches an epoch
+    kept = keep_all(tmp_path, every_n_train_steps=4)
+    fit(make_module(), make_data(batch_size=13), tmp_path, steps=4, callbacks=[kept])
+    resumed, rest = make_module(), Recorder()
+    fit(resumed, make_data(batch_size=13), tmp_path, 6, ckpt_path=tmp_path / "step=4.ckpt", callbacks=[rest])
+    assert rest.pairs == recorder.pairs[4:]
+    assert equal(weights(resumed), weights(whole))
+
+
 @pytest.mark.parametrize("buckets", [False, True], ids=["square", "buckets"])
 def test_another_number_of_workers_changes_nothing(tmp_path, buckets):
-    """They take turns, so a run may be resumed with more or fewer of them."""
+    """Workers take turns, so a run may be resumed with more or fewer of them."""
     options = {"batch_size": 4, "aspect_buckets": buckets}
     whole, recorder = make_module(), Recorder()
     fit(whole, make_data(**options), tmp_path, 5, callbacks=[recorder])
@@ -40,25 +92,9 @@ class StopInTheMiddle(L.Callback):
             trainer.should_stop = True
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """Weights and pairs of a run with accumulation, across an epoch's end."""
-    torch.set_num_threads(1)
-    module, recorder = make_module(caption_dropout=0.2), Recorder()
-    fit(
-        module,
-        make_data(batch_size=4),
-        tmp_path_factory.mktemp("whole"),
-        9,
-        callbacks=[recorder],
-        accumulate_grad_batches=2,
-    )
-    return weights(module), recorder.pairs
-
-
 @pytest.mark.parametrize(("batch", "consumed", "workers"), [(5, 4, 0), (13, 13, 0), (16, 15, 2)])
 def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, whole_run, batch, consumed, workers):
-    """13 batches make 7 steps of two, the last of one; an unfinished step is done again as a whole."""
+    """13 batches make 7 steps, the last of a single batch; an unfinished step is repeated from its first batch."""
     options = {"accumulate_grad_batches": 2}
     data = {"batch_size": 4, "num_workers": workers}
     whole, pairs = whole_run
@@ -78,7 +114,7 @@ def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, whole_run, batc
 
 
 class Breaks(L.Callback):
-    """Fails before a micro-batch is trained on, when the checkpoint of the failure counts it as begun."""
+    """Fails before training on a micro-batch, which the checkpoint of the failure counts as begun."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 3:
@@ -86,7 +122,7 @@ class Breaks(L.Callback):
 
 
 def test_a_checkpoint_of_a_failure(tmp_path, whole_run):
-    """It is written inside a micro-batch, between two of one step."""
+    """The checkpoint is written between two micro-batches of one step."""
     failed = L.pytorch.callbacks.OnExceptionCheckpoint(tmp_path, "failed")
     module = make_module(caption_dropout=0.2)
     with pytest.raises(RuntimeError, match="as a machine may"):
@@ -99,7 +135,7 @@ def test_a_checkpoint_of_a_failure(tmp_path, whole_run):
 
 
 def test_workers_end_with_a_run_that_fails(tmp_path):
-    """Though the traceback still holds their iterator; else the process would wait for them when it ends."""
+    """Workers end although the traceback still refers to their iterator; otherwise the process would wait for them."""
     before = set(multiprocessing.active_children())
     with pytest.raises(RuntimeError, match="as a machine may") as failure:
         fit(make_module(), make_data(batch_size=4, num_workers=2), tmp_path, 9, callbacks=[Breaks()])
@@ -108,7 +144,7 @@ def test_workers_end_with_a_run_that_fails(tmp_path):
 
 
 def run_two(folder, steps, ckpt_path):
-    """Weights and pairs of each rank."""
+    """Train in two processes; return the weights and the pairs of each rank."""
 
     def run():
         module, recorder = make_module(lora=LoRA(rank=2, dropout=0.3), caption_dropout=0.2), Recorder()
@@ -123,7 +159,7 @@ def run_two(folder, steps, ckpt_path):
 
 @pytest.mark.slow
 def test_two_processes_resume_exactly(tmp_path):
-    """gloo, workers, LoRA with dropout, 8 batches an epoch on each rank, across its end; ranks never share a pair."""
+    """With gloo, workers and LoRA dropout, across an epoch's end (8 batches a rank); ranks never share a pair."""
     whole = run_two(tmp_path / "whole", 6, None)
     run_two(tmp_path / "killed", 3, None)
     resumed = run_two(tmp_path / "killed", 6, tmp_path / "killed/step=3.ckpt")
