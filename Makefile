@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 INSTALLED := .venv/installed
 INSTALLED_DEV := .venv/installed_dev
+INSTALLED_DOCS := .venv/installed_docs
 QUICKSTART := runs/quickstart
 
 # Image processors that nothing here uses ask for torchvision.
@@ -67,7 +68,7 @@ test_notebooks: notebooks
 	$(BIN)/pytest tests/repository/test_notebooks.py
 
 # The pages in docs as HTML, in docs/_build; a warning is an error.
-docs: $(INSTALLED_DEV)
+docs: $(INSTALLED_DOCS)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
 # Every command of every page, as written, in a fresh clone: about 15 minutes on two cores.
@@ -95,6 +96,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Adding what tests, lint and notebooks need to .venv."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	@echo "Adding what the pages need to .venv."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:
