@@ -12,6 +12,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"lit-align {release}"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 default_role = "code"  # docstrings quote names with single backticks
 
 myst_heading_anchors = 3  # links such as training.md#checkpoints
