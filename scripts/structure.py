@@ -73,8 +73,9 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 def measure(values: list[tuple[int, str]]) -> str:
     """Median, ninth decile and the largest with its name."""
     sizes = [size for size, _ in values]
+    ninth = quantiles(sizes, n=10, method="inclusive")[-1] if len(sizes) > 1 else sizes[0]
     largest, name = max(values)
-    return f"{median(sizes):.0f} / {quantiles(sizes, n=10)[-1]:.0f} / {largest} ({name})"
+    return f"{median(sizes):.0f} / {ninth:.0f} / {largest} ({name})"
 
 
 def main(package: str, tests: str | None = None) -> None:
