@@ -88,12 +88,7 @@ class Backbone(Encoders):
 
     @abstractmethod
     def _denoise(
-        self,
-        denoiser: Denoiser,
-        latents: Tensor,
-        timesteps: Tensor,
-        conditioning: dict[str, Tensor],
-        time_ids: Tensor,
+        self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], time_ids: Tensor
     ) -> Tensor:
         """Predict with `denoiser`, see `denoise`."""
 

@@ -47,12 +47,7 @@ class StableDiffusionXL(Backbone):
         return conditioning
 
     def _denoise(
-        self,
-        denoiser: Denoiser,
-        latents: Tensor,
-        timesteps: Tensor,
-        conditioning: dict[str, Tensor],
-        time_ids: Tensor,
+        self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], time_ids: Tensor
     ) -> Tensor:
         dtype = denoiser.dtype
         added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": time_ids.float()}

@@ -23,12 +23,7 @@ class StableDiffusion(Backbone):
         return {"hidden": run_text_encoder(self.tokenizers[0], self.text_encoders[0], prompts).last_hidden_state}
 
     def _denoise(
-        self,
-        denoiser: Denoiser,
-        latents: Tensor,
-        timesteps: Tensor,
-        conditioning: dict[str, Tensor],
-        time_ids: Tensor,
+        self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], time_ids: Tensor
     ) -> Tensor:
         dtype = denoiser.dtype
         return denoiser(latents.to(dtype), timesteps, conditioning["hidden"].to(dtype)).sample
