@@ -10,7 +10,7 @@ __all__ = ["PreferenceDataModule", "SampleError"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is exported, when it is asked for: processes that only import or inspect shards do without Lightning."""
+    """Import public names on first use: processes that only import or inspect shards need no Lightning."""
     if name == "PreferenceDataModule":
         from lit_align.data.datamodule import PreferenceDataModule
 

@@ -16,7 +16,8 @@ from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.index import content_digest, key_digest
 from lit_align.data.shards.layout import RawPair, SampleError, parse_bytes, parse_sample
 from lit_align.data.shards.scan import Shard
-from lit_align.data.shards.storage import read_range, trust
+from lit_align.data.shards.spooled import trust
+from lit_align.data.shards.storage import read_range
 from lit_align.types import EncodedBatch, PairInfo, PreferenceBatch
 
 

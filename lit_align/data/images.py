@@ -1,4 +1,4 @@
-"""From two encoded images to two tensors of one size."""
+"""Decode, resize and crop the two images of a pair to tensors of one size."""
 
 import io
 import random
@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 Crop = Literal["center", "random"]
-ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory, which says nothing to anybody
-JPEG = b"\xff\xd8\xff"
-ORIENTATION = 0x0112  # in EXIF; 2 to 8 ask for turning
+ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory; meaningless to a reader
+JPEG = b"\xff\xd8\xff"  # first bytes of a file
+ORIENTATION = 0x0112  # in EXIF; 2 to 8 ask for a rotation or reflection
 simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None  # the extra `fast`
 
 
@@ -27,26 +27,26 @@ class PairImages(NamedTuple):
 
     images: tuple[Tensor, Tensor]  # (3, height, width) uint8
     time_ids: tuple[Tensor, Tensor]  # (6,) int64: original h, w; crop top, left; target h, w; pixels
-    flipped: bool  # both, or neither
+    flipped: bool  # both images, or neither
 
 
 @dataclass(frozen=True)
 class PairTransform:
-    """Resize (bilinear) until the shape is covered, flip and crop, with one draw for both images of a pair.
+    """Resize (bilinear) both images of a pair to cover a shape, flip and crop them, with one draw for both.
 
     Args:
-        crop: where: the middle, or a place drawn once per pair, in parts of what is left over.
-        flip_probability: chance of a horizontal flip of both images.
+        crop: `center`, or `random`: one relative position per pair.
+        flip_probability: of a horizontal flip of both images.
     """
 
     crop: Crop = "center"
     flip_probability: float = 0.5
 
     def __call__(self, encoded: tuple[bytes, bytes], draw: random.Random, shape: tuple[int, int]) -> PairImages:
-        """Decode both images and bring each to `shape`, height and width in pixels, without stretching it.
+        """Decode both images, and resize and crop each to `shape` (height, width; pixels) without distortion.
 
         Raises:
-            ImageError: where an image cannot be decoded.
+            ImageError: if an image cannot be decoded.
         """
         flip = draw.random() < self.flip_probability
         down, right = (draw.random(), draw.random()) if self.crop == "random" else (0.5, 0.5)
@@ -57,9 +57,14 @@ class PairTransform:
 def transform(
     pixels: NDArray[np.uint8], shape: tuple[int, int], flip: bool, down: float, right: float
 ) -> tuple[Tensor, Tensor]:
-    """Pixels and time_ids of one image, see `PairImages`, from (height, width, 3).
+    """Transform one image, (height, width, 3), into the pixels and time ids of `PairImages`.
 
-    `down` and `right` say where to crop, from 0 to 1.
+    Args:
+        pixels: (height, width, 3).
+        shape: height and width of the result, pixels.
+        flip: mirror it horizontally.
+        down: vertical position of the crop, from 0 (top) to 1 (bottom).
+        right: horizontal position of the crop, from 0 (left) to 1 (right).
     """
     height, width = shape
     original_height, original_width, _ = pixels.shape
@@ -75,31 +80,28 @@ def transform(
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Bilinear with antialiasing, within 1 in 255 of the exact value as Pillow's is; where there is AVX2 twice as fast.
+    """Resize (height, width, channels), bilinear with antialiasing, to `height` and `width` pixels.
 
-    Args:
-        pixels: (height, width, channels).
-        height: pixels.
-        width: pixels.
+    Like Pillow's, the result is within 1 / 255 of the exact value; with AVX2 this is twice as fast.
     """
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last in memory: the fast way, and no copy
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last in memory is fast and needs no copy
     resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
 def to_planes(pixels: NDArray[np.uint8]) -> Tensor:
-    """(3, height, width) from a view of (height, width, 3), cropped and mirrored as it may be, in one copy."""
+    """Convert (height, width, 3), also a cropped or mirrored view, into (3, height, width) with one copy."""
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # numpy takes half as long as torch
 
 
 class ImageError(ValueError):
-    """Bytes that are no image."""
+    """Raised for bytes that cannot be decoded as an image."""
 
 
 def decode_pixels(data: bytes) -> NDArray[np.uint8]:
-    """(height, width, 3) of what `decode` gives; JPEG by simplejpeg, where it is installed: the same, but sooner."""
+    """Decode an image to (height, width, 3), equal to `decode`; simplejpeg, if installed, is faster on JPEG files."""
     if simplejpeg is not None and data.startswith(JPEG):
-        with suppress(Exception):  # Pillow decides whether a damaged file can be read, as without simplejpeg
+        with suppress(Exception):  # Pillow decides whether a damaged file is readable
             image = Image.open(io.BytesIO(data))
             if image.mode == "RGB" and image.getexif().get(ORIENTATION) not in range(2, 9):
                 pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
@@ -108,21 +110,21 @@ def decode_pixels(data: bytes) -> NDArray[np.uint8]:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An RGB image, upright; transparent parts become white.
+    """Decode an image to RGB, EXIF rotation applied and transparency on white.
 
     Raises:
         ImageError: if it cannot be decoded.
     """
     try:
         return _decode(data)
-    except Exception as error:  # on damaged files PIL raises errors of almost any kind
+    except Exception as error:  # on damaged files Pillow raises errors of any class
         words = ADDRESS.sub("it", str(error))
         raise ImageError(f"{type(error).__name__}: {words}") from error
 
 
 def _decode(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
-    ImageOps.exif_transpose(image, in_place=True)  # else it is copied where there is nothing to turn
+    ImageOps.exif_transpose(image, in_place=True)  # otherwise upright images are copied too
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -1,15 +1,15 @@
-"""The order of the pairs: a function of (seed, epoch, world size, rank, n) and the list of shards.
+"""Order of the pairs: a function of (seed, epoch, world size, rank, n) and the list of shards.
 
-1. An epoch permutes the shards; laid end to end they are one sequence of pairs, the same on all ranks.
-2. The sequence is shuffled in windows, each on its own, so that a run reads in few places at a time.
-3. It is cut into batches. With buckets, a batch is of one shape: pairs wait until their bucket has a whole batch.
-4. Each rank takes one contiguous slice of the batches, all ranks equally many.
+1. Each epoch permutes the shards; their concatenation is one sequence of pairs, equal on all ranks.
+2. Windows of the sequence are shuffled separately, so that a run reads from few shards at a time.
+3. The sequence is cut into batches. With buckets, a batch has one shape: pairs wait until their bucket is full.
+4. Each rank takes a contiguous slice of the batches; all slices have one length.
 
-What is left over sits this epoch out: without buckets fewer pairs than world size x batch size at the end of the
-sequence; with buckets up to a batch less one pair of each bucket, and fewer batches than ranks. Validation leaves out
-nothing and shuffles nothing; its last batches may be smaller, and ranks may differ by a batch.
+Leftover pairs are dropped for this epoch: without buckets fewer than world size x batch size pairs at the end of the
+sequence; with buckets at most batch size - 1 pairs of each bucket, and fewer batches than ranks. Validation drops
+nothing and shuffles nothing; its last batches may be smaller, and the slices of ranks may differ by one batch.
 
-The number of workers is not part of it: they take the batches in turns.
+The number of workers does not change the order: they take the batches in turn.
 """
 
 import hashlib
@@ -26,73 +26,76 @@ from numpy.typing import NDArray
 from lit_align.data.buckets import Shape, assign_buckets
 from lit_align.data.shards.scan import Shard
 
-RULE = 2  # changes when the order does
+RULE = 2  # to be raised with every change of the order
 
 
 class Batch(NamedTuple):
-    """Which pairs make a batch."""
+    """Pairs of a batch."""
 
     epoch: int
-    numbers: list[int]  # of the pairs in the data set
+    numbers: list[int]  # positions of the pairs in the dataset
     shape: Shape  # pixels
 
 
 @dataclass(frozen=True)
 class Order:
-    """Everything but the epoch that decides which pair comes when."""
+    """Order of a rank's pairs in every epoch.
+
+    It is what a batch sampler yields: `epoch(n)` lists the rank slice of epoch n.
+    """
 
     shards: tuple[Shard, ...]
     batch_size: int  # pairs
-    shapes: tuple[Shape, ...]  # of the buckets; one where there are none
+    shapes: tuple[Shape, ...]  # of the buckets; a single one without buckets
     rank: int = 0
     world_size: int = 1
     seed: int = 0
-    shuffle_window: int = 0  # pairs; 0 keeps the order of the files, and every pair
-    labels: str = "the human label"  # what decides which image is chosen
+    shuffle_window: int = 0  # pairs; 0 keeps the files' order and all pairs, for validation
+    labels: str = "the human label"  # the rule that chooses an image
 
     @cached_property
     def firsts(self) -> NDArray[np.int64]:
-        """(shards + 1,) the number of each shard's first pair in the data set, and of all pairs."""
+        """(shards + 1,) position of each shard's first pair in the dataset, and last the number of pairs."""
         return np.concatenate([[0], np.cumsum([len(shard) for shard in self.shards])]).astype(np.int64)
 
     @property
     def pairs(self) -> int:
-        """Pairs of the data set."""
+        """Number of pairs in the dataset."""
         return int(self.firsts[-1])
 
     @cached_property
     def buckets(self) -> NDArray[np.int64]:
-        """(pairs,) the bucket of each pair."""
+        """(pairs,) bucket of each pair."""
         if len(self.shapes) == 1:
             return np.zeros(self.pairs, np.int64)
         return assign_buckets(np.concatenate([shard.pairs.sizes for shard in self.shards]), list(self.shapes))
 
     @cached_property
     def whole_batches(self) -> int:
-        """Batches of an epoch on all ranks."""
+        """Number of batches of an epoch, over all ranks."""
         by_bucket = np.bincount(self.buckets, minlength=len(self.shapes))
         return int((by_bucket // self.batch_size if self.shuffle_window else -(-by_bucket // self.batch_size)).sum())
 
     @cached_property
     def batches(self) -> int:
-        """Batches of an epoch on this rank."""
+        """Number of batches of an epoch on this rank."""
         if self.shuffle_window:
             return self.whole_batches // self.world_size
-        return len(self._share(list(range(self.whole_batches))))
+        return len(range(self.whole_batches)[self._uneven_slice(self.whole_batches)])
 
     def epoch(self, epoch: int) -> list[Batch]:
-        """The rank's batches of an epoch."""
-        rows = list(self._cut(self._sequence(epoch)))
-        if self.shuffle_window:
-            return [Batch(epoch, *row) for row in rows[self.rank * self.batches : (self.rank + 1) * self.batches]]
-        return [Batch(epoch, *row) for row in self._share(rows)]
+        """The rank slice of an epoch's batches."""
+        cut = list(self._cut(self._sequence(epoch)))
+        equal = slice(self.rank * self.batches, (self.rank + 1) * self.batches)
+        rank_slice = equal if self.shuffle_window else self._uneven_slice(len(cut))
+        return [Batch(epoch, *pairs_and_shape) for pairs_and_shape in cut[rank_slice]]
 
-    def _share(self, rows: list) -> list:
-        """A rank's part where nothing may be left out."""
-        return rows[len(rows) * self.rank // self.world_size : len(rows) * (self.rank + 1) // self.world_size]
+    def _uneven_slice(self, batches: int) -> slice:
+        """The rank slice that drops no batch."""
+        return slice(batches * self.rank // self.world_size, batches * (self.rank + 1) // self.world_size)
 
     def _sequence(self, epoch: int) -> list[int]:
-        """Numbers of all pairs, as the epoch has them."""
+        """Positions of all pairs, in the order of an epoch."""
         shards = list(range(len(self.shards)))
         if not self.shuffle_window:
             return list(range(self.pairs))
@@ -106,7 +109,7 @@ class Order:
         return shuffled
 
     def _cut(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], Shape]]:
-        """Batches in the order in which they get full; what is left over only where nothing may be left out."""
+        """Yield full batches in the order in which they fill up; in validation also the partial ones."""
         waiting: list[list[int]] = [[] for _ in self.shapes]
         for number, bucket in zip(numbers, self.buckets[numbers].tolist(), strict=True):
             waiting[bucket].append(number)
@@ -117,12 +120,12 @@ class Order:
             yield from ((rest, shape) for rest, shape in zip(waiting, self.shapes, strict=True) if rest)
 
     def where(self, number: int) -> tuple[Shard, int]:
-        """The shard that holds a pair, and the pair's number in it."""
+        """The shard that holds a pair, and the pair's position in it."""
         shard = int(np.searchsorted(self.firsts, number, side="right")) - 1
         return self.shards[shard], number - int(self.firsts[shard])
 
     def _shards_digest(self) -> str:
-        """Names, keys and labels in short; shards may move to another folder."""
+        """Digest of shard names, keys and labels; the shards' folder is not part of it."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{Path(shard.path).name} {len(shard)} ".encode())
@@ -131,7 +134,7 @@ class Order:
         return f"{len(self.shards)} with {self.pairs} pairs, digest {digest.hexdigest()[:12]}"
 
     def fingerprint(self) -> dict[str, object]:
-        """What must be the same for a resumed run to see the pairs that the unbroken run would have seen."""
+        """All that decides the order; a resumed run with an equal fingerprint sees the pairs of an unbroken run."""
         return {
             "rule of the order": RULE,
             "seed": self.seed,

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from lit_align.data.importers.folders import open_folders
 from lit_align.data.importers.hpd import open_annotations
-from lit_align.data.importers.import_run import MAY_RETURN, REJECTS, Summary, import_source
+from lit_align.data.importers.import_run import Summary, import_source
 from lit_align.data.importers.pick_a_pic import hub_files, open_files
+from lit_align.data.importers.rejects import REJECTS
+from lit_align.data.importers.shard_records import MAY_RETURN
 from lit_align.data.importers.table import Columns, open_table
 from lit_align.data.importers.webdataset import index_shards
 from lit_align.data.shards.index import INDEX

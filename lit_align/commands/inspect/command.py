@@ -13,8 +13,9 @@ from lit_align.commands.inspect.text_report import to_text
 from lit_align.common.files import write_text
 from lit_align.common.progress import show_progress, track
 from lit_align.data.importers.worker_pool import worker_count
+from lit_align.data.shards.filesystems import join, parent
 from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_path
-from lit_align.data.shards.storage import expand, join, open_binary, parent, size
+from lit_align.data.shards.storage import expand, open_binary, size
 from lit_align.user_errors import UserValueError
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from lit_align.data.shards.index import SIZES, ShardEntry, digest_shard, read_rows, sample_row
 from lit_align.data.shards.layout import Sample
-from lit_align.data.shards.storage import exists, within
+from lit_align.data.shards.storage import exists
+from lit_align.data.shards.timeouts import within
 
 ALWAYS = ("key", "offset", "size", "label_0")  # columns compared for every sample
 OF_PAIRS = ("prompt", "content", *SIZES)  # columns compared for valid pairs

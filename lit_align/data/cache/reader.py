@@ -1,4 +1,4 @@
-"""Reading a cache of latents and conditioning, see `cache_files` for its files; each sample alone, through mmap."""
+"""Read single samples of a cache, memory-mapped; see `cache.format` for its files."""
 
 import json
 from collections import OrderedDict
@@ -28,25 +28,25 @@ from lit_align.data.cache.format import (
 from lit_align.data.shards.layout import SampleError
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
-TABLES = ("prompt", "content", "key", "geometry")  # of a shard, of all its samples
-OPEN_FILES = 256  # kept open by a process; they are only mapped into memory
+TABLES = ("prompt", "content", "key", "geometry")  # tensors that cover all samples of a shard
+OPEN_FILES = 256  # limit per process; open files are only mapped into memory
 
 
-class _Opened(NamedTuple):
-    """A safetensors file and those of its tensors that are small."""
+class _OpenFile(NamedTuple):
+    """An open safetensors file, and its small tensors."""
 
     file: Any
     tables: dict[str, Tensor]
 
 
 class Cache:
-    """What `lit-align encode` has written. It can be sent to another process, which opens its own files.
+    """A cache that `lit-align encode` has written. It can be pickled; each process opens its own files.
 
     Args:
         folder: of the cache.
-        fingerprint: what it was made from.
+        fingerprint: content of its `fingerprint.json`.
         prompts: in the order of their ids.
-        digests: (prompts,) of these.
+        digests: (prompts,) `prompt_digest` of each.
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class Cache:
         self._order = np.argsort(digests, kind="stable")
         self._digests = digests[self._order]
         self._shards = {shard["name"] for shard in fingerprint["shards"]}
-        self._names: dict[str, str | None] = {}  # of shards that were asked for, by path
-        self._opened: OrderedDict[str, _Opened] = OrderedDict()
+        self._names: dict[str, str | None] = {}  # in the cache, by path of the shard; None if not cached
+        self._opened: OrderedDict[str, _OpenFile] = OrderedDict()
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """A finished cache.
+        """Open a finished cache.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it is not finished, or not of this version.
+            FileNotFoundError: if there is no cache.
+            ValueError: if it is unfinished, or of another version.
         """
         folder = Path(folder)
-        again = "Run lit-align encode again with the same options: it goes on where it stopped."
+        again = "Run lit-align encode again with the same options to resume it."
         if not (folder / FINGERPRINT).is_file():
             raise UserFileNotFoundError(
-                f"{folder} is no cache: it has no {FINGERPRINT}. Make one with lit-align encode."
+                f"{folder} is not a cache: it has no {FINGERPRINT}. Make one with lit-align encode."
             )
         fingerprint = json.loads((folder / FINGERPRINT).read_text(encoding="utf-8"))
         if fingerprint.get("format") != FORMAT:
@@ -91,13 +91,13 @@ class Cache:
         return cls(folder, fingerprint, table["prompt"].combine_chunks(), table["digest"].to_numpy())
 
     def check(self, expected: Mapping[str, Any]) -> None:
-        """Refuse a cache of something else.
+        """Refuse a cache that does not fit a run.
 
         Args:
-            expected: what a run needs it to be, any of the fingerprint's entries, see `rules`.
+            expected: entries that its fingerprint must have, see `rules`.
 
         Raises:
-            ValueError: naming all that differs.
+            ValueError: naming all differences.
         """
         if changed := differences(self.fingerprint, expected):
             raise UserValueError(
@@ -106,7 +106,7 @@ class Cache:
             )
 
     def has(self, shard: str) -> bool:
-        """Whether a shard, wherever it lies now, was encoded."""
+        """Whether a shard was encoded; its folder may have changed since."""
         return self._name(shard) is not None
 
     def _name(self, shard: str) -> str | None:
@@ -116,14 +116,12 @@ class Cache:
             self._names[shard] = next((name for name in names if name in self._shards), None)
         return self._names[shard]
 
-    # -- pairs
-
     def latents(self, shard: str, row: int, flipped: bool) -> Tensor:
-        """Read the moments of both images of a pair, (2, moments, channels, h, w) float16.
+        """Read the moments of both images of a pair, (2, moments, channels, h, w) float16, image 0 first.
 
         Args:
             shard: path or URL.
-            row: number of the sample among all samples of the shard.
+            row: position of the sample among all samples of the shard.
             flipped: whether both images are mirrored.
 
         Raises:
@@ -133,8 +131,8 @@ class Cache:
         opened = self._shard(shard)
         if row >= len(opened.tables["prompt"]) or opened.tables["prompt"][row] < 0:
             raise SampleError(
-                f"shard {shard}, sample {row}: {self.folder} has no latents of it: it was broken when it was encoded. "
-                "Leave it out with data.on_error skip, or repair the shard and encode it again."
+                f"shard {shard}, sample {row}: {self.folder} has no latents of it: it was broken when the shard "
+                "was encoded. Leave it out with data.on_error skip, or repair the shard and encode it again."
             )
         if flipped and self.fingerprint["flips"] != "both":
             raise UserValueError(
@@ -144,7 +142,7 @@ class Cache:
         return latents
 
     def latents_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """(moments, channels, h, w) of an image of height and width, pixels."""
+        """Shape (moments, channels, h, w) of the latents of an image of `height` and `width` pixels."""
         for shard in self._shards:
             opened = self._open(latents_file(shard), TABLES)
             for row in (opened.tables["prompt"] >= 0).nonzero().flatten().tolist()[:1]:
@@ -154,32 +152,30 @@ class Cache:
         raise UserValueError(f"{self.folder} holds no pair.")
 
     def time_ids(self, shard: str, row: int) -> Tensor:
-        """Sizes of both images, (2, 6) int64, see `PreferenceBatch`."""
+        """SDXL's time ids of both images of a pair, (2, 6) int64."""
         return self._shard(shard).tables["geometry"][row]
 
     def content(self, shard: str, row: int) -> str:
-        """`content_digest` of the pair that was encoded."""
+        """`content_digest` of the encoded pair."""
         return f"{int(self._shard(shard).tables['content'][row]) % 2**64:016x}"
 
     def key(self, shard: str, row: int) -> int:
-        """`key_digest` of the sample that was encoded."""
+        """`key_digest` of the encoded sample."""
         return int(self._shard(shard).tables["key"][row]) % 2**64
 
     def prompt(self, shard: str, row: int) -> str:
-        """The pair's prompt."""
+        """Prompt of a pair."""
         prompt: str = self.prompts[int(self._shard(shard).tables["prompt"][row])].as_py()
         return prompt
 
-    def _shard(self, shard: str) -> _Opened:
+    def _shard(self, shard: str) -> _OpenFile:
         name = self._name(shard)
         if name is None:
             raise SampleError(f"shard {shard} is not in the cache {self.folder}. Encode it, or leave it out.")
         return self._open(latents_file(name), TABLES)
 
-    # -- prompts
-
     def conditioning(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the text encoders made of the prompts, (prompts, ...) float16 each.
+        """Read the text encoders' outputs for the prompts, (prompts, ...) float16 each.
 
         Raises:
             SampleError: if a prompt was not encoded.
@@ -193,17 +189,15 @@ class Cache:
         return {key: torch.stack(values) for key, values in rows.items()}
 
     def _id(self, prompt: str) -> int:
-        place = int(np.searchsorted(self._digests, np.uint64(prompt_digest(prompt))))
-        found = int(self._order[place]) if place < len(self._order) else 0
+        position = int(np.searchsorted(self._digests, np.uint64(prompt_digest(prompt))))
+        found = int(self._order[position]) if position < len(self._order) else 0
         if self.prompts[found].as_py() != prompt:
             raise SampleError(
                 f"{self.folder} lacks the prompt {prompt[:80]!r}: it has changed. Encode the shards again."
             )
         return found
 
-    # -- files
-
-    def _open(self, name: str, tables: Sequence[str]) -> _Opened:
+    def _open(self, name: str, tables: Sequence[str]) -> _OpenFile:
         if name not in self._opened:
             try:
                 file = safe_open(self.folder / name, framework="pt")
@@ -211,7 +205,7 @@ class Cache:
                 raise SampleError(
                     f"{self.folder / name} cannot be read: {error}. Delete it and encode again."
                 ) from error
-            self._opened[name] = _Opened(file, {table: file.get_tensor(table) for table in tables})
+            self._opened[name] = _OpenFile(file, {table: file.get_tensor(table) for table in tables})
             if len(self._opened) > OPEN_FILES:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(name)

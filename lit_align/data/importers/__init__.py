@@ -1,1 +1,1 @@
-"""From preference data as others publish or keep it to shards with an index."""
+"""Import published or own preference data into shards with an index."""

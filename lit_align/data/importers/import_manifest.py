@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.common.files import write_text
+from lit_align.data.shards.filesystems import is_url
 from lit_align.data.shards.index import INDEX
-from lit_align.data.shards.storage import is_url
 from lit_align.user_errors import UserRuntimeError, UserValueError
 
 PLAN = "import.json"

@@ -1,4 +1,4 @@
-"""Pick-a-Pic and sets with its columns: Parquet files, local or on the hub."""
+"""Import Pick-a-Pic, and other data with its columns: Parquet files, local or on the hub."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,26 +13,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lit_align.common.progress import BRIEF, track
-from lit_align.data.importers.source import Reject, Rejected, checked_image, label_of, new_pair, outcome
-from lit_align.data.shards.storage import expand, is_url, open_binary
+from lit_align.data.importers.rejects import Reject, Rejected
+from lit_align.data.importers.source import check_image, convert_row, new_pair, parse_labels
+from lit_align.data.shards.filesystems import is_url
+from lit_align.data.shards.storage import expand, open_binary
 from lit_align.data.shards.writer import NewPair
 from lit_align.user_errors import UserValueError
 
 IMAGES = ("jpg_0", "jpg_1")
 LABELS = ("label_0", "label_1")
-PROMPTS = ("caption", "original_prompt")  # the first that is there
-BATCH = 32  # rows in memory at a time
-BUFFER = 1 << 20  # bytes of a column that are read from a local file at a time
+PROMPTS = ("caption", "original_prompt")  # the first one found is used
+BATCH_ROWS = 32  # in memory at a time
+BUFFER_BYTES = 1 << 20  # of a column of a local file, read at a time
 
 
-class Table(NamedTuple):
-    """A Parquet file, as its footer describes it."""
+class ParquetTable(NamedTuple):
+    """A Parquet file, described by its footer."""
 
     path: str  # or URL
     bytes: int
     groups: tuple[int, ...]  # rows of each row group
-    prompt: str  # the column
-    more: tuple[str, ...]  # columns that are kept as JSON
+    prompt: str  # name of the column
+    more: tuple[str, ...]  # further columns, stored as JSON
 
     @property
     def name(self) -> str:
@@ -43,71 +45,71 @@ class Table(NamedTuple):
         return sum(self.groups)
 
 
-class Slice(NamedTuple):
+class RowRange(NamedTuple):
     """Rows of one row group."""
 
-    table: Table
+    table: ParquetTable
     group: int
     begin: int  # in the row group
     end: int
-    row_in_file: int  # of the first of them
-    row: int  # in the source
+    row_in_file: int  # of the first row
+    row: int  # of the first row, in the source
 
 
 @dataclass(frozen=True)
 class PickAPicPart:
-    """Rows of one or several files."""
+    """Rows of one or several files that become one shard."""
 
-    slices: tuple[Slice, ...]
+    ranges: tuple[RowRange, ...]
 
     @property
     def remote(self) -> bool:
-        return any(is_url(piece.table.path) for piece in self.slices)
+        return any(is_url(piece.table.path) for piece in self.ranges)
 
-    def outcomes(self) -> Iterator[NewPair | Reject]:
-        for table, slices in groupby(self.slices, key=lambda piece: piece.table):
+    def pairs_and_rejects(self) -> Iterator[NewPair | Reject]:
+        for table, ranges in groupby(self.ranges, key=lambda piece: piece.table):
             try:
-                yield from _read(table, slices)
+                yield from _read(table, ranges)
             except pa.ArrowException as error:
                 raise _unreadable(table.path, error) from error
 
 
-def _read(table: Table, slices: Iterator[Slice]) -> Iterator[NewPair | Reject]:
-    """A local file is read page by page, one on the network in one request for each column and row group.
+def _read(table: ParquetTable, ranges: Iterator[RowRange]) -> Iterator[NewPair | Reject]:
+    """Read a local file page by page, and a remote one with one request for each column and row group.
 
-    Writers make pages of up to 1024 rows, so a page may be all of a row group; never more than that is in memory.
+    Writers make pages of up to 1024 rows, so a page may hold a whole row group; at most that is in memory.
     """
     remote = is_url(table.path)
     columns = [*IMAGES, *LABELS, table.prompt, *table.more]
     with open_binary(table.path) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=remote, buffer_size=0 if remote else BUFFER)
-        for piece in slices:
+        parquet = pq.ParquetFile(file, pre_buffer=remote, buffer_size=0 if remote else BUFFER_BYTES)
+        for piece in ranges:
             at = 0
-            for batch in parquet.iter_batches(BATCH, [piece.group], columns, use_threads=False):
+            for batch in parquet.iter_batches(BATCH_ROWS, [piece.group], columns, use_threads=False):
                 begin, end = max(piece.begin - at, 0), min(piece.end - at, len(batch))
                 for offset, cells in enumerate(batch.slice(begin, max(end - begin, 0)).to_pylist(), at + begin):
                     ahead = offset - piece.begin
-                    place = f"{table.name}, row {piece.row_in_file + ahead}"
-                    yield outcome(piece.row + ahead, place, partial(_pair, table, cells))
+                    location = f"{table.name}, row {piece.row_in_file + ahead}"
+                    yield convert_row(piece.row + ahead, location, partial(_pair, table, cells))
                 at += len(batch)
                 if at >= piece.end:
                     break
 
 
-def _pair(table: Table, cells: dict[str, Any], key: str) -> NewPair:
+def _pair(table: ParquetTable, cells: dict[str, Any], key: str) -> NewPair:
     if cells.get("has_label") is False:
         raise Rejected("no label", "has_label is false")
-    label_0 = label_of(*(cells[name] for name in LABELS))
+    label_0 = parse_labels(*(cells[name] for name in LABELS))
     data = [cells[name]["bytes"] if isinstance(cells[name], dict) else cells[name] for name in IMAGES]
-    images = checked_image(data[0]), checked_image(data[1])
+    images = check_image(data[0]), check_image(data[1])
     return new_pair(key, images, label_0, cells[table.prompt], {name: cells[name] for name in table.more})
 
 
 @dataclass(frozen=True)
 class PickAPic:
-    """Rows of Parquet files, one after the other."""
+    """Rows of Parquet files, file by file."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[ParquetTable, ...]
     name: str = "pick-a-pic"
 
     @property
@@ -118,31 +120,31 @@ class PickAPic:
     def bytes(self) -> int:
         return sum(table.bytes for table in self.tables)
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         files = [{"name": table.name, "bytes": table.bytes, "rows": table.rows} for table in self.tables]
         return {"files": files, "options": {}}
 
     def part(self, begin: int, end: int) -> PickAPicPart:
-        slices, row = [], 0
+        ranges, row = [], 0
         for table in self.tables:
             row_in_file = 0
             for group, count in enumerate(table.groups):
                 first, last = max(begin - row, 0), min(end - row, count)
                 if first < last:
-                    slices.append(Slice(table, group, first, last, row_in_file + first, row + first))
+                    ranges.append(RowRange(table, group, first, last, row_in_file + first, row + first))
                 row, row_in_file = row + count, row_in_file + count
-        return PickAPicPart(tuple(slices))
+        return PickAPicPart(tuple(ranges))
 
 
 def open_files(patterns: str | Sequence[str]) -> PickAPic:
-    """The rows of Parquet files.
+    """Read the footers of Parquet files.
 
     Args:
         patterns: paths and URLs; braces and wildcards are expanded.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a file is named twice, is no Parquet file or has not the columns.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is named twice, is not a Parquet file or lacks a column.
     """
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not is_url(pattern) and Path(pattern).is_dir():
@@ -158,17 +160,17 @@ def open_files(patterns: str | Sequence[str]) -> PickAPic:
 
 
 def hub_files(repo: str, revision: str, pattern: str) -> str:
-    """The address of files in a data set on the Hugging Face hub.
+    """URL pattern of files in a dataset repository of the Hugging Face hub.
 
     Raises:
-        ValueError: if `repo` is not the name of one.
+        ValueError: if `repo` is not of the form OWNER/NAME.
     """
     if len([part for part in repo.split("/") if part]) != 2 or is_url(repo):
         raise UserValueError(f"repo: {repo!r} is not the name of a data set on the hub, which is OWNER/NAME.")
     return f"hf://datasets/{repo}@{quote(revision, safe='')}/{pattern}"
 
 
-def _open(path: str) -> Table:
+def _open(path: str) -> ParquetTable:
     try:
         with open_binary(path) as file:
             parquet = pq.ParquetFile(file)
@@ -188,7 +190,7 @@ def _open(path: str) -> Table:
         _check_type(path, schema.field(name))
     more = [field.name for field in schema if field.name not in needed and _is_small(field)]
     groups = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    return Table(path, bytes_, groups, prompt, tuple(more))
+    return ParquetTable(path, bytes_, groups, prompt, tuple(more))
 
 
 def _check_type(path: str, field: pa.Field) -> None:
@@ -213,7 +215,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _is_small(field: pa.Field) -> bool:
-    """No other images and no embeddings."""
+    """Whether a column can be stored as JSON: neither images nor embeddings nor a pandas index."""
     nested, binary = pa.types.is_nested(field.type), "binary" in str(field.type)
     return not (nested or binary or "." in field.name or field.name.startswith("__index_level_"))
 

@@ -1,145 +1,117 @@
-"""What an importer reads: numbered rows, each of which becomes a pair or is left out for a reason."""
+"""Sources of an import: numbered rows, each of which becomes a pair or is rejected for a reason."""
 
-import errno
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator
+from errno import ENAMETOOLONG
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
-from lit_align.data.shards.storage import PIPE, open_binary
+from lit_align.data.importers.rejects import Reject, Rejected, clean, encodable
+from lit_align.data.shards.filesystems import PIPE
+from lit_align.data.shards.storage import open_binary
 from lit_align.data.shards.writer import NewPair
 
-ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # in memory: another one each time
-NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)  # the last: a name with a null in it
-
-
-class Rejected(ValueError):
-    """Why a row is no pair: a reason that others share, and what is particular to it."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-
-class Reject(NamedTuple):
-    """A row that was left out."""
-
-    row: int  # in the source
-    place: str  # for people: file and row in it
-    key: str  # that the pair would have had
-    reason: str
-    detail: str
+ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory; differs in each process
+NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)
 
 
 class Part(Protocol):
-    """Rows that become one shard; it travels to the process that writes it."""
+    """Rows of a source that become one shard; it is pickled for the process that writes the shard."""
 
     @property
     def remote(self) -> bool:
-        """Whether reading may fail now and work later."""
+        """Whether rows come from the network, where a failed read may succeed later."""
 
-    def outcomes(self) -> Iterator[NewPair | Reject]:
-        """One for each row, in order, the same every time."""
+    def pairs_and_rejects(self) -> Iterator[NewPair | Reject]:
+        """Convert each row, in order; every call yields equal results."""
 
 
 class Source(Protocol):
-    """Rows 0 to `rows`."""
+    """Preference data of one kind, with rows 0 to `rows` - 1."""
 
     @property
     def name(self) -> str:
-        """That of the subcommand."""
+        """Name of the subcommand."""
 
     @property
     def rows(self) -> int: ...
 
     @property
     def bytes(self) -> int | None:
-        """What shards of all rows would take, about; None where nobody knows."""
+        """Approximate size of all shards, bytes; None if unknown."""
 
-    def about(self) -> dict[str, Any]:
-        """All that decides which pairs there are: `files`, and `options`; no folders, as data are moved."""
+    def describe(self) -> dict[str, Any]:
+        """All that decides which pairs there are, as `files` and `options`; without folders, for data are moved."""
 
     def part(self, begin: int, end: int) -> Part: ...
 
 
 def key_of(row: int) -> str:
-    """The key of a row's pair: its place in the source, so that keys are in order and never there twice."""
+    """Key of a row's pair: its position in the source, so that keys are sorted and unique."""
     return f"{row:08d}"
 
 
-def outcome(row: int, place: str, make: Callable[[str], NewPair]) -> NewPair | Reject:
-    """The pair that `make` makes of the row's key, or why there is none."""
+def convert_row(row: int, location: str, make_pair: Callable[[str], NewPair]) -> NewPair | Reject:
+    """Call `make_pair` with the row's key, and return its pair, or the reject if it raises `Rejected`."""
     key = key_of(row)
     try:
-        return make(key)
+        return make_pair(key)
     except Rejected as error:
-        return Reject(row, clean(place), key, error.reason, clean(error.detail))
+        return Reject(row, clean(location), key, error.reason, clean(error.detail))
 
 
 def new_pair(
     key: str, images: tuple[bytes, bytes], label_0: float, prompt: Any, more: dict[str, Any] | None
 ) -> NewPair:
-    """A pair of images that have been looked at.
+    """Make a pair of images that can be decoded.
 
     Raises:
-        Rejected: if the images are the same, or the prompt is no text; an empty one is.
+        Rejected: if both images are equal, or the prompt is missing or not text; an empty prompt is allowed.
     """
     if images[0] == images[1]:
         raise Rejected("both images are the same")
-    return NewPair(key, *images, label_0, as_text(prompt), None if more is None else clean(more))
+    return NewPair(key, *images, label_0, _as_text(prompt), None if more is None else clean(more))
 
 
-def as_text(prompt: Any) -> str:
-    """The prompt.
-
-    Raises:
-        Rejected: if it is missing, no text, or text that UTF-8 cannot hold.
-    """
+def _as_text(prompt: Any) -> str:
     if prompt is None:
         raise Rejected("prompt missing")
-    if not isinstance(prompt, str) or prompt != _encodable(prompt):
+    if not isinstance(prompt, str) or prompt != encodable(prompt):
         raise Rejected("prompt is not text", ascii(prompt)[:200])
     return prompt
 
 
-def clean(value: Any) -> Any:
-    """The same as JSON can hold it: no NaN, no halves of surrogate pairs."""
-    if isinstance(value, dict):
-        return {_encodable(str(name)): clean(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(one) for one in value]
-    if isinstance(value, str):
-        return _encodable(value)
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value
+def shuffle_images(key: str, chosen_rejected: list[Any]) -> tuple[float, list[Any]]:
+    """Order a chosen and a rejected image by a hash of the key, so that the order reveals nothing.
+
+    Returns:
+        The label of image 0, and both images in their new order.
+    """
+    keep = hashlib.blake2b(key.encode(), digest_size=1).digest()[0] % 2 == 0
+    return (1.0, chosen_rejected) if keep else (0.0, chosen_rejected[::-1])
 
 
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def label_of(label_0: Any, label_1: Any) -> float:
-    """1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie.
+def parse_labels(label_0: Any, label_1: Any) -> float:
+    """Parse two labels and return the first: 1 if image 0 is preferred, 0 if image 1 is, 0.5 for a tie.
 
     Raises:
-        Rejected: if there is no label, or the two do not add up to 1.
+        Rejected: if a label is missing, or the two do not add up to 1.
     """
-    values = [one_label(label_0), one_label(label_1)]
+    values = [parse_label(label_0), parse_label(label_1)]
     if sum(values) != 1:
         raise Rejected("labels do not add up to 1", f"{values[0]:g} and {values[1]:g}")
     return values[0]
 
 
-def one_label(value: Any) -> float:
-    """A label, which may be written as text.
+def parse_label(value: Any) -> float:
+    """Parse a label, a number or text.
 
     Raises:
-        Rejected: if there is none, or it is not 0, 0.5 or 1.
+        Rejected: if it is missing, or not 0, 0.5 or 1.
     """
     if value is None or value == "" or value != value:  # NaN
         raise Rejected("no label")
@@ -152,14 +124,14 @@ def one_label(value: Any) -> float:
     return number
 
 
-def checked_image(data: bytes | None) -> bytes:
-    """An encoded image that can be decoded to its end.
+def check_image(data: bytes | None) -> bytes:
+    """Return an encoded image that can be decoded to its end.
 
-    A header says nothing about a download that was cut off, and a run would find that out days later. So all of it is
-    decoded, a JPEG at an eighth of its size, which reads all of its bytes and computes little.
+    A header does not reveal a truncated download, which a run would find only days later. A JPEG is decoded at an
+    eighth of its size: that reads all bytes and computes little.
 
     Raises:
-        Rejected: if there is none, or it cannot be decoded.
+        Rejected: if the image is missing, or cannot be decoded.
     """
     if not data:
         raise Rejected("image missing")
@@ -167,7 +139,7 @@ def checked_image(data: bytes | None) -> bytes:
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
             image.load()
-    except Exception as error:  # Pillow's plugins raise errors of any kind on damaged data
+    except Exception as error:  # on damaged data Pillow's plugins raise errors of any class
         words = ADDRESS.sub("it", f"{type(error).__name__}: {error}")
         raise Rejected("image cannot be decoded", words[:200]) from error
     return data
@@ -175,11 +147,11 @@ def checked_image(data: bytes | None) -> bytes:
 
 @lru_cache(maxsize=16)  # neighbouring pairs share images
 def load_image(path: str) -> bytes:
-    """An encoded image from its file or URL, read and looked at.
+    """Read an encoded image from a file or URL, and check that it can be decoded.
 
     Raises:
-        Rejected: if there is no such file, or it cannot be decoded.
-        OSError: if it is there and cannot be read now, which is no property of the pair.
+        Rejected: if there is no such file, or the image cannot be decoded.
+        OSError: if the file exists and cannot be read now, for which the pair is not to blame.
     """
     if path.startswith(PIPE):
         raise Rejected("image is a command", path)
@@ -189,10 +161,10 @@ def load_image(path: str) -> bytes:
         with open_binary(path) as file:
             data = file.read()
     except (OSError, ValueError) as error:
-        if isinstance(error, NO_FILE) or getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        if isinstance(error, NO_FILE) or getattr(error, "errno", None) == ENAMETOOLONG:
             raise Rejected("image missing", path) from error
         raise
     try:
-        return checked_image(data)
+        return check_image(data)
     except Rejected as error:
         raise Rejected(error.reason, f"{path}: {error.detail}" if error.detail else f"{path} is empty") from error

@@ -1,4 +1,4 @@
-"""Pairs of one's own: a table (CSV, TSV or JSON lines) of image files, prompts and labels."""
+"""Import a table (CSV, TSV or JSON lines) of image files, prompts and labels."""
 
 import csv
 import hashlib
@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_align.data.importers.source import Reject, Rejected, load_image, new_pair, one_label, outcome
-from lit_align.data.shards.storage import is_url, join, open_binary, parent
+from lit_align.data.importers.rejects import Reject, Rejected
+from lit_align.data.importers.source import convert_row, load_image, new_pair, parse_label, shuffle_images
+from lit_align.data.shards.filesystems import is_url, join, parent
+from lit_align.data.shards.storage import open_binary
 from lit_align.data.shards.writer import NewPair
 from lit_align.user_errors import UserValueError
 
@@ -20,7 +22,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class Columns:
-    """What a table calls them: two images and a label, or the chosen and the rejected image."""
+    """Names of a table's columns: either two images and a label, or a chosen and a rejected image; and a prompt."""
 
     image_0: str = "image_0"
     image_1: str = "image_1"
@@ -35,51 +37,45 @@ class Line(NamedTuple):
 
     number: int  # of its first line in the file, from 1
     cells: dict[str, Any]
-    fault: str  # why it has none; empty where it has
+    fault: str  # why the row cannot be read; empty if it can
 
 
 @dataclass(frozen=True)
 class TablePart:
-    """Rows of a table."""
+    """Rows of a table that become one shard."""
 
     begin: int
     lines: tuple[Line, ...]
     table: str  # the file's name
-    base: str  # folder that the images' names are relative to
+    base: str  # folder to which image paths are relative
     columns: Columns
-    decided: bool  # chosen and rejected, instead of a label
+    ordered: bool  # has columns for the chosen and the rejected image, not a label
 
     @property
     def remote(self) -> bool:
         return is_url(self.base)
 
-    def outcomes(self) -> Iterator[NewPair | Reject]:
+    def pairs_and_rejects(self) -> Iterator[NewPair | Reject]:
         for row, line in enumerate(self.lines, self.begin):
-            yield outcome(row, f"{self.table}, line {line.number}", partial(self._pair, line))
+            yield convert_row(row, f"{self.table}, line {line.number}", partial(self._pair, line))
 
     def _pair(self, line: Line, key: str) -> NewPair:
         if line.fault:
             raise Rejected("row cannot be read", line.fault)
         names = self.columns
-        used = (names.chosen, names.rejected) if self.decided else (names.image_0, names.image_1)
-        label_0 = 1.0 if self.decided else one_label(_stripped(line.cells.get(names.label)))
+        used = (names.chosen, names.rejected) if self.ordered else (names.image_0, names.image_1)
+        label_0 = 1.0 if self.ordered else parse_label(_stripped(line.cells.get(names.label)))
         files = [line.cells.get(name) for name in used]
         for name, file in zip(used, files, strict=True):
             if not isinstance(file, str) or not file.strip():
                 raise Rejected("image missing", f"column {name} names no file")
-        if self.decided:
-            label_0, files = shuffled(key, files)
+        if self.ordered:
+            label_0, files = shuffle_images(key, files)
         images = load_image(join(self.base, str(files[0]))), load_image(join(self.base, str(files[1])))
-        skipped = (*used, names.prompt) if self.decided else (*used, names.prompt, names.label)
+        skipped = (*used, names.prompt) if self.ordered else (*used, names.prompt, names.label)
         more = {name: value for name, value in line.cells.items() if name not in skipped}
         more |= {"image_0": files[0], "image_1": files[1]}
         return new_pair(key, images, label_0, line.cells.get(names.prompt), more)
-
-
-def shuffled(key: str, two: list[Any]) -> tuple[float, list[Any]]:
-    """A chosen and a rejected image in an order drawn from the key, so that it tells nothing, and the label."""
-    keep = hashlib.blake2b(key.encode(), digest_size=1).digest()[0] % 2 == 0
-    return (1.0, two) if keep else (0.0, two[::-1])
 
 
 def _stripped(value: Any) -> Any:
@@ -93,7 +89,7 @@ class Table:
     path: str
     digest: str  # of the file
     columns: Columns
-    decided: bool
+    ordered: bool
     lines: list[Line]
     name: str = "folder"
     bytes: None = None
@@ -102,24 +98,24 @@ class Table:
     def rows(self) -> int:
         return len(self.lines)
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"files": [{"name": Path(self.path).name, "sha256": self.digest}], "options": asdict(self.columns)}
 
     def part(self, begin: int, end: int) -> TablePart:
         lines, base = tuple(self.lines[begin:end]), parent(self.path)
-        return TablePart(begin, lines, Path(self.path).name, base, self.columns, self.decided)
+        return TablePart(begin, lines, Path(self.path).name, base, self.columns, self.ordered)
 
 
 def open_table(path: str, columns: Columns) -> Table:
-    """The rows of a table.
+    """Read a table.
 
     Args:
         path: file or URL that ends in .csv, .tsv or .jsonl.
-        columns: what they are called.
+        columns: names of its columns.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a table or has not the columns.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a table or lacks columns.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (*SEPARATORS, ".jsonl"):
@@ -127,13 +123,13 @@ def open_table(path: str, columns: Columns) -> Table:
     with open_binary(path) as file:
         data = file.read()
     try:
-        text = data.decode("utf-8-sig")  # spreadsheets begin with a mark
+        text = data.decode("utf-8-sig")  # spreadsheet programs write a byte order mark
         lines = list(_json_lines(text) if suffix == ".jsonl" else _cell_lines(text, SEPARATORS[suffix]))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserValueError(f"table: {path} cannot be read: {error}. Save it again, as UTF-8.") from error
     names = dict.fromkeys(name for line in lines for name in line.cells)
-    decided = _decided(path, list(names), columns)
-    return Table(path, hashlib.sha256(data).hexdigest(), columns, decided, lines)
+    ordered = _is_ordered(path, list(names), columns)
+    return Table(path, hashlib.sha256(data).hexdigest(), columns, ordered, lines)
 
 
 def _json_lines(text: str) -> Iterator[Line]:
@@ -160,7 +156,7 @@ def _cell_lines(text: str, separator: str) -> Iterator[Line]:
         number = reader.line_num + 1
 
 
-def _decided(path: str, names: list[str], columns: Columns) -> bool:
+def _is_ordered(path: str, names: list[str], columns: Columns) -> bool:
     labelled = [columns.image_0, columns.image_1, columns.label, columns.prompt]
     ordered = [columns.chosen, columns.rejected, columns.prompt]
     complete = [all(name in names for name in wanted) for wanted in (labelled, ordered)]

@@ -1,4 +1,4 @@
-"""Shards that are there already, in the layout of `samples`: they get an index, and stay what and where they are."""
+"""Index existing shards in the layout of `shards.layout`; the shards are not changed."""
 
 import json
 import os
@@ -8,60 +8,59 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_align.common.files import write_text
 from lit_align.common.progress import show_progress
 from lit_align.data.importers.import_manifest import PLAN, held, local_folder
-from lit_align.data.importers.import_run import REJECTS, Summary
-from lit_align.data.importers.source import Reject, clean
+from lit_align.data.importers.import_run import Summary
+from lit_align.data.importers.rejects import REJECTS, Reject, clean, count_reasons, format_reasons, write_rejects
 from lit_align.data.importers.worker_pool import shared, worker_count
+from lit_align.data.shards.filesystems import is_url
 from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, read_entry, read_rows, rows_path, write_index
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.storage import expand, is_url, size
+from lit_align.data.shards.storage import expand, size
 from lit_align.user_errors import UserValueError
 
 
-class Looked(NamedTuple):
-    """A shard whose rows are written."""
+class IndexedShard(NamedTuple):
+    """A shard with written index rows."""
 
-    number: int
     entry: ShardEntry
     rejects: list[Reject]
 
 
 def index_shards(patterns: str | Sequence[str], output: str | None, workers: int | None) -> Summary:
-    """Write the rows of shards that have none yet, and the index of all.
+    """Write the missing index rows of shards, then the index of all.
 
     Raises:
         FileNotFoundError: if a pattern matches nothing.
-        ValueError: if the index has no place, if the folder has that of other shards, or if no sample is a pair.
-        SampleError: if a shard is cut off or damaged.
+        ValueError: if the index needs a named folder, the folder has an index of other shards, or no sample is a pair.
+        SampleError: if a shard is truncated or damaged.
     """
     shards = [path if is_url(path) else str(Path(path).absolute()) for path in expand(patterns)]
-    folder = _place(shards, output)
-    beside = None if output is None else str(folder)
+    folder = _index_folder(shards, output)
+    elsewhere = None if output is None else str(folder)
     processes = worker_count(workers)
     with held(folder):
-        _refuse_others(folder, [shard if beside else Path(shard).name for shard in shards])
-        todo = [number for number, shard in enumerate(shards) if not _is_indexed(shard, beside)]
+        _refuse_others(folder, [shard if elsewhere else Path(shard).name for shard in shards])
+        todo = [number for number, shard in enumerate(shards) if not _is_indexed(shard, elsewhere)]
         processes = max(1, min(processes, len(todo)))
         with show_progress(len(shards), "indexing", "shard", done=len(shards) - len(todo)) as bar:
             broken = []
-            for fault in shared(partial(_index, beside), [shards[number] for number in todo], processes):
+            for fault in shared(partial(_index, elsewhere), [shards[number] for number in todo], processes):
                 bar.update()
                 broken += [] if fault is None else [fault]
         if broken:
             raise SampleError(
                 f"{len(broken)} of {len(shards)} shards have no index, the others are done: {' '.join(sorted(broken))}"
             )
-        looked = [_look(number, shard, beside) for number, shard in enumerate(shards)]
-        return _finish(folder, looked, len(shards) - len(todo))
+        indexed = [_read_indexed(shard, elsewhere) for shard in shards]
+        return _finish(folder, indexed, len(shards) - len(todo))
 
 
-def _place(shards: list[str], output: str | None) -> Path:
-    """The folder of the index.
+def _index_folder(shards: list[str], output: str | None) -> Path:
+    """Find or make the folder of the index.
 
     Raises:
-        ValueError: if it must be named, or two shards would share their rows.
+        ValueError: if `output` is needed, or two shards would share their index rows.
     """
     if output is None:
         folders = {str(Path(shard).parent) for shard in shards if not is_url(shard)}
@@ -94,7 +93,7 @@ def _refuse_others(folder: Path, names: list[str]) -> None:
 
 
 def _index(folder: str | None, shard: str) -> str | None:
-    """Write the rows of a shard, or say why it has none: one that is damaged does not stop the others."""
+    """Write a shard's index rows, or return why not: a damaged shard does not stop the others."""
     try:
         index_shard(shard, folder)
     except SampleError as error:
@@ -103,7 +102,7 @@ def _index(folder: str | None, shard: str) -> str | None:
 
 
 def _is_indexed(shard: str, folder: str | None) -> bool:
-    """Whether the shard is still what its rows are about, as far as one can say without reading it."""
+    """Whether index rows exist and the shard's size and time of change fit them; the shard is not read."""
     rows = Path(rows_path(shard, folder))
     entry = read_entry(shard, folder) if rows.is_file() else None
     if entry is None or size(shard) != entry.bytes:
@@ -111,7 +110,7 @@ def _is_indexed(shard: str, folder: str | None) -> bool:
     return is_url(shard) or Path(shard).stat().st_mtime <= rows.stat().st_mtime
 
 
-def _look(number: int, shard: str, folder: str | None) -> Looked:
+def _read_indexed(shard: str, folder: str | None) -> IndexedShard:
     entry = read_entry(shard, folder)
     assert entry is not None, shard
     faults = read_rows(rows_path(shard, folder), ["key", "fault"]).to_pylist()
@@ -119,27 +118,20 @@ def _look(number: int, shard: str, folder: str | None) -> Looked:
     for row, sample in enumerate(faults):
         if sample["fault"] is not None:
             why = sample["fault"].removeprefix(f"shard {shard}, key {sample['key']}: ")
-            place = f"{shard.rsplit('/', 1)[-1]}, sample {row}"
+            location = f"{shard.rsplit('/', 1)[-1]}, sample {row}"
             reason = why.split(";")[0].split(". ")[0].rstrip(".")
-            rejects.append(Reject(row, place, clean(sample["key"]), clean(reason), clean(why)))
-    return Looked(number, entry, rejects)
+            rejects.append(Reject(row, location, clean(sample["key"]), clean(reason), clean(why)))
+    return IndexedShard(entry, rejects)
 
 
-def _finish(folder: Path, looked: list[Looked], done_before: int) -> Summary:
-    rejects = [reject for one in looked for reject in one.rejects]
-    reasons = Counter(reject.reason for reject in rejects)
-    by_reason = dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
-    lines = "".join(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
-    _write_if_changed(folder / REJECTS, lines)
-    entries = [one.entry for one in looked]
+def _finish(folder: Path, indexed: list[IndexedShard], done_before: int) -> Summary:
+    rejects = [reject for shard in indexed for reject in shard.rejects]
+    reasons = count_reasons(rejects)
+    write_rejects(folder, rejects)
+    entries = [shard.entry for shard in indexed]
     pairs, ties = sum(entry.pairs for entry in entries), sum(entry.ties for entry in entries)
     if pairs + ties == 0:
-        most = ", ".join(f"{count} x {reason}" for reason, count in by_reason.items()) or "there is none"
+        most = format_reasons(reasons) or "there is none"
         raise UserValueError(f"Not one sample is a pair: {most}. See {folder / REJECTS}.")
-    write_index(str(folder), entries, {"import": {"source": "webdataset", "rejects": by_reason}})
-    return Summary(folder, len(looked), done_before, pairs, ties, by_reason)
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+    write_index(str(folder), entries, {"import": {"source": "webdataset", "rejects": reasons}})
+    return Summary(folder, len(indexed), done_before, pairs, ties, reasons)

@@ -1,6 +1,6 @@
-"""Side files: the scores of a shard's pairs, so that scoring is done once and votes are made while reading.
+"""Side files: stored scores of a shard's pairs, so that voting needs no scorer.
 
-`00000.tar` has `00000.scores.parquet` beside it (or in a folder of its own): one row per pair and scorer.
+`00000.tar` has `00000.scores.parquet` beside it or in another folder, with one row per pair and scorer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 from torch import Tensor, tensor
 
 from lit_align.common.files import atomic_path
-from lit_align.data.shards.storage import is_url
+from lit_align.data.shards.filesystems import is_url
 from lit_align.user_errors import UserValueError
 
 SCHEMA = pa.schema(
     [
-        ("key", pa.string()),  # the sample's in its shard
-        ("scorer", pa.string()),  # its name
+        ("key", pa.string()),  # of the sample
+        ("scorer", pa.string()),  # name
         ("version", pa.int32()),  # of the scorer's code
         ("fingerprint", pa.string()),  # of the scorer's weights and settings
-        ("content", pa.string()),  # of both images and the prompt that were scored
+        ("content", pa.string()),  # `content_digest` of what was scored
         ("score_0", pa.float32()),
         ("score_1", pa.float32()),
     ]
@@ -31,7 +31,7 @@ IDENTITY = ("version", "fingerprint")
 
 
 class Identity(NamedTuple):
-    """Which scorer it was."""
+    """Version of a scorer's code and fingerprint of its weights."""
 
     version: int
     fingerprint: str
@@ -41,7 +41,7 @@ class Identity(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One scorer's scores of a shard, in the shard's order; NaN for broken samples that were skipped."""
+    """Scores of a shard by one scorer, in the shard's order; NaN for skipped samples."""
 
     identity: Identity
     keys: list[str]
@@ -50,16 +50,16 @@ class Scores(NamedTuple):
     score_1: Tensor  # (pairs,)
 
     def rows(self) -> dict[str, int]:
-        """Where each scored pair is, by its key."""
+        """Positions of the scored pairs, by key."""
         scored = (self.score_0.isfinite() & self.score_1.isfinite()).tolist()
-        return {key: row for row, (key, there) in enumerate(zip(self.keys, scored, strict=True)) if there}
+        return {key: row for row, (key, finite) in enumerate(zip(self.keys, scored, strict=True)) if finite}
 
 
 def side_file(shard: str, folder: str | None = None) -> Path:
-    """Where a shard's scores are: in `folder`, or beside the shard.
+    """Path of a shard's scores, in `folder` or beside the shard.
 
     Raises:
-        ValueError: beside a shard that is not a local file.
+        ValueError: if the shard is not a local file, and no folder is given.
     """
     if folder is None and is_url(shard):
         raise UserValueError(f"Scores of {shard} cannot lie beside it. Name a local folder for them.")
@@ -68,10 +68,10 @@ def side_file(shard: str, folder: str | None = None) -> Path:
 
 
 def side_files(shards: Sequence[str], folder: str | None) -> list[Path]:
-    """The side file of each shard.
+    """Paths of the shards' scores.
 
     Raises:
-        ValueError: if two shards would share one.
+        ValueError: if two shards would share a side file.
     """
     paths = [side_file(shard, folder) for shard in shards]
     first: dict[Path, str] = {}
@@ -85,10 +85,10 @@ def side_files(shards: Sequence[str], folder: str | None) -> list[Path]:
 
 
 def read_scores(path: Path) -> dict[str, Scores]:
-    """Scores by scorer; nothing where there is no such file.
+    """Read a side file's scores, by scorer; empty if there is no file.
 
     Raises:
-        ValueError: if the file is not one of ours or has a pair twice.
+        ValueError: if the file cannot be read, or has a pair twice.
     """
     if not path.is_file():
         return {}
@@ -118,7 +118,7 @@ def _read_table(path: Path) -> pa.Table:
 
 
 def write_scores(path: Path, scores: dict[str, Scores]) -> None:
-    """Write a side file that is either whole or not there."""
+    """Write a side file, atomically."""
     columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
     for scorer, values in scores.items():
         count = len(values.keys)
@@ -134,7 +134,7 @@ def write_scores(path: Path, scores: dict[str, Scores]) -> None:
 
 
 class Survey(NamedTuple):
-    """What the side files of a data set hold of one scorer."""
+    """Summary of one scorer's scores in all side files of a dataset."""
 
     identity: Identity
     scale: float  # standard deviation of all its scores
@@ -142,20 +142,20 @@ class Survey(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What a survey needs of one scorer in one side file."""
+    """Sums of one scorer's scores in one side file."""
 
     identities: set[Identity]
-    number: int  # of finite scores
+    count: int  # of finite scores
     total: float
     squares: float
 
 
 def survey(shards: Sequence[str], folder: str | None, scorers: Iterable[str]) -> dict[str, Survey]:
-    """Look through the side files of all shards.
+    """Read the side files of all shards, and return a summary for each scorer.
 
     Raises:
-        ValueError: if no shard has a scorer's scores, if shards were scored by different weights, or if two shards
-            would share a side file.
+        ValueError: if a scorer has no scores at all, shards were scored by different weights, or two shards would share
+            a side file.
     """
     names = list(scorers)
     with ThreadPoolExecutor(8) as pool:
@@ -193,7 +193,7 @@ def _survey(name: str, by_shard: dict[str, _Sums | None]) -> Survey:
                 f"Scores by {name!r} are stale: {first} has {here}, {other} has {there}. "
                 "Run lit-align score on these shards, with the same options and --overwrite."
             )
-    count = max(sum(sums.number for sums in found.values()), 1)
+    count = max(sum(sums.count for sums in found.values()), 1)
     mean = sum(sums.total for sums in found.values()) / count
     variance = sum(sums.squares for sums in found.values()) / count - mean * mean
     missing = frozenset(shard for shard, sums in by_shard.items() if sums is None)

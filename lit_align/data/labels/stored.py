@@ -1,4 +1,4 @@
-"""Which image of a pair is the chosen one: the human label's, or that of a vote on stored scores."""
+"""Labels known before training: they choose an image of each pair by the human label or a vote on stored scores."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -13,32 +13,38 @@ from lit_align.scoring.vote import Ballot, Vote
 
 
 class Decisions(NamedTuple):
-    """The labels of a shard's samples, in its order."""
+    """Chosen images of a shard's samples, in the shard's order."""
 
     sign: NDArray[np.int8]  # (samples,) +1: image 0 is chosen, -1: image 1 is, 0: undecided
-    vote_share: NDArray[np.float32]  # (samples,) of the vote
-    contents: list[str]  # digests of what the scorers saw; empty where none did
-    faults: dict[int, str]  # samples that cannot be decided, and why
+    vote_share: NDArray[np.float32]  # (samples,) share of the votes' weight for the decision
+    contents: list[str]  # `content_digest` of what was scored; empty if nothing was
+    faults: dict[int, str]  # why samples cannot be decided, by position
 
 
 class Labels(ABC):
-    """Decides the pairs of a shard."""
+    """Rule that chooses an image of each pair."""
 
     voted: bool
-    keep_undecided: bool = False  # whether somebody further on decides
+    keep_undecided: bool = False  # whether a live vote decides later
 
     @abstractmethod
     def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
-        """Decisions on the samples of a shard, by their keys and human labels (samples,): +1, -1, or 0 for a tie."""
+        """Choose an image of each sample.
+
+        Args:
+            shard: path or URL.
+            keys: of all samples.
+            human: (samples,) human labels: +1: image 0 is preferred, -1: image 1 is, 0: a tie.
+        """
 
     @abstractmethod
     def describe(self) -> str:
-        """In words, with all that makes a difference."""
+        """Describe the rule in words; two rules with equal words choose equally."""
 
 
 @dataclass(frozen=True)
 class HumanLabels(Labels):
-    """The label in the shard. With `keep_undecided` ties stay in, for a vote in the training loop."""
+    """Choose by the label in the shard; `keep_undecided` keeps ties, for a live vote during training."""
 
     keep_undecided: bool = False
     voted = False
@@ -52,12 +58,12 @@ class HumanLabels(Labels):
 
 @dataclass(frozen=True)
 class VotedLabels(Labels):
-    """A vote on the scores in side files.
+    """Choose by a vote on the scores in side files.
 
     Args:
-        vote: voters and rules.
-        folder: of the side files; none: beside the shards.
-        surveys: what all side files together hold, by scorer.
+        vote: scorers and tie rule.
+        folder: of the side files; None: beside the shards.
+        surveys: summary of all side files, by scorer.
     """
 
     vote: Vote
@@ -66,7 +72,7 @@ class VotedLabels(Labels):
     voted = True
 
     def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
-        absent = any(shard in found.missing for found in self.surveys.values())  # for the whole run
+        absent = any(shard in found.missing for found in self.surveys.values())  # also if scored meanwhile
         scores = {} if absent else read_scores(side_file(shard, self.folder))
         rows = {name: scores[name].rows() if name in scores else {} for name in self.vote.scorers}
         contents, faults = [""] * len(keys), dict[int, str]()
@@ -106,9 +112,9 @@ class VotedLabels(Labels):
         return f"{self.vote} ({scorers})"
 
 
-def stale(place: str) -> str:
-    """What to say of scores of other images, or of another prompt."""
+def stale(location: str) -> str:
+    """Message for a sample whose images or prompt have changed since they were scored."""
     return (
-        f"{place}: its scores are stale: images or prompt have changed since they were scored. "
+        f"{location}: its scores are stale: images or prompt have changed since they were scored. "
         "Run lit-align score on this shard, with the same options and --overwrite."
     )

@@ -1,1 +1,1 @@
-"""WebDataset shards: layout, index, scan, writer, storage."""
+"""WebDataset shards: their storage, layout, index and writer, and the scan that finds the pairs that train."""

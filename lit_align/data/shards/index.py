@@ -1,7 +1,7 @@
-"""The index of a folder of shards: what a run would else have to read at its start, and what a shard must still be.
+"""Index of a folder of shards: labels, offsets, sizes and digests, so that a run starts without scanning them.
 
-`00000.tar` has `00000.index.parquet` beside it, one row per sample; `index.json` has the totals and names all shards.
-Where the shards lie elsewhere, on the web or a read-only disk, the index has a folder of its own and their full names.
+`00000.tar` has `00000.index.parquet` beside it, with one row per sample; `index.json` names all shards and has the
+totals. The index of shards on the web or on a read-only disk lies in another folder and has their full names.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lit_align.common.files import atomic_path, write_text
+from lit_align.data.shards.filesystems import join, parent
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
-from lit_align.data.shards.storage import join, open_binary, parent
+from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
 
 INDEX = "index.json"
@@ -30,21 +31,22 @@ ROWS = pa.schema(
         ("size", pa.int64()),  # bytes, with headers
         ("label_0", pa.float32()),  # NaN where the sample is broken
         ("prompt", pa.string()),
-        ("height_0", pa.int32()),  # pixels, upright; 0 where the header cannot be read
+        ("height_0", pa.int32()),  # pixels, upright; 0 if the header cannot be read
         ("width_0", pa.int32()),
         ("height_1", pa.int32()),
         ("width_1", pa.int32()),
-        ("content", pa.string()),  # digest of both images and the prompt; empty where they were not read
-        ("fault", pa.string()),  # why the sample is no pair; null where it is one
+        ("content", pa.string()),  # `content_digest`; empty if the images were not read
+        ("fault", pa.string()),  # why the sample is not a pair; null for a pair
     ]
 )
-HEADER_BYTES = 1 << 16  # in which an image says its size
+SIZES = ("height_0", "width_0", "height_1", "width_1")
+HEADER_BYTES = 1 << 16  # of an image, enough to read its size
 
 
 class ShardEntry(NamedTuple):
-    """A shard in `index.json`."""
+    """Entry of a shard in `index.json`."""
 
-    name: str  # relative to the index, or in full
+    name: str  # relative to the index, or the full path or URL
     bytes: int
     sha256: str
     samples: int
@@ -54,7 +56,7 @@ class ShardEntry(NamedTuple):
 
 
 def content_digest(pair: RawPair) -> str:
-    """16 hexadecimal digits of a pair's encoded images and prompt: scores and caches belong to these and no other."""
+    """Digest of a pair's encoded images and prompt, 16 hexadecimal digits; detects stale scores and caches."""
     digest = hashlib.blake2b(digest_size=8)
     for part in (pair.image_0, pair.image_1, pair.prompt.encode()):
         digest.update(len(part).to_bytes(8, "big") + part)
@@ -62,27 +64,27 @@ def content_digest(pair: RawPair) -> str:
 
 
 def key_digest(key: str) -> int:
-    """64 bits of a key: which sample was where."""
+    """Digest of a sample's key, 64 bits."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def rows_path(shard: str, folder: str | None = None) -> str:
-    """Where the rows of a shard are: in `folder`, or beside it."""
+    """Path of a shard's index rows, in `folder` or beside the shard."""
     name = shard.rsplit("/", 1)[-1].removesuffix(".tar")
     return join(parent(shard) if folder is None else folder, f"{name}.index.parquet")
 
 
 def scan_rows(shard: str, whole: bool, sizes: bool = False, timeout: float | None = None) -> pa.Table:
-    """The rows of a shard, one per sample, broken ones with the reason.
+    """Read the index rows of a shard from the shard itself, one row per sample, broken ones included.
 
     Args:
         shard: local path or URL.
-        whole: read all of it, for digests; else only what is not an image.
-        sizes: read so much of the images that their sizes are known.
-        timeout: seconds until a read is given up.
+        whole: read everything, for digests; otherwise skip the images.
+        sizes: read the headers of the images, for their sizes.
+        timeout: seconds until a read is given up; None waits forever.
 
     Raises:
-        SampleError: if the shard itself is missing, cut off or damaged.
+        SampleError: if the shard is missing, truncated or damaged.
     """
     rows: dict[str, list[Any]] = {name: [] for name in ROWS.names}
     seen: set[str] = set()
@@ -110,29 +112,26 @@ def sample_row(sample: Sample, whole: bool, sizes: bool, seen: bool) -> dict[str
 def parse_unique(sample: Sample, seen: bool) -> RawPair:
     """Parse a sample; raises SampleError if it is broken, or if the shard had its key before."""
     if seen:
-        raise SampleError(f"{sample.location}: the shard has this key twice. Give its samples keys of their own.")
+        raise SampleError(f"{sample.location}: the shard has this key twice. Give each sample its own key.")
     return parse_sample(sample)
 
 
-SIZES = ("height_0", "width_0", "height_1", "width_1")
-
-
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image as it is looked at, from its header; (0, 0) where there is none."""
+    """Read an encoded image's height and width from its header, EXIF rotation applied; (0, 0) if unreadable."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            turned = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
+            rotated = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
     except Exception:  # on damaged files PIL raises errors of almost any kind
         return 0, 0
-    return (width, height) if turned else (height, width)
+    return (width, height) if rotated else (height, width)
 
 
 def index_shard(shard: str, folder: str | None = None) -> ShardEntry:
-    """Read a shard to its end and write its rows, atomically.
+    """Read a whole shard and write its index rows, atomically.
 
     Raises:
-        SampleError: if the shard is missing, cut off or damaged.
+        SampleError: if the shard is missing, truncated or damaged.
     """
     table = scan_rows(shard, whole=True)
     about = {"format": str(FORMAT), **{name: str(value) for name, value in digest_shard(shard).items()}}
@@ -155,10 +154,10 @@ def digest_shard(shard: str) -> dict[str, int | str]:
 
 
 def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a shard from its file, `bytes` and `sha256` of the shard in the schema's metadata.
+    """Read a shard's index rows from their file; the schema's metadata hold `bytes` and `sha256` of the shard.
 
     Raises:
-        ValueError: if the file is not one of ours.
+        ValueError: if the file cannot be read, or is of another version.
     """
     try:
         with open_binary(path) as file:
@@ -176,7 +175,7 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_entry(shard: str, folder: str | None = None) -> ShardEntry | None:
-    """The entry of a shard whose rows have been written; None where they have not."""
+    """Read a shard's entry from its index rows; None if they are not written yet."""
     path = rows_path(shard, folder)
     if not Path(path).is_file():
         return None
@@ -196,11 +195,17 @@ def read_entry(shard: str, folder: str | None = None) -> ShardEntry | None:
     )
 
 
-def write_index(folder: str, entries: Sequence[ShardEntry], more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write `index.json` of shards whose rows are written, and return what it says; `more` says how it was made."""
+def write_index(folder: str, entries: Sequence[ShardEntry], origin: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write `index.json` and return its content.
+
+    Args:
+        folder: of the index.
+        entries: of shards whose index rows are written.
+        origin: further items that record how the shards were made.
+    """
     counts = ("bytes", "samples", "pairs", "ties", "broken")
     totals = {name: sum(getattr(entry, name) for entry in entries) for name in counts}
-    index = {"format": FORMAT, "totals": totals, **(more or {}), "shards": [entry._asdict() for entry in entries]}
+    index = {"format": FORMAT, "totals": totals, **(origin or {}), "shards": [entry._asdict() for entry in entries]}
     path, text = Path(folder) / INDEX, json.dumps(index, indent=1, ensure_ascii=False) + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
@@ -208,10 +213,10 @@ def write_index(folder: str, entries: Sequence[ShardEntry], more: dict[str, Any]
 
 
 def read_index(path: str) -> list[tuple[str, str]]:
-    """The shards that an `index.json` names, each with the file of its rows.
+    """Read the paths of the shards in an `index.json`, each with the path of its index rows.
 
     Raises:
-        ValueError: if it is not one of ours.
+        ValueError: if the file cannot be read, or is of another version.
     """
     folder = parent(path)
     try:

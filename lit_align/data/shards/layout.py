@@ -1,6 +1,6 @@
-"""The layout of a sample in a shard, as public preference shards have it.
+"""Layout of a sample in a shard, that of public preference shards.
 
-KEY.jpg_0.jpg  KEY.jpg_1.png     two encoded images: JPEG, PNG or WebP, whatever `jpg` says
+KEY.jpg_0.jpg  KEY.jpg_1.png     two encoded images: JPEG, PNG or WebP, also under the name `jpg`
 KEY.label_0.txt  KEY.label_1.txt 1 and 0, or 0 and 1: which image is preferred; 0.5 twice: a tie
 KEY.caption.txt                  the prompt; KEY.original_prompt.txt is read too
 """
@@ -16,20 +16,20 @@ from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
 
 PROMPT_FIELDS = ("caption.txt", "original_prompt.txt")
-BLOCK = 512  # bytes, of which a tar file is made
+BLOCK = 512  # bytes; the unit of a tar file
 
 
 class SampleError(UserValueError):
-    """A sample that cannot become a pair, or a shard that cannot be read; the message names shard and key."""
+    """A sample that is not a pair, or a shard that cannot be read; the message names shard and key."""
 
 
 class Sample(NamedTuple):
-    """What a shard holds under one key, one member after the other."""
+    """Consecutive members of a shard with one key."""
 
     shard: str
     key: str
-    fields: dict[str, bytes]  # by name: the member's, without key
-    repeated: tuple[str, ...]  # fields that are there more than once
+    fields: dict[str, bytes]  # by the member's name without the key
+    repeated: tuple[str, ...]  # fields that occur more than once
     offset: int  # of its first byte in the shard
     size: int  # bytes, with headers and padding
 
@@ -59,16 +59,16 @@ class RawPair(NamedTuple):
 
 
 def read_samples(shard: str, image_bytes: int | None = None, timeout: float | None = None) -> Iterator[Sample]:
-    """The samples of a tar file in its order.
+    """Read the samples of a tar file in order.
 
     Args:
         shard: local path or URL.
-        image_bytes: how much of each image is read, None for all; the rest is skipped without reading it.
+        image_bytes: bytes to read of each image; None reads all, and the rest is skipped without reading it.
         timeout: seconds until a read is given up; None waits forever.
 
     Raises:
-        SampleError: if the shard is missing, is not a tar file, or does not end as a tar file does: one that was cut
-            off between two samples, or whose header is damaged, would else look like a shorter one.
+        SampleError: if the shard is missing, is not a tar file, or lacks a tar file's end: without this check a
+            truncated shard would look like a shorter one.
     """
     try:
         with open_binary(shard, timeout) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -81,10 +81,10 @@ def read_samples(shard: str, image_bytes: int | None = None, timeout: float | No
 
 
 def parse_bytes(shard: str, data: bytes) -> Sample:
-    """The one sample in a part of a shard.
+    """Parse the bytes of one sample, cut out of a shard.
 
     Raises:
-        SampleError: if there is none, or more than one.
+        SampleError: if they do not hold exactly one sample.
     """
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
@@ -99,7 +99,7 @@ def parse_bytes(shard: str, data: bytes) -> Sample:
 def _samples(tar: tarfile.TarFile, shard: str, image_bytes: int | None) -> Iterator[Sample]:
     key, begin, fields, repeated = "", 0, dict[str, bytes](), list[str]()
     for member in tar:
-        tar.members = []  # type: ignore[attr-defined]  # else a tar keeps every header it has seen
+        tar.members = []  # type: ignore[attr-defined]  # the list of headers would grow without bound
         name_key, field = base_plus_ext(member.name)
         if not member.isreg() or name_key is None:
             continue
@@ -124,21 +124,21 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: str, at_most: in
 
 
 def _check_end(file: IO[bytes], offset: int, shard: str) -> None:
-    """A tar file ends with two blocks of zeros, and zeros up to a full record."""
+    """Refuse a tar file that does not end with two blocks of zeros, followed only by zeros."""
     file.seek(offset)
     rest = file.read(1 << 20)
     if len(rest) < 2 * BLOCK or rest.strip(b"\0"):
         raise SampleError(
-            f"shard {shard} is cut off or damaged at byte {offset}: it does not go on as a tar file does. "
+            f"shard {shard} is truncated or damaged at byte {offset}: no tar header and no end of a tar file is there. "
             "Restore the file or leave it out."
         )
 
 
 def parse_sample(sample: Sample) -> RawPair:
-    """A sample's fields as a pair.
+    """Parse a sample's fields into a pair.
 
     Raises:
-        SampleError: if a field is missing or there twice, or if a label is not 0, 0.5 or 1 with both adding up to 1.
+        SampleError: if a field is missing or repeated, a label is not 0, 0.5 or 1, or the labels do not add up to 1.
     """
     location = sample.location
     if sample.repeated:

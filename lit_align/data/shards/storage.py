@@ -1,56 +1,34 @@
-"""Where bytes come from: local files, `http(s):`, `s3:`, `gs:`, `hf:` through fsspec, and `pipe:` commands."""
+"""Find and read files: local ones, `http(s):`, `s3:`, `gs:`, `hf:` through fsspec, and `pipe:` commands."""
 
 import glob
 import io
 import os
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import braceexpand
-import fsspec
 
+from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
+from lit_align.data.shards.spooled import SpooledFile, spool, trust
 from lit_align.data.shards.timeouts import TimedFile, within
-from lit_align.user_errors import MissingPackageError, UserFileNotFoundError, UserValueError
+from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
-PIPE = "pipe:"
-PAUSES = (1.0, 5.0)  # seconds before the network is asked again
-_trusted: set[str] = set()  # commands that the user has turned on; others come from data, and never run
-EXTRAS = {"s3fs": "s3", "gcsfs": "gcs"}  # packages behind fsspec that we bring as extras
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is not that of a local file."""
-    return path.startswith(PIPE) or "://" in path
-
-
-def join(folder: str, name: str) -> str:
-    """A name in a folder, where the folder may be a URL and the name stand for itself."""
-    if is_url(name) or Path(name).is_absolute():
-        return name
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
-
-
-def parent(path: str) -> str:
-    """The folder of a file, which may be a URL."""
-    return path.rsplit("/", 1)[0] if is_url(path) else str(Path(path).parent)
+PAUSES = (1.0, 5.0)  # seconds between attempts to read from the network
 
 
 def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: bool = True) -> list[str]:
-    """Paths from paths and URLs, braces (`{000..127}.tar`) and wildcards (`*.tar`), each pattern's matches sorted.
+    """Expand braces (`{000..127}.tar`) and wildcards (`*.tar`) in paths and URLs; each pattern's matches are sorted.
 
     Args:
-        patterns: one or several; `pipe:` commands are taken as they are.
+        patterns: one or several; in `pipe:` commands only braces are expanded.
         allow_pipe: whether `pipe:` may run shell commands.
-        must_exist: refuse local paths that do not; else they are found missing when they are read.
+        must_exist: refuse missing local files; otherwise they are found missing when they are read.
 
     Raises:
-        FileNotFoundError: if a wildcard matches nothing, or a local path must exist and does not.
+        FileNotFoundError: if a wildcard matches nothing, or a local file must exist and does not.
         ValueError: for a `pipe:` that is not allowed, or a wildcard in a web address.
     """
     found: list[str] = []
@@ -69,15 +47,9 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: 
     return found
 
 
-def trust(command: str) -> str:
-    """The `pipe:` address, which may run from now on in this process."""
-    _trusted.add(command)
-    return command
-
-
 def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
-    there = Path(path).exists() or not must_exist
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * there
+    kept = Path(path).exists() or not must_exist
+    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * kept
     if not found:
         raise UserFileNotFoundError(
             f"{pattern!r}: there is no file {path!r} (working directory {Path.cwd()}). "
@@ -87,61 +59,51 @@ def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
 
 
 def _match_url(url: str) -> list[str]:
-    web = url.startswith(("http:", "https:"))  # whose `?` begins a query
+    web = url.startswith(("http:", "https:"))  # their `?` begins a query
     if not (("*" in url) if web else glob.has_magic(url)):
         return [url]
     if web:
         raise UserValueError(
             f"{url!r}: a web server cannot be asked for wildcards. Use braces {{000..127}}, or an index."
         )
-    filesystem, path = _filesystem(url)
+    filesystem, path = filesystem_of(url)
     found = [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
     if not found:
         raise UserFileNotFoundError(f"{url!r} matches no file.")
     return found
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        package = next((name for name in EXTRAS if name in str(error)), None)
-        remedy = f" Install {package}, lit-align's extra {EXTRAS[package]}." if package else ""
-        raise MissingPackageError(f"{url!r} cannot be read: {error}.{remedy}") from error
-    return filesystem, path
-
-
 def size(path: str, timeout: float | None = None) -> int | None:
-    """Bytes of a file; None where only reading it would tell.
+    """Size of a file, bytes; None for `pipe:`, whose size is unknown before it is read.
 
     Raises:
-        OSError: if it cannot be found.
+        OSError: if the file is missing.
     """
+    return within(timeout, path, partial(_size, path))
 
-    def ask() -> int | None:
-        if not is_url(path):
-            return Path(path).stat().st_size
-        if path.startswith(PIPE):
-            return None
-        filesystem, name = _filesystem(path)
-        found: int | None = filesystem.info(name)["size"]
-        return found
 
-    return within(timeout, path, ask)
+def _size(path: str) -> int | None:
+    if not is_url(path):
+        return Path(path).stat().st_size
+    if path.startswith(PIPE):
+        return None
+    filesystem, name = filesystem_of(path)
+    found: int | None = filesystem.info(name)["size"]
+    return found
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file; never so for `pipe:`."""
+    """Whether a file exists; False for `pipe:`."""
     if not is_url(path):
         return Path(path).is_file()
     if path.startswith(PIPE):
         return False
-    filesystem, name = _filesystem(path)
+    filesystem, name = filesystem_of(path)
     return bool(filesystem.exists(name))
 
 
 def read_range(path: str, offset: int, count: int, timeout: float | None = None) -> bytes:
-    """`count` bytes from `offset` on, fewer where the file ends before.
+    """Read `count` bytes from `offset` on, or fewer if the file ends before.
 
     Args:
         path: local path or URL.
@@ -150,7 +112,7 @@ def read_range(path: str, offset: int, count: int, timeout: float | None = None)
         timeout: seconds until a read is given up; None waits forever.
 
     Raises:
-        OSError: if they cannot be read, TimeoutError among them.
+        OSError: if the file cannot be read; TimeoutError if that takes too long.
     """
     return within(timeout, path, partial(_read_range, path, offset, count))
 
@@ -161,23 +123,24 @@ def _read_range(path: str, offset: int, count: int) -> bytes:
             file.seek(offset)
             return file.read(count) or b""
     if not _has_ranges(path):
-        return os.pread(_spooled(path).fileno(), count, offset)
-    filesystem, name = _filesystem(path)
-    exactly = {} if filesystem.async_impl else {"cache_type": "none"}  # else some read megabytes ahead
+        return os.pread(spool(path).fileno(), count, offset)
+    filesystem, name = filesystem_of(path)
+    exactly = {} if filesystem.async_impl else {"cache_type": "none"}  # the default of some reads megabytes ahead
+    read = partial(filesystem.cat_file, name, start=offset, end=offset + count, **exactly)
     for pause in PAUSES:
         try:
-            data: bytes = filesystem.cat_file(name, start=offset, end=offset + count, **exactly)
+            data: bytes = read()
             return data
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception:  # of whatever kind the filesystem has; the network may be back soon
+        except Exception:  # filesystems raise errors of any class; the network may recover
             time.sleep(pause)
-    data = filesystem.cat_file(name, start=offset, end=offset + count, **exactly)
+    data = read()
     return data
 
 
 def open_binary(path: str, timeout: float | None = None) -> IO[bytes]:
-    """A seekable file for reading from its start; reads raise as those of `read_range` do.
+    """Open a file for reading, seekable; its reads raise the errors of `read_range`.
 
     Raises:
         OSError: if it cannot be opened.
@@ -190,64 +153,18 @@ def _open(path: str) -> IO[bytes]:
     if not is_url(path):
         return Path(path).open("rb")
     if not _has_ranges(path):
-        return io.BufferedReader(_Spooled(_spooled(path)))
-    filesystem, name = _filesystem(path)
+        return io.BufferedReader(SpooledFile(spool(path)))
+    filesystem, name = filesystem_of(path)
     file: IO[bytes] = filesystem.open(name, "rb")
     return file
 
 
-class _Spooled(io.RawIOBase):
-    """A place in a temporary copy that others read as well."""
-
-    def __init__(self, copy: IO[bytes]) -> None:
-        self.copy, self.place = copy, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: os.fstat(self.copy.fileno()).st_size}
-        self.place = begin[whence] + offset
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self.copy.fileno(), [buffer], self.place)
-        self.place += count
-        return count
-
-
 @lru_cache(maxsize=4096)
 def _has_ranges(url: str) -> bool:
-    """Whether parts of it can be asked for; a simple web server answers with all of it."""
+    """Whether parts of a file can be requested; a simple web server always answers with the whole file."""
     if url.startswith(PIPE):
         return False
     if not url.startswith(("http:", "https:")):
         return True
-    filesystem, name = _filesystem(url)
+    filesystem, name = filesystem_of(url)
     return filesystem.info(name).get("partial", True) and len(filesystem.cat_file(name, start=0, end=2)) == 2
-
-
-@lru_cache(maxsize=4)  # shards; a forgotten one is closed and its space freed
-def _spooled(url: str) -> IO[bytes]:
-    """A temporary copy of what can only be read from start to end."""
-    copy = tempfile.TemporaryFile(prefix="lit-align-")  # noqa: SIM115  # nameless: it survives no process
-    if url.startswith(PIPE):
-        if url not in _trusted:
-            raise PermissionError(f"{url!r} would run a shell command, which only data.allow_pipe turns on")
-        command = url.removeprefix(PIPE)
-        with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            shutil.copyfileobj(process.stdout, copy, 1 << 20)
-        if process.returncode:
-            raise OSError(f"the command {command!r} ended with status {process.returncode}")
-    else:
-        filesystem, name = _filesystem(url)
-        filesystem.get_file(name, copy)
-    copy.flush()
-    return copy

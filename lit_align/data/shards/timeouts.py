@@ -1,4 +1,4 @@
-"""Reads that are given up after a time."""
+"""Reads with a timeout."""
 
 import io
 import queue
@@ -12,9 +12,12 @@ _abandoned: list[IO[bytes]] = []
 
 
 def within(timeout: float | None, path: str, work: Callable[[], Answer]) -> Answer:
-    """What `work` returns, in at most `timeout` seconds; what it raises is an OSError.
+    """Return the result of `work` within `timeout` seconds; None waits forever. Errors become OSErrors.
 
-    A read that hangs in the kernel cannot be stopped: it is left behind in a thread that ends with the process.
+    A read that hangs in the kernel cannot be stopped; its daemon thread is abandoned and ends with the process.
+
+    Raises:
+        OSError: if `work` fails; TimeoutError if it takes longer.
     """
     if timeout is None:
         return _as_os_error(work)
@@ -38,7 +41,7 @@ def within(timeout: float | None, path: str, work: Callable[[], Answer]) -> Answ
 
 
 def _as_os_error(work: Callable[[], Answer]) -> Answer:
-    """Filesystems behind fsspec raise errors of their own kinds."""
+    """Convert errors of fsspec's filesystems, which can be of any class."""
     try:
         return work()
     except (OSError, ModuleNotFoundError):
@@ -48,7 +51,7 @@ def _as_os_error(work: Callable[[], Answer]) -> Answer:
 
 
 class TimedFile(io.RawIOBase):
-    """A file whose reads are given up after a time, and raise OSErrors alone."""
+    """A file for reading, whose reads have a timeout and raise only OSErrors."""
 
     def __init__(self, file: IO[bytes], path: str, timeout: float | None) -> None:
         self.file, self.path, self.timeout, self.hangs = file, path, timeout, False
@@ -76,7 +79,7 @@ class TimedFile(io.RawIOBase):
 
     def close(self) -> None:
         if self.hangs:
-            _abandoned.append(self.file)  # closing it, or forgetting it, would wait for the read
+            _abandoned.append(self.file)  # closing or deleting it would wait for the read
         else:
             self.file.close()
         super().close()

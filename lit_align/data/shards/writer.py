@@ -1,4 +1,4 @@
-"""Writing shards: whole or not there, and the same bytes every time."""
+"""Write shards, atomically and with reproducible bytes."""
 
 import json
 from collections.abc import Iterable
@@ -11,18 +11,18 @@ from lit_align.common.files import atomic_path
 
 
 class NewPair(NamedTuple):
-    """A pair that is to be written."""
+    """A pair to write."""
 
-    key: str  # of its own in the shard, without dots and slashes
+    key: str  # unique in the shard, without dots and slashes
     image_0: bytes  # encoded
     image_1: bytes
     label_0: float  # 1 where image 0 is preferred, 0 where image 1 is, 0.5 for a tie
     prompt: str
-    more: dict[str, Any] | None = None  # what else is known of it, kept as JSON
+    more: dict[str, Any] | None = None  # further facts about the pair, stored as JSON
 
 
 def image_suffix(data: bytes) -> str:
-    """What encoded bytes are, whatever their name says: `jpg`, `png`, `webp`, `gif`, `avif` or `bin`."""
+    """Detect the format of an encoded image: `jpg`, `png`, `webp`, `gif`, `avif`, or `bin` if unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
@@ -32,10 +32,7 @@ def image_suffix(data: bytes) -> str:
 
 
 def write_shard(path: Path, pairs: Iterable[NewPair]) -> int:
-    """Write a shard in the layout of `samples`, and return how many pairs it holds.
-
-    If `pairs` raises, there is no shard.
-    """
+    """Write a shard, see `layout`, and return its number of pairs; if `pairs` raises, no shard is written."""
     count = 0
     with (
         atomic_path(path) as part,

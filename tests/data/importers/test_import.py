@@ -28,8 +28,8 @@ from lit_align.commands.importing.command import folder, hpd, pick_a_pic, webdat
 from lit_align.data.importers import import_run as import_shards
 from lit_align.data.importers import pick_a_pic as parquet_files
 from lit_align.data.importers.import_manifest import held
-from lit_align.data.importers.source import Rejected, checked_image, label_of, one_label
-from lit_align.data.importers.table import shuffled
+from lit_align.data.importers.rejects import Rejected
+from lit_align.data.importers.source import check_image, parse_label, parse_labels, shuffle_images
 from lit_align.data.shards.index import read_index, read_rows
 from lit_align.data.shards.layout import SampleError, parse_sample, read_samples
 from lit_align.data.shards.writer import NewPair, write_shard
@@ -166,10 +166,12 @@ def test_integer_labels_and_image_structs(tmp_path):
 def test_any_division_reads_every_row_once(parquet):
     source = parquet_files.open_files(parquet)
     assert [table.groups for table in source.tables] == [(3, 3, 1), (3, 2)]
-    whole = list(source.part(0, 12).outcomes())
+    whole = list(source.part(0, 12).pairs_and_rejects())
     assert [one.key for one in whole] == [f"{number:08d}" for number in range(12)]
     for size in (1, 2, 4, 7):
-        assert [one for at in range(0, 12, size) for one in source.part(at, min(at + size, 12)).outcomes()] == whole
+        assert [
+            one for at in range(0, 12, size) for one in source.part(at, min(at + size, 12)).pairs_and_rejects()
+        ] == whole
 
 
 def test_columns_are_read_lazily(parquet, monkeypatch):
@@ -182,7 +184,7 @@ def test_columns_are_read_lazily(parquet, monkeypatch):
         return read(self, size, groups, columns, **more)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
-    assert len(list(parquet_files.open_files(parquet).part(4, 8).outcomes())) == 4
+    assert len(list(parquet_files.open_files(parquet).part(4, 8).pairs_and_rejects())) == 4
     assert [(size, groups) for size, groups, _ in asked] == [(32, [1]), (32, [2]), (32, [0])]
     assert asked[0][2] == ["jpg_0", "jpg_1", "label_0", "label_1", "caption", "model_0", "ranking_id", "has_label"]
 
@@ -596,7 +598,7 @@ def test_chosen_and_rejected_table(images):
         assert two == [BUNDLED[number % 5].image_0, BUNDLED[5].image_0]
         assert (pair.prompt, more["n"]) == (f"p {number}", [number])
     assert {pair.label_0 for pair, _ in pairs} == {0.0, 1.0}
-    assert 400 < sum(shuffled(f"{number:08d}", [0, 1])[0] for number in range(1000)) < 600
+    assert 400 < sum(shuffle_images(f"{number:08d}", [0, 1])[0] for number in range(1000)) < 600
     assert [(row_, why) for row_, _, why in rejects(images / "out")] == [
         (20, "row cannot be read"),
         (21, "row cannot be read"),
@@ -646,25 +648,25 @@ def test_two_folders(tmp_path):
 
 
 def test_labels():
-    assert [one_label(value) for value in (1, 0, 0.5, "1", "0.0", "1.0", "0.5")] == [1, 0, 0.5, 1, 0, 1, 0.5]
+    assert [parse_label(value) for value in (1, 0, 0.5, "1", "0.0", "1.0", "0.5")] == [1, 0, 0.5, 1, 0, 1, 0.5]
     for value in (2, -1, "yes", True, 0.3, [1], "nan"):
         with pytest.raises(Rejected, match=r"label is not 0, 0.5 or 1"):
-            one_label(value)
+            parse_label(value)
     for value in (None, "", float("nan")):
         with pytest.raises(Rejected, match="no label"):
-            one_label(value)
+            parse_label(value)
     with pytest.raises(Rejected, match=r"labels do not add up to 1: 0.5 and 1"):
-        label_of(0.5, 1)
+        parse_labels(0.5, 1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP"])
 def test_cut_off_images_are_found(kind):
     data = encoded(BUNDLED[0].image_0, kind)
-    assert checked_image(data) == data
+    assert check_image(data) == data
     with pytest.raises(Rejected, match="image cannot be decoded"):
-        checked_image(data[: len(data) * 3 // 4])
+        check_image(data[: len(data) * 3 // 4])
     with pytest.raises(Rejected, match="image missing"):
-        checked_image(b"")
+        check_image(b"")
 
 
 def test_odd_text_survives(images):
