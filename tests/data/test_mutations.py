@@ -1,4 +1,4 @@
-"""Damaged shards: an error or a counted skip, never a hang, a traceback from the depths or a wrong label.
+"""Damaged shards end in a clear error or a counted skip, never in a hang or a wrong label.
 
 `make test_mutations` tries 2,000 mutations.
 """
@@ -41,7 +41,7 @@ def pack(listed):
 
 
 def flip(data, draw):
-    """A few bytes change, anywhere or in what is not an image."""
+    """Flip a few bits anywhere."""
     changed = bytearray(data)
     for _ in range(draw.choice([1, 1, 3, 30])):
         changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
@@ -49,7 +49,7 @@ def flip(data, draw):
 
 
 def flip_a_field(data, draw):
-    """Headers, labels and captions are few among many bytes of images."""
+    """Flip a bit of a header, label or caption; most bytes belong to images."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         member = draw.choice([m for m in tar if ".jpg_" not in m.name])
     changed = bytearray(data)
@@ -67,7 +67,7 @@ def cut_between_samples(data, draw):
 
 
 def rename(data, draw):
-    """A member takes another key, another field, or the name of another member."""
+    """Give a member another key, another field, or the name of another member."""
     listed = members(data)
     at, other = draw.sample(range(len(listed)), 2)
     key, field = listed[at][0].split(".", 1)
@@ -78,7 +78,7 @@ def rename(data, draw):
 
 
 def double(data, draw):
-    """A member is there twice, beside itself or elsewhere."""
+    """Repeat a member, adjacent or elsewhere."""
     listed = members(data)
     at = draw.randrange(len(listed))
     listed.insert(draw.choice([at, draw.randrange(len(listed))]), listed[at])
@@ -93,7 +93,7 @@ def empty(data, draw):
 
 
 def zero_a_header(data, draw):
-    """A block of zeros looks like the end of the file."""
+    """Overwrite a header with zeros, which look like the end of the file."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         begin = draw.choice([m.offset for m in tar])
     return data[:begin] + bytes(draw.choice([512, 1024])) + data[begin + 512 :]
@@ -103,7 +103,10 @@ KINDS = [flip, flip_a_field, cut, cut_between_samples, rename, double, empty, ze
 
 
 def read(shard, on_error, late=None):
-    """What trains, and how much is skipped; `late` is what the shard becomes once its labels have been read."""
+    """Return the batches that train and the number of skipped samples.
+
+    `late` replaces the shard's content after its labels have been read.
+    """
     data = PreferenceDataModule(
         str(shard), resolution=32, batch_size=1, num_workers=0, flip_probability=0.0, on_error=on_error, seed=0
     )
@@ -127,7 +130,7 @@ def originals():
     return batches
 
 
-@pytest.mark.parametrize("when", ["before", "before, indexed", "under us"])
+@pytest.mark.parametrize("when", ["before", "before, indexed", "while training"])
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 def test_mutations_end_in_an_error_or_a_counted_skip(tmp_path, originals, when, part):
     by_chosen = {batch.chosen.numpy().tobytes(): batch for batch in originals}
@@ -141,12 +144,12 @@ def test_mutations_end_in_an_error_or_a_counted_skip(tmp_path, originals, when, 
     for number in range(part, MUTATIONS, PARTS):
         kind = KINDS[number // PARTS % len(KINDS)]
         mutated = kind(whole, random.Random(f"mutation {number}"))
-        late = mutated if when == "under us" else None
+        late = mutated if when == "while training" else None
         shard.write_bytes(mutated if late is None else whole)
         signal.alarm(LIMIT)
         try:
             trained, skipped = read(shard, "skip", late)
-        except ValueError as refusal:  # all pairs are gone
+        except ValueError as refusal:  # no pair is left
             trained, skipped, error = [], PAIR_COUNT, refusal
             assert "no pair with a preference" in str(error)
         shard.write_bytes(mutated if late is None else whole)
@@ -161,11 +164,11 @@ def test_mutations_end_in_an_error_or_a_counted_skip(tmp_path, originals, when, 
         assert len(trained) == PAIR_COUNT or skipped > 0, f"{kind.__name__} {number} lost a pair silently"
         for batch in trained:
             chosen, rejected = batch.chosen.numpy().tobytes(), batch.rejected.numpy().tobytes()
-            assert chosen not in by_rejected, f"{kind.__name__} {number} turned a label"
-            assert rejected not in by_chosen, f"{kind.__name__} {number} turned a label"
+            assert chosen not in by_rejected, f"{kind.__name__} {number} inverted a label"
+            assert rejected not in by_chosen, f"{kind.__name__} {number} inverted a label"
             original = by_chosen.get(chosen) or by_rejected.get(rejected)
             assert original is not None, f"{kind.__name__} {number} made up a pair"
-            if when == "before, indexed":  # else damage that still decodes cannot be told from data
+            if when == "before, indexed":  # without an index, damage that can still be decoded goes unnoticed
                 assert same(batch, original)
                 assert batch.prompts == original.prompts
     assert outcomes["found"] > outcomes["harmless"]

@@ -32,7 +32,7 @@ def test_buckets_scale_with_the_resolution(resolution):
     assert all(0.7 < height * width / resolution**2 < 1.3 for height, width in shapes if resolution > 32)
 
 
-def test_a_pair_goes_where_both_images_fit_best():
+def test_a_pair_takes_the_bucket_nearest_to_both_images():
     shapes = [(1024, 1024), (512, 2048), (2048, 512), (896, 1152)]
     sizes = [[100, 100, 50, 50], [10, 40, 20, 80], [400, 100, 400, 100], [90, 116, 90, 116], [10, 40, 40, 10]]
     assert assign_buckets(np.array(sizes, np.int32), shapes).tolist() == [0, 1, 2, 3, 0]
@@ -43,7 +43,7 @@ def test_a_pair_goes_where_both_images_fit_best():
 
 
 def picture(width, height, shade):
-    """As red as its column, as green as its row: a stretched one shows; as blue as its shade."""
+    """Red grows with the column and green with the row, so that distortion shows; blue is the shade."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(width)[None] * 2
     image[..., 1] = np.arange(height)[:, None] * 2
@@ -58,7 +58,7 @@ SIZES = [(64, 64), (100, 50), (50, 100), (40, 80), (64, 60)]
 
 @pytest.fixture
 def shards(tmp_path):
-    """53 pairs of five sizes, image 1 half as big as image 0."""
+    """53 pairs of five sizes; image 1 has half the size of image 0."""
     paths, number = [], 0
     for shard, count in enumerate((20, 7, 26)):
         samples = []
@@ -102,7 +102,7 @@ def test_a_batch_has_one_shape_and_no_picture_is_stretched(shards, indexed):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_nothing_is_repeated_and_what_sits_out_is_as_stated(shards, world_size):
+def test_no_pair_is_repeated_and_the_leftover_is_as_stated(shards, world_size):
     data = make(shards)
     order = data.train_dataloader().order
     by_bucket = np.bincount(order.buckets)

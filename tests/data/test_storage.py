@@ -1,4 +1,4 @@
-"""Where bytes come from: web servers with and without ranges, fsspec, pipes, and reads that hang."""
+"""Reading from web servers with and without range requests, from fsspec and from pipes; reads that hang."""
 
 import os
 import threading
@@ -23,9 +23,9 @@ NAMES = ["00000.tar", "00001.tar"]
 
 
 class Ranges(SimpleHTTPRequestHandler):
-    """Answers requests for a part of a file with that part."""
+    """A web server that answers range requests."""
 
-    requests: list[tuple[str, str | None]] = []  # noqa: RUF012  # shared by all handlers of the test
+    requests: list[tuple[str, str | None]] = []  # noqa: RUF012  # shared by all handlers of a test
 
     def do_GET(self):
         wanted = self.headers.get("Range")
@@ -48,7 +48,7 @@ class Ranges(SimpleHTTPRequestHandler):
 
 
 class Whole(SimpleHTTPRequestHandler):
-    """A simple server that knows no ranges."""
+    """A web server that ignores range requests."""
 
     def log_message(self, *_):
         pass
@@ -72,7 +72,7 @@ def serve():
 
 @pytest.fixture
 def memory():
-    """The shards in fsspec's filesystem in memory, in place of a bucket."""
+    """Shards in fsspec's in-memory filesystem, as a stand-in for a bucket."""
     filesystem = fsspec.filesystem("memory")
     for name in NAMES:
         with filesystem.open(f"/pairs/{name}", "wb") as file:
@@ -99,9 +99,6 @@ def local():
     found = batches([str(TRAIN / name) for name in NAMES])
     assert len(found) == 6
     return found
-
-
-# -- where shards lie
 
 
 @pytest.mark.parametrize("handler", [Ranges, Whole])
@@ -132,7 +129,7 @@ def test_pipes_run_only_where_they_are_turned_on(local, tmp_path):
         batches("pipe:exit 3", allow_pipe=True)
 
 
-def test_an_index_may_not_smuggle_in_a_pipe(tmp_path):
+def test_an_index_cannot_run_a_pipe(tmp_path):
     index_shard(str(TRAIN / NAMES[0]), str(tmp_path))
     entry = read_entry(str(TRAIN / NAMES[0]), str(tmp_path))
     write_index(str(tmp_path), [entry._replace(name=f"pipe:touch {tmp_path}/ran; cat {TRAIN / NAMES[0]}")])
@@ -144,7 +141,7 @@ def test_an_index_may_not_smuggle_in_a_pipe(tmp_path):
 
 
 def test_an_index_elsewhere_names_remote_shards(serve, tmp_path, local):
-    """At the start no shard is read, only asked for its size; then single samples are."""
+    """At the start only the shards' sizes are requested; training then reads single samples."""
     address = serve(Ranges, TRAIN)
     shards = [f"{address}/{name}" for name in NAMES]
     write_index(str(tmp_path), [index_shard(shard, str(tmp_path)) for shard in shards])
@@ -184,11 +181,8 @@ def test_parts_of_a_file(memory):
     assert expand(f"{TRAIN}/0000{{0..1}}.tar") == [str(TRAIN / name) for name in NAMES]
 
 
-# -- faults
-
-
 def test_a_read_that_hangs_is_given_up(tmp_path):
-    """A named pipe that nobody writes to hangs as a dead network drive does."""
+    """Reading a named pipe without a writer hangs, as a dead network drive does."""
     fifo = tmp_path / "hangs.tar"
     os.mkfifo(fifo)
     begin = time.monotonic()
@@ -240,7 +234,7 @@ def test_a_missing_shard_stops_or_is_counted(tmp_path, caplog):
         batches(pattern, on_error="skip", skip_limit=0)
 
 
-def test_a_shard_that_is_not_what_its_index_knows(tmp_path):
+def test_a_shard_that_differs_from_its_index_is_refused(tmp_path):
     shard = tmp_path / "00000.tar"
     shard.write_bytes((TRAIN / NAMES[0]).read_bytes())
     index_shard(str(shard))

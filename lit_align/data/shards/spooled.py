@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import IO, Any
 
 from lit_align.data.shards.filesystems import PIPE, filesystem_of
+from lit_align.data.shards.timeouts import SeekableReader
 
 _trusted: set[str] = set()  # commands that the user has allowed; commands named by data never run
 
@@ -47,24 +48,15 @@ def _run(url: str, copy: IO[bytes]) -> None:
         raise OSError(f"the command {command!r} ended with status {process.returncode}")
 
 
-class SpooledFile(io.RawIOBase):
+class SpooledFile(SeekableReader):
     """A reader of a temporary copy, with its own position: several readers share one copy."""
 
     def __init__(self, copy: IO[bytes]) -> None:
         self.copy, self.position = copy, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: os.fstat(self.copy.fileno()).st_size}
         self.position = start[whence] + offset
-        return self.position
-
-    def tell(self) -> int:
         return self.position
 
     def readinto(self, buffer: Any) -> int:

@@ -50,11 +50,8 @@ def _as_os_error(work: Callable[[], Answer]) -> Answer:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-class TimedFile(io.RawIOBase):
-    """A file for reading, whose reads have a timeout and raise only OSErrors."""
-
-    def __init__(self, file: IO[bytes], path: str, timeout: float | None) -> None:
-        self.file, self.path, self.timeout, self.hangs = file, path, timeout, False
+class SeekableReader(io.RawIOBase):
+    """Base of files for reading; subclasses implement `seek` and `readinto`."""
 
     def readable(self) -> bool:
         return True
@@ -62,11 +59,15 @@ class TimedFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+
+class TimedFile(SeekableReader):
+    """A file for reading, whose reads have a timeout and raise only OSErrors."""
+
+    def __init__(self, file: IO[bytes], path: str, timeout: float | None) -> None:
+        self.file, self.path, self.timeout, self.hangs = file, path, timeout, False
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
 
     def readinto(self, buffer: Any) -> int:
         try:

@@ -1,4 +1,4 @@
-"""The README's page for one's own pairs: each source comes to a running fit in two commands."""
+"""Each source of own pairs: two commands lead to a running fit."""
 
 import csv
 import io
@@ -69,7 +69,7 @@ def two_folders(folder):
 
 
 def read(shards):
-    """Chosen and rejected image by prompt."""
+    """Read the chosen and the rejected image of each pair, by prompt."""
     data = PreferenceDataModule(str(shards), resolution=32, batch_size=1, num_workers=0, flip_probability=0.0)
     data.setup("fit")
     return {batch.prompts[0]: torch.cat([batch.chosen, batch.rejected]) for batch in data.train_dataloader()}
