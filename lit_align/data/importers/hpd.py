@@ -106,13 +106,13 @@ def open_annotations(path: str, images: str | None) -> HPD:
     except ValueError as error:
         raise UserValueError(f"annotations: {path} is not JSON: {error}. Download it again.") from error
     if not isinstance(entries, list):
-        raise UserValueError(f"annotations: {path} holds no list of entries but a {type(entries).__name__}.")
-    pairs = [Row(number, *two) for number, entry in enumerate(entries) for two in _every_two(len(_image_names(entry)))]
+        raise UserValueError(f"annotations: {path} must hold a list of entries; it holds a {type(entries).__name__}.")
+    pairs = [Row(number, *pair) for number, entry in enumerate(entries) for pair in _pairs_of(entry)]
     return HPD(path, hashlib.sha256(data).hexdigest(), folder, entries, pairs)
 
 
-def _every_two(count: int) -> list[tuple[int, int]]:
-    return list(combinations(range(count), 2)) or [(0, 1)]
+def _pairs_of(entry: Any) -> list[tuple[int, int]]:
+    return list(combinations(range(len(_image_names(entry))), 2)) or [(0, 1)]
 
 
 def _image_names(entry: Any) -> list[Any]:
@@ -144,11 +144,11 @@ def _judge(entry: Entry, row: Row, count: int) -> tuple[float, dict[str, Any]]:
             sum(ranks[a] < ranks[b] for ranks in rankings)
             for a, b in ((row.first, row.second), (row.second, row.first))
         ]
-        return _compare(votes[0], votes[1]), {"votes_0": votes[0], "votes_1": votes[1]}
+        return _prefer_larger(votes[0], votes[1]), {"votes_0": votes[0], "votes_1": votes[1]}
     if "rank" in entry:
         ranks = _check_values(entry["rank"], "rank", count)
         first, second = ranks[row.first], ranks[row.second]
-        return _compare(second, first), {"rank_0": first, "rank_1": second}
+        return _prefer_larger(second, first), {"rank_0": first, "rank_1": second}
     raise Rejected("no label", f"the entry has none of {', '.join(JUDGEMENTS)}")
 
 
@@ -160,5 +160,5 @@ def _check_values(values: Any, name: str, count: int) -> list[float]:
     return found
 
 
-def _compare(first: float, second: float) -> float:
+def _prefer_larger(first: float, second: float) -> float:
     return 0.5 if first == second else float(first > second)

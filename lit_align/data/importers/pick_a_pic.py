@@ -166,7 +166,7 @@ def hub_files(repo: str, revision: str, pattern: str) -> str:
         ValueError: if `repo` is not of the form OWNER/NAME.
     """
     if len([part for part in repo.split("/") if part]) != 2 or is_url(repo):
-        raise UserValueError(f"repo: {repo!r} is not the name of a data set on the hub, which is OWNER/NAME.")
+        raise UserValueError(f"repo: {repo!r} is not the name of a dataset on the hub; write it as OWNER/NAME.")
     return f"hf://datasets/{repo}@{quote(revision, safe='')}/{pattern}"
 
 
@@ -220,8 +220,8 @@ def _is_small(field: pa.Field) -> bool:
     return not (nested or binary or "." in field.name or field.name.startswith("__index_level_"))
 
 
-def _unreadable(path: str, error: Exception) -> ValueError:
-    return ValueError(
+def _unreadable(path: str, error: Exception) -> UserValueError:
+    return UserValueError(
         f"{path} cannot be read as Parquet: {error}. Download it again, or leave it out; a file of some hundred "
         "bytes is a Git LFS pointer: run git lfs pull."
     )

@@ -60,5 +60,5 @@ def test_hpd_rankings(images):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*/test. Name the one"):
         hpd(f"{images}/3", f"{images}/test.json", workers=1)
     (images / "train.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds no list of entries but a dict"):
+    with pytest.raises(ValueError, match="must hold a list of entries; it holds a dict"):
         hpd(f"{images}/3", f"{images}/train.json", workers=1)

@@ -129,7 +129,7 @@ def test_hub_repository(parquet, tmp_path, monkeypatch):
     assert (
         parquet_files.hub_files("a/b", "refs/convert/parquet", "x*") == "hf://datasets/a/b@refs%2Fconvert%2Fparquet/x*"
     )
-    with pytest.raises(ValueError, match="'pick-a-pic' is not the name of a data set"):
+    with pytest.raises(ValueError, match="'pick-a-pic' is not the name of a dataset"):
         pick_a_pic(str(tmp_path / "out"), repo="pick-a-pic")
 
 
