@@ -145,7 +145,7 @@ class _Sums(NamedTuple):
     """Sums of one scorer's scores in one side file."""
 
     identities: set[Identity]
-    count: int  # of finite scores
+    finite: int  # number of finite scores
     total: float
     squares: float
 
@@ -193,7 +193,7 @@ def _survey(name: str, by_shard: dict[str, _Sums | None]) -> Survey:
                 f"Scores by {name!r} are stale: {first} has {here}, {other} has {there}. "
                 "Run lit-align score on these shards, with the same options and --overwrite."
             )
-    count = max(sum(sums.count for sums in found.values()), 1)
+    count = max(sum(sums.finite for sums in found.values()), 1)
     mean = sum(sums.total for sums in found.values()) / count
     variance = sum(sums.squares for sums in found.values()) / count - mean * mean
     missing = frozenset(shard for shard, sums in by_shard.items() if sums is None)
