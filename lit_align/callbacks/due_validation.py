@@ -1,21 +1,22 @@
-"""A validation that a run did not come to, made up for when it goes on."""
+"""After a resume, the validation that was scheduled at the checkpoint's step but had not run."""
 
 from typing import Any
 
 import lightning as L
 
+from lit_align.internals import is_validation_due, run_validation
 from lit_align.training.steps import at_step
 
 
 class DueValidation(L.Callback):
-    """Validates before the first step of a run that goes on from a checkpoint which came before a due validation.
+    """After a resume, runs the validation that was scheduled at the checkpoint's step but had not run.
 
-    At a step where both are due the checkpoint is the first, and what ends the run may come between them. Lightning
-    takes the validation for done then: it would be missing in the log, and to all that acts on it.
+    At a step with both, the checkpoint is written first, and the run may end before the validation. Lightning then
+    counts the validation as done: logs and callbacks that act on validations would miss it.
     """
 
     def __init__(self) -> None:
-        self.due = False  # when the checkpoint was written that the run goes on from
+        self.due = False  # at the checkpoint from which this run resumes
         self._trainer: L.Trainer | None = None
         self._validated = -1  # step of the last validation
 
@@ -25,11 +26,7 @@ class DueValidation(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.due:
             self.due = False
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False  # else it would begin behind the batches of the validation before
-            trainer.validating = True
-            loop.run()
-            trainer.training = True
+            run_validation(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -42,10 +39,8 @@ class DueValidation(L.Callback):
         self.due = state_dict["due"]
 
     def _is_due(self) -> bool:
-        """Whether the step that was just taken will be validated; asked while a checkpoint is written."""
+        """Whether a validation follows the last step; called while a checkpoint is written."""
         trainer = self._trainer
         if trainer is None or self._validated == trainer.global_step or not at_step(trainer):
             return False
-        loop = trainer.fit_loop
-        fetcher = loop._data_fetcher
-        return fetcher is not None and bool(loop.epoch_loop._should_check_val_fx(fetcher))
+        return is_validation_due(trainer)

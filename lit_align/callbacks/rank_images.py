@@ -1,5 +1,6 @@
-"""Drawing in the middle of training: the ranks share the prompts, and training goes on as if nothing had been."""
+"""Images generated in the middle of training: the ranks share the prompts, and training is not affected."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import lightning as L
@@ -13,7 +14,7 @@ from lit_align.training.module import AlignmentModule
 
 
 class Sampling(NamedTuple):
-    """How an image is drawn, in the order of `generate`."""
+    """How an image is generated, in the order of `generate`."""
 
     height: int  # pixels
     width: int
@@ -21,49 +22,60 @@ class Sampling(NamedTuple):
     guidance_scale: float
 
 
-def share(trainer: L.Trainer, count: int) -> list[int]:
-    """Numbers below `count` of this rank's share: as many on each rank, some twice where they do not come out even."""
+def generate_on_ranks(
+    trainer: L.Trainer, module: L.LightningModule, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+) -> tuple[list[int], Tensor]:
+    """Generate this rank's share of the images, in the Trainer's precision, without a trace in the run.
+
+    One image at a time: training leaves little memory, and no image may depend on the number of ranks.
+
+    Args:
+        trainer: of the run.
+        module: the `AlignmentModule`; its weights, modes and the random state stay as they are.
+        prompts: of all ranks.
+        seeds: one for each prompt.
+        sampling: of all images.
+
+    Returns:
+        The numbers of this rank's prompts, and their images (n, 3, height, width) uint8 on the CPU.
+    """
+    assert isinstance(module, AlignmentModule)
+    images, numbers = [], rank_share(trainer, len(prompts))
+    with (
+        trainer.precision_plugin.forward_context(),
+        module.backbone.borrowed_encoders(),
+        show_progress(len(numbers), "generating", "image", delay=10.0, hidden=not trainer.is_global_zero) as bar,
+    ):
+        for number in numbers:
+            images.append(generate(module.backbone, [prompts[number]], [seeds[number]], *sampling))
+            bar.update()
+    return numbers, torch.cat(images)
+
+
+def rank_share(trainer: L.Trainer, count: int) -> list[int]:
+    """Numbers below `count` of this rank. All ranks get equally many: where needed the last ones repeat numbers."""
     size = -(-count // trainer.world_size)
     return [number % count for number in range(trainer.global_rank * size, (trainer.global_rank + 1) * size)]
 
 
-def gather(trainer: L.Trainer, module: L.LightningModule, mine: Tensor, count: int) -> Tensor:
-    """All ranks' shares (count, ...) on the CPU, on every rank, in the order of their numbers; a collective.
+def gather_shares(trainer: L.Trainer, module: L.LightningModule, share: Tensor, count: int) -> Tensor:
+    """Gather the shares of all ranks: (count, ...) in the order of numbers, on each rank's CPU; a collective.
 
     Args:
-        mine: (numbers in `share`, ...)
-        count: as given to `share`.
+        trainer: of the run.
+        module: of the run.
+        share: (numbers in `rank_share`, ...).
+        count: numbers in all.
     """
     if trainer.world_size > 1:
-        gathered = module.all_gather(mine.to(module.device))
+        gathered = module.all_gather(share.to(module.device))
         assert isinstance(gathered, Tensor)
-        mine = gathered.flatten(0, 1).cpu()
-    return mine[:count]
-
-
-def draw(
-    trainer: L.Trainer, module: L.LightningModule, prompts: list[str], seeds: list[int], sampling: Sampling
-) -> Tensor:
-    """Images (n, 3, height, width) uint8 on the CPU, in the Trainer's precision.
-
-    Weights, modes and random state are as before afterwards. One image at a time: a training step has left little
-    memory for more, and no image depends on those beside it.
-    """
-    assert isinstance(module, AlignmentModule)
-    images = []
-    with (
-        trainer.precision_plugin.forward_context(),
-        module.backbone.borrowed_encoders(),
-        show_progress(len(prompts), "drawing", "image", delay=10.0, hidden=not trainer.is_global_zero) as bar,
-    ):
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            images.append(generate(module.backbone, [prompt], [seed], *sampling))
-            bar.update()
-    return torch.cat(images)
+        share = gathered.flatten(0, 1).cpu()
+    return share[:count]
 
 
 def pause_throughput(trainer: L.Trainer) -> None:
-    """Until the next batch: drawing is not training."""
+    """Pause the clock of `Throughput` until the next batch."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer's constructor
         if isinstance(callback, Throughput):
             callback.pause()

@@ -7,19 +7,19 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.backbones.reference import Reference
 from lit_align.training.module import AlignmentModule
-from lit_align.training.steps import at_logged_step
+from lit_align.training.steps import at_logged_step, at_step
 from lit_align.user_errors import UserValueError
 
 
 class ReferenceUpdate(L.Callback):
     """Moves the reference every N optimizer steps: reference <- alpha policy + (1 - alpha) reference.
 
-    It acts after the step and before checkpoints are written, on all ranks alike: their weights are the same. Weights
-    and state are in the checkpoint from the first update on.
+    It acts after the step and before checkpoints are written, on all ranks, whose weights are equal. From the first
+    update on the checkpoint holds the reference's weights. Override `should_update` for another schedule.
 
     Args:
         every_n_steps: optimizer steps between updates.
-        alpha: 1 copies the policy; less moves the reference that part of the way, in full fine-tuning only.
+        alpha: 1 copies the policy; a smaller value moves the reference by that share, in full fine-tuning only.
         start_step: no update before this optimizer step.
     """
 
@@ -32,10 +32,13 @@ class ReferenceUpdate(L.Callback):
             raise UserValueError(f"ReferenceUpdate.start_step is {start_step}; it must be at least 0.")
         self.every_n_steps, self.alpha, self.start_step = every_n_steps, alpha, start_step
         self.updates = 0
-        self.last_step = 0  # the last optimizer step that was looked at
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._reference(pl_module).check_alpha(self.alpha)
+
+    def should_update(self, step: int) -> bool:
+        """Whether to move the reference after this optimizer step; called once per step, equally on all ranks."""
+        return step >= self.start_step and step % self.every_n_steps == 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -44,16 +47,14 @@ class ReferenceUpdate(L.Callback):
         if at_logged_step(trainer):
             pl_module.log("reference/distance", reference.distance(), batch_size=1)
             pl_module.log("reference/updates", float(self.updates), batch_size=1)
-        step = trainer.global_step
-        if step == self.last_step:  # accumulation ends several batches at one step
-            return
-        self.last_step = step
-        if step >= self.start_step and step % self.every_n_steps == 0:
+        if at_step(trainer) and self.should_update(trainer.global_step):
             distance = reference.distance()
             reference.update(self.alpha)
             self.updates += 1
             moved = "copied from" if self.alpha == 1 else f"moved by {self.alpha:g} towards"
-            rank_zero_info(f"step {step:,}: reference {moved} the policy, which was {distance:.4g} away")
+            rank_zero_info(
+                f"step {trainer.global_step:,}: reference {moved} the policy, which was {distance:.4g} away"
+            )
 
     def __str__(self) -> str:
         share = "copied" if self.alpha == 1 else f"moved by {self.alpha:g}"
@@ -61,10 +62,10 @@ class ReferenceUpdate(L.Callback):
         return f"{share} every {self.every_n_steps} steps{begin}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "last_step": self.last_step}
+        return {"updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates, self.last_step = state_dict["updates"], state_dict["last_step"]
+        self.updates = state_dict["updates"]
 
     def _reference(self, pl_module: L.LightningModule) -> Reference:
         assert isinstance(pl_module, AlignmentModule)

@@ -1,4 +1,4 @@
-"""A picture of the progress: fixed prompts, the base model's images beside the aligned model's."""
+"""A picture of the progress: images of fixed prompts by the base model and by the model in training."""
 
 import io
 from pathlib import Path
@@ -11,27 +11,27 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lit_align.callbacks.rank_images import Sampling, draw, gather, pause_throughput, share
+from lit_align.callbacks.rank_images import Sampling, gather_shares, generate_on_ranks, pause_throughput
 from lit_align.common.files import write_png
 from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
+from lit_align.training.steps import at_every
 from lit_align.user_errors import UserValueError
 
 
 class SampleGrid(L.Callback):
-    """Draws the prompts before training, every N steps and at the end, to PNG and TensorBoard.
+    """Generates images before training, every N steps and at the end, for a PNG file and TensorBoard.
 
-    Each prompt has one seed, so a row differs from the row above only by what was trained. Statistics of the images
-    are logged beside those of the base, see `image_statistics`. The ranks share the prompts. Weights, modes, random
-    state and precision are as before afterwards.
+    Each prompt keeps its seed, so that two rows differ only by what was trained. Statistics of the images are logged
+    beside their change from the base, see `image_statistics`. The ranks share the prompts. Training is not affected.
 
     Args:
         prompts: one image each.
-        every_n_steps: optimizer steps between grids; 0 draws only before and after.
+        every_n_steps: optimizer steps between grids; 0 makes one only before and after training.
         height: pixels.
         width: pixels.
         steps: Euler steps per image.
         guidance_scale: of classifier-free guidance; 1 turns it off.
-        seed: prompt i is drawn from seed + i.
+        seed: the noise of prompt i is drawn from seed + i.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class SampleGrid(L.Callback):
             raise UserValueError("SampleGrid.prompts is empty; name at least one prompt, or leave the callback out.")
         self.prompts, self.every_n_steps, self.seed = list(prompts), every_n_steps, seed
         self.sampling = Sampling(height, width, steps, guidance_scale)
-        self.base: list[bytes] = []  # PNGs; in the checkpoint, for a resumed run cannot draw them again
-        self.drawn_at = -1
+        self.base: list[bytes] = []  # PNGs; in the checkpoint, as a resumed run cannot generate them again
+        self.drawn_at = -1  # step of the last grid
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0 and not self.base:
@@ -58,12 +58,12 @@ class SampleGrid(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step  # 0 until the first accumulation is complete
-        if step > 0 and self.every_n_steps and step % self.every_n_steps == 0:
+        if at_every(trainer, self.every_n_steps):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._draw(trainer, pl_module)
+        if self.drawn_at != trainer.global_step:
+            self._draw(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"base": self.base, "drawn_at": self.drawn_at, "drawing": self._drawing()}
@@ -76,17 +76,14 @@ class SampleGrid(L.Callback):
             rank_zero_warn("SampleGrid: prompts or sampling differ from the checkpoint's; grids lack the base.")
 
     def _drawing(self) -> list[Any]:
-        """All that decides what the base model draws."""
+        """All settings that determine the base model's images."""
         return [self.prompts, self.seed, *self.sampling]
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        step = trainer.global_step
-        if step == self.drawn_at:  # accumulation ends several batches at one step
-            return
-        self.drawn_at = step
+        self.drawn_at = step = trainer.global_step
         pause_throughput(trainer)
         base, images = [_from_png(png) for png in self.base], self._images(trainer, pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # `log_dir` is asked of all ranks
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # `log_dir` is a collective
         if not trainer.is_global_zero:
             return
         self._log_statistics(trainer, images, base)
@@ -98,7 +95,7 @@ class SampleGrid(L.Callback):
                 logger.experiment.add_image("samples", pixels.view(grid.height, grid.width, 3), step, dataformats="HWC")
 
     def _log_statistics(self, trainer: L.Trainer, images: list[Tensor], base: list[Tensor]) -> None:
-        """As `samples/<name>` and `samples/<name>_vs_base`: numbers that show a model that was trained too far."""
+        """Log `samples/<name>` and `samples/<name>_vs_base`, which show a model that was trained too far."""
         statistics = image_statistics(torch.stack(images))
         change = against_base(statistics, image_statistics(torch.stack(base))) if base else {}
         values = statistics | {f"{name}_vs_base": value for name, value in change.items()}
@@ -107,15 +104,20 @@ class SampleGrid(L.Callback):
         rank_zero_info(f"step {trainer.global_step:,}: samples' {describe(statistics, change)}")
 
     def _images(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Tensor]:
-        """All prompts' images, (3, height, width) uint8 each; every rank draws its share."""
-        mine = share(trainer, len(self.prompts))
-        prompts, seeds = [self.prompts[number] for number in mine], [self.seed + number for number in mine]
-        images = draw(trainer, pl_module, prompts, seeds, self.sampling)
-        return list(gather(trainer, pl_module, images, len(self.prompts)))
+        """Generate all prompts' images, (3, height, width) uint8 each."""
+        seeds = [self.seed + number for number in range(len(self.prompts))]
+        _, images = generate_on_ranks(trainer, pl_module, self.prompts, seeds, self.sampling)
+        return list(gather_shares(trainer, pl_module, images, len(self.prompts)))
 
 
 def draw_grid(prompts: list[str], rows: dict[str, list[Tensor]], cell: int = 128) -> Image.Image:
-    """One column per prompt, one row per model; images (3, h, w) uint8 are at least `cell` pixels wide."""
+    """Draw one column per prompt and one row per model.
+
+    Args:
+        prompts: titles of the columns.
+        rows: by the model's name, images (3, height, width) uint8, one for each prompt.
+        cell: smaller images are enlarged to about this width, in pixels.
+    """
     height, width = next(iter(rows.values()))[0].shape[-2:]
     scale = max(1, cell // width)
     height, width, margin, line = height * scale, width * scale, 90, 16
@@ -133,7 +135,7 @@ def draw_grid(prompts: list[str], rows: dict[str, list[Tensor]], cell: int = 128
 
 
 def _fit(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """The text, cut where it is longer than `width` pixels."""
+    """Cut the text to `width` pixels."""
     if pen.textlength(text) <= width:
         return text
     while text and pen.textlength(f"{text}...") > width:

@@ -1,1 +1,1 @@
-"""Checkpoint files: written atomically, found again, compared on resume."""
+"""Checkpoint files: written atomically, found, compared on resume."""

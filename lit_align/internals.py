@@ -1,0 +1,169 @@
+"""Private parts of Lightning and torch that lit-align cannot avoid: here alone, each with a test in test_internals.py.
+
+Lightning is imported inside functions, so that rooms which do not know Lightning can use the parts of torch.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode  # torch has no public way to see every operator
+from torch.utils._pytree import tree_leaves, tree_map  # the containers that operators take; torch has no public twin
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    import lightning as L
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+__all__ = ["TorchDispatchMode", "tree_leaves", "tree_map"]  # the functions below are imported by name
+
+
+def is_accumulating(trainer: "L.Trainer") -> bool:
+    """Tell in `on_train_batch_end` whether the micro-batch took no optimizer step.
+
+    Lightning's own monitors ask this method; counting batches would miss the shorter step at an epoch's end.
+    """
+    return trainer.fit_loop._should_accumulate()
+
+
+def is_validation_due(trainer: "L.Trainer") -> bool:
+    """Tell in `on_train_batch_end` whether Lightning will validate after this micro-batch.
+
+    The answer depends on five options of the Trainer; Lightning decides in this method only.
+    """
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    return fetcher is not None and bool(loop.epoch_loop._should_check_val_fx(fetcher))
+
+
+def run_validation(trainer: "L.Trainer") -> None:
+    """Validate inside `fit`, before a training step; `Trainer.validate` would end the fit."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # else a resumed loop skips the batches of the validation before
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
+def check_all_before_training(trainer: "L.Trainer") -> None:
+    """Let the sanity check see all held-out pairs; the Trainer takes the number at construction only."""
+    trainer.num_sanity_val_steps = float("inf")  # as -1 in Trainer's constructor
+
+
+def replace_signal_handlers(trainer: "L.Trainer", handlers: Any) -> None:
+    """Put an object with `register_signal_handlers`, `teardown` and `received_sigterm` in place of Lightning's.
+
+    Lightning has no option against its SIGTERM handler, which broadcasts in the middle of a step.
+    """
+    trainer._signal_connector = handlers
+
+
+def leave_fit() -> NoReturn:
+    """End `Trainer.fit` normally at this point: loggers are finalized and `fit` returns.
+
+    `should_stop` would validate first and save an unfinished epoch as finished.
+    """
+    from lightning.pytorch.utilities.exceptions import _TunerExitException
+
+    raise _TunerExitException
+
+
+def is_lightning_child(strategy: "Strategy") -> bool:
+    """Whether Lightning itself, not SLURM or torchrun, started this process beside the first one of the machine."""
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+    launcher = strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return False
+    environment = launcher.cluster_environment
+    return not environment.creates_processes_externally and environment.local_rank() != 0
+
+
+class SaveSchedule(NamedTuple):
+    """When a ModelCheckpoint saves."""
+
+    every_n_train_steps: int  # 0: not by steps
+    save_on_train_epoch_end: bool | None  # None: Lightning decides
+
+
+def save_schedule(checkpoint: "ModelCheckpoint") -> SaveSchedule:
+    """Read when a ModelCheckpoint saves; it has no public properties for these two arguments."""
+    return SaveSchedule(checkpoint._every_n_train_steps, checkpoint._save_on_train_epoch_end)
+
+
+def ddp_options(strategy: "Strategy") -> dict[str, Any]:
+    """Read the keyword arguments of DistributedDataParallel; empty for other strategies."""
+    return dict(getattr(strategy, "_ddp_kwargs", {}))
+
+
+def shard_over_all_devices(strategy: "ModelParallelStrategy", devices: int) -> None:
+    """Shard over all devices of all nodes, in `setup_environment`: only then is their number known.
+
+    Lightning's "auto" shards over nodes alone.
+    """
+    strategy._data_parallel_size = devices
+
+
+def rewind_to_step(loops: dict[str, Any], accumulate_grad_batches: int, batches: float) -> int:
+    """Count only micro-batches that an optimizer step has used; returns the number of those no longer counted.
+
+    A checkpoint may be written in the middle of an accumulation (at a time interval, on an error). It holds no
+    gradients, so the resumed run must see the pairs of the unfinished step again. Lightning would skip them.
+
+    Args:
+        loops: state of the Trainer's loops in a checkpoint; changed in place.
+        accumulate_grad_batches: micro-batches per step; an epoch's last step may have fewer.
+        batches: of an epoch.
+    """
+    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+    current, total = progress["current"], progress["total"]
+    done = current["processed"]  # a micro-batch that has only started is repeated
+    unused = 0 if done >= batches else done % accumulate_grad_batches
+    back = {name: current[name] - (done - unused) for name in ("ready", "started", "processed")}
+    # `completed` stays one behind as before: Lightning reads from it that the batch's end was under way.
+    back["completed"] = unused
+    for counters in (current, total):
+        for name, count in back.items():
+            counters[name] -= count
+    return unused
+
+
+def shut_down_workers(loader: DataLoader[Any]) -> None:
+    """End a DataLoader's persistent workers now, even while a traceback still holds their iterator."""
+    iterator: Any = loader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """The address of a storage's C++ object. `data_ptr()` is 0 for every storage on the meta device."""
+    key: int = storage._cdata
+    return key
+
+
+def returns_nothing(operator: Any) -> bool:
+    """Whether an operator's schema declares no return value, as that of an in-place kernel of bitsandbytes."""
+    return not operator._schema.returns
+
+
+def reads_a_number(operator: Any) -> bool:
+    """Whether an operator is the one behind `Tensor.item()`, which meta tensors cannot answer."""
+    return operator is torch.ops.aten._local_scalar_dense.default
+
+
+def backward(loss: Tensor) -> None:
+    """Run `loss.backward()` with active torch function modes, which a recomputation needs: torch's own disables them."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    ones = torch.ones_like(loss)
+    engine.run_backward((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def attention_kernel(name: str) -> Any:
+    """One of torch's fused attention operators, to call it on meta tensors: the public function picks by device.
+
+    Args:
+        name: `flash_attention`, `flash_attention_for_cpu` or `efficient_attention`.
+    """
+    return getattr(torch.ops.aten, f"_scaled_dot_product_{name}")
