@@ -71,13 +71,14 @@ def leave_fit() -> NoReturn:
 
 def is_lightning_child(strategy: "Strategy") -> bool:
     """Whether Lightning itself, not SLURM or torchrun, started this process beside the first one of the machine."""
+    from lightning.pytorch.plugins.environments import LightningEnvironment
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
     launcher = strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return False
-    environment = launcher.cluster_environment
-    return not environment.creates_processes_externally and environment.local_rank() != 0
+    environment = launcher.cluster_environment  # `creates_processes_externally` is always true once it has launched
+    return isinstance(environment, LightningEnvironment) and environment.local_rank() != 0
 
 
 class SaveSchedule(NamedTuple):
@@ -154,7 +155,7 @@ def reads_a_number(operator: Any) -> bool:
 
 
 def backward(loss: Tensor) -> None:
-    """Run `loss.backward()` with active torch function modes, which a recomputation needs: torch's own disables them."""
+    """Run `loss.backward()` with active torch function modes, which it disables and a recomputation needs."""
     engine: Any = torch.autograd.Variable._execution_engine
     ones = torch.ones_like(loss)
     engine.run_backward((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)

@@ -52,9 +52,7 @@ class ReferenceUpdate(L.Callback):
             reference.update(self.alpha)
             self.updates += 1
             moved = "copied from" if self.alpha == 1 else f"moved by {self.alpha:g} towards"
-            rank_zero_info(
-                f"step {trainer.global_step:,}: reference {moved} the policy, which was {distance:.4g} away"
-            )
+            rank_zero_info(f"step {trainer.global_step:,}: reference {moved} the policy, which was {distance:.4g} away")
 
     def __str__(self) -> str:
         share = "copied" if self.alpha == 1 else f"moved by {self.alpha:g}"

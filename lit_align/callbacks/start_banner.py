@@ -1,4 +1,4 @@
-"""What a run is about to do, said once before it begins."""
+"""Summary of a run, printed once before it begins."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.callbacks.reference_update import ReferenceUpdate
+from lit_align.internals import ddp_options
 from lit_align.memory import Shares, measure_optimizer, weigh
 from lit_align.training.module import AlignmentModule
 
@@ -20,7 +21,7 @@ class StartBanner(L.Callback):
         rank_zero_info(self.text(trainer, pl_module))
 
     def text(self, trainer: L.Trainer, module: AlignmentModule) -> str:
-        """The banner's lines."""
+        """Write the banner."""
         batch = trainer.datamodule.batch_size  # type: ignore[attr-defined]  # set by Trainer.fit
         steps, epochs = trainer.max_steps, trainer.max_epochs
         until = f"{steps:,} optimizer steps" if steps > 0 else f"{epochs} epochs"
@@ -34,20 +35,20 @@ class StartBanner(L.Callback):
         return "\n".join(lines)
 
     def _memory(self, trainer: L.Trainer, module: AlignmentModule) -> list[str]:
-        """Only where memory is a GPU's, and where each holds the whole model."""
-        device, whole = trainer.strategy.root_device, SingleDeviceStrategy | DDPStrategy
-        if device.type != "cuda" or not isinstance(trainer.strategy, whole):
+        """Describe the memory of a GPU that holds the full model; other devices get no line."""
+        device, strategy = trainer.strategy.root_device, trainer.strategy
+        if device.type != "cuda" or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             return []
-        options = getattr(trainer.strategy, "_ddp_kwargs", {})  # Lightning offers no other look at them
-        shares = Shares.of("ddp", trainer.world_size, bool(options.get("gradient_as_bucket_view")))
+        bucket_view = bool(ddp_options(strategy).get("gradient_as_bucket_view"))
+        shares = Shares.of("ddp", trainer.world_size, bucket_view)
         return [memory_line(module, shares, torch.cuda.get_device_properties(device).total_memory)]
 
 
 def memory_line(module: AlignmentModule, shares: Shares, available: int) -> str:
-    """What there is between steps; activations take `lit-align doctor` seconds to tell, and are left out.
+    """Count the bytes held between steps; activations, which take `lit-align doctor` seconds, are left out.
 
     Args:
-        module: as it trains, with those encoders that it uses.
+        module: with the encoders that training uses.
         shares: of the strategy.
         available: bytes of the device.
     """
@@ -57,12 +58,12 @@ def memory_line(module: AlignmentModule, shares: Shares, available: int) -> str:
     parts = {"parameters": weights.parameters, "gradients": weights.gradients, "buckets": shares.buckets(weights)}
     parts |= {} if optimizer is None else {"optimizer": optimizer.state}
     counted = " + ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
-    rest = "and activations" if optimizer is not None else "and an optimizer that does not say, and activations"
+    rest = "and activations" if optimizer is not None else "an optimizer of unknown size, and activations"
     return f"  memory      {sum(parts.values()) / 1e9:.2f} of {available / 1e9:.1f} GB a device: {counted}, {rest}"
 
 
 def model_lines(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list[str]:
-    """Objective, reference if there is one, and how much of the model trains."""
+    """Describe the objective, the reference if there is one, and the trained share of the model."""
     trainable = sum(p.numel() for p in module.backbone.trainable_parameters().values())
     total = sum(p.numel() for p in module.backbone.parameters())
     return [
@@ -82,7 +83,7 @@ def _reference(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list
 
 
 def batch_line(batch: int, accumulated: int, devices: int) -> str:
-    """How many pairs make an optimizer step."""
+    """Describe the pairs of an optimizer step."""
     return (
         f"  batch       {batch * accumulated * devices:,} pairs a step = {batch} a device x {accumulated} "
         f"accumulated x {devices} devices"

@@ -10,7 +10,7 @@ from lit_align.types import EncodedBatch, PreferenceBatch
 
 
 class Throughput(L.Callback):
-    """Logs `train/pairs_per_second` over all devices, without the time that validation and sampling take."""
+    """Logs `train/pairs_per_second` of all devices, without the time of validation and of generating images."""
 
     def __init__(self) -> None:
         self.pairs = 0
@@ -44,7 +44,7 @@ class Throughput(L.Callback):
         self.pause()
 
     def pause(self) -> None:
-        """Stop the clock until the next batch; waiting for data counts as training where no pause lies between."""
+        """Stop the clock until the next batch. Waiting for data between two batches counts as training."""
         if self.resumed_at is not None:
             self.seconds += time.monotonic() - self.resumed_at
             self.resumed_at = None

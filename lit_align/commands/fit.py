@@ -6,22 +6,18 @@ from typing import Any, NoReturn, TypeVar
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
 from lit_align.data import PreferenceDataModule
-from lit_align.training.checkpoints.atomic_io import (
-    WholeCheckpointIO,
-    check_writable,
-    checkpoint_folders,
-    last_checkpoint,
-)
-from lit_align.training.config_checks import choose_version, integer_seed, kept_numbers
+from lit_align.internals import is_lightning_child
+from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
+from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, last_checkpoint
+from lit_align.training.config_checks import choose_version, inherited_init_args, integer_seed
 from lit_align.training.module import AlignmentModule
-from lit_align.training.strategies import check_strategy, name_of
+from lit_align.training.strategy_checks import check_strategy, name_of
 
 EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 
@@ -64,8 +60,8 @@ class AlignmentCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         if self.subcommand:
             check_strategy(name_of(config.trainer.strategy))
-        for kept in kept_numbers(config):
-            rank_zero_info(kept)
+        for warning in inherited_init_args(config):
+            rank_zero_info(warning)
         if config.get("ckpt_path") == "last":
             choose_version(config.trainer.logger)
 
@@ -78,7 +74,7 @@ class AlignmentCLI(LightningCLI):
         given = trainer.plugins or []
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, WholeCheckpointIO()]
+            plugins = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def before_fit(self) -> None:
@@ -97,16 +93,12 @@ class AlignmentCLI(LightningCLI):
 
     @property
     def exit_code(self) -> int:
-        """What the process is to exit with; not 0 where a signal has ended the run.
+        """Exit code; non-zero after a signal.
 
-        A process that Lightning itself has started leaves that to the one which did: Lightning kills that one, whatever
-        it still has to write, once another ends with a code.
+        A child process of Lightning exits with 0: Lightning would kill the parent, which may still have to write.
         """
-        launcher = self.trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher) and not self.trainer.is_global_zero:
-            environment = launcher.cluster_environment
-            if not environment.creates_processes_externally and environment.local_rank() != 0:
-                return 0
+        if is_lightning_child(self.trainer.strategy):
+            return 0
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
         return next((callback.exit_code for callback in callbacks if isinstance(callback, Preemption)), 0)
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from lit_align.internals import attention_kernel, tree_leaves, tree_map
 from lit_align.memory.live import LiveBytes
 
 _MATMUL = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "linear", "einsum"}
@@ -113,13 +113,13 @@ class FusedAttention(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        aten, inputs = torch.ops.aten, (query, key, value)
+        inputs = query, key, value
         if self.device == "cpu":
-            flash = aten._scaled_dot_product_flash_attention_for_cpu
+            flash = attention_kernel("flash_attention_for_cpu")
             return flash(*inputs, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
         half = query.dtype in (torch.float16, torch.bfloat16)
         if half and attn_mask is None and query.shape[-1] <= FLASH_HEAD:
-            return aten._scaled_dot_product_flash_attention(*inputs, dropout_p, is_causal, scale=scale)[0]
+            return attention_kernel("flash_attention")(*inputs, dropout_p, is_causal, scale=scale)[0]
         with_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        efficient = aten._scaled_dot_product_efficient_attention
+        efficient = attention_kernel("efficient_attention")
         return efficient(*inputs, attn_mask, with_gradients, dropout_p, is_causal, scale=scale)[0]

@@ -6,12 +6,12 @@ Left out: the device's context, workspaces of its libraries, and the allocator's
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_align.backbones.loading.meta import shapes_only
+from lit_align.internals import backward
 from lit_align.memory.autocast import FusedAttention, MetaAutocast
 from lit_align.memory.live import LiveBytes, count_saved
 from lit_align.memory.optimizer_bytes import OptimizerBytes, measure_optimizer
@@ -195,13 +195,5 @@ class MetaStep:
                     bytes_saved = saved()
                 if cast is not None:
                     cast.end_forward()
-                _backward(errors.sum())
+                backward(errors.sum())
         return bytes_saved
-
-
-def _backward(loss: Tensor) -> None:
-    """Run the backward pass. `loss.backward()` would switch off the function modes that a recomputation needs."""
-    engine: Any = torch.autograd.Variable._execution_engine
-    engine.run_backward(
-        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
-    )

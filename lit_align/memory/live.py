@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from lit_align.internals import TorchDispatchMode, reads_a_number, returns_nothing, storage_key, tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -26,15 +26,15 @@ class LiveBytes(TorchDispatchMode):
         self.alive: dict[int, int] = {}  # bytes by the address of each counted storage
         self.now = 0
         self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._known = {storage_key(tensor.untyped_storage()) for tensor in known}
         self._counts = True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+        if reads_a_number(func) and args[0].is_meta:
             return 1.0 if args[0].is_floating_point() else 1
-        if func.namespace not in ("aten", "prims") and _on_meta(args, kwargs) and not func._schema.returns:
+        if func.namespace not in ("aten", "prims") and _on_meta(args, kwargs) and returns_nothing(func):
             return None
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -43,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = storage_key(storage)
         if key in self._known or key in self.alive:
             return
         if not self._counts:
@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
 
     def counts(self, storage: torch.UntypedStorage) -> bool:
         """Whether a storage is counted."""
-        return storage._cdata not in self._known
+        return storage_key(storage) not in self._known
 
     def _end(self, key: int) -> None:
         self.now -= self.alive.pop(key, 0)
@@ -88,13 +88,14 @@ def count_saved(known: Iterable[Tensor], live: LiveBytes | None = None) -> Itera
         known: tensors that are not counted, such as parameters.
         live: counter whose uncounted storages are not counted here either.
     """
-    ours = {tensor.untyped_storage()._cdata for tensor in known}
+    ours = {storage_key(tensor.untyped_storage()) for tensor in known}
     saved: dict[int, tuple[int, Tensor]] = {}  # tensors are kept so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in ours and (live is None or live.counts(storage)):
-            saved[storage._cdata] = storage.nbytes(), tensor.detach()
+        key = storage_key(storage)
+        if key not in ours and (live is None or live.counts(storage)):
+            saved[key] = storage.nbytes(), tensor.detach()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_align.internals import storage_key
 from lit_align.memory.live import LiveBytes
 
 
@@ -41,7 +42,7 @@ def _state_bytes(optimizer: Any) -> int:
     with LiveBytes():
         _first_step(optimizer)
     storages = [tensor.untyped_storage() for tensor in tensors(optimizer.state)]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    return sum({storage_key(storage): storage.nbytes() for storage in storages}.values())
 
 
 def _step_bytes(optimizer: Any, twins: Sequence[nn.Parameter], foreach: bool) -> int:

@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite."""
+"""Optimizer steps whose gradients are not finite."""
 
 import warnings
 from typing import Literal
@@ -7,17 +7,17 @@ from lit_align.user_errors import UserValueError
 
 NonFinite = Literal["stop", "skip"]
 ADVICE = (
-    "The weights are those from before. Look for broken pairs and lower the learning rate; bf16-mixed or 32-true in "
-    "place of half precision helps too. Where such steps are rare, set model.non_finite to skip."
+    "The weights are those from before this step. Look for broken pairs and lower the learning rate; bf16-mixed or "
+    "32-true instead of half precision helps too. If such steps are rare, set model.non_finite to skip."
 )
 
 
 class Skipping:
-    """Counts the steps that are left out, and says when the run has to end.
+    """Counts skipped steps, and decides when the run must end.
 
     Args:
-        policy: `stop` at the first one, or `skip` them.
-        limit: of `skip`; one more ends the run.
+        policy: `stop` at the first such step, or `skip` it.
+        limit: number of steps that `skip` may skip; one more ends the run.
     """
 
     def __init__(self, policy: NonFinite, limit: int) -> None:
@@ -27,12 +27,12 @@ class Skipping:
             raise UserValueError(f"model.skip_limit is {limit}; it must be at least 1.")
         self.policy, self.limit = policy, limit
         self.count = 0
-        self.fault: str | None = None  # why the run has to end
+        self.fault: str | None = None  # why the run must end
 
     def leave_out(self, step: int, norm: float) -> None:
-        """The optimizer will not take this step; `norm` is that of its gradients, the same on all ranks."""
+        """Count a step that the optimizer skips; `norm` of its gradients is equal on all ranks."""
         self.count += 1
-        what = f"the gradient norm is {norm}, and that step was left out"
+        what = f"the gradient norm is {norm}, and this step was skipped"
         if self.policy == "skip" and self.count <= self.limit:
             warnings.warn(f"step {step:,}: {what} ({self.count} of model.skip_limit {self.limit})", stacklevel=2)
         elif self.policy == "skip":

@@ -146,7 +146,7 @@ def test_resumed_run_goes_on_exactly(tmp_path):
     assert measured[1] == measured[0][1:]
     assert [step for step, _ in measured[1]] == [4, 5]
     for changes, culprit in (({"seed": 1}, "seed"), ({"scorers": {"style": Sharpness()}}, "scorers")):
-        with pytest.raises(ValueError, match=f"cannot draw the base at step 3.* another value of {culprit}"):
+        with pytest.raises(ValueError, match=f"cannot score the base at step 3.* another value of {culprit}"):
             fit(make_module(lora=lora), make_data(), tmp_path, 5, last, callbacks=[win_rate(**changes)])
 
 

@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from lit_align.cli import main
-from lit_align.training.strategies import check_strategy
+from lit_align.training.strategy_checks import check_strategy
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "configs/hardware"

@@ -25,7 +25,8 @@ from lit_align.backbones.loading.sharded import replace_folder
 from lit_align.callbacks import DivergenceGuard
 from lit_align.commands.export import export
 from lit_align.objectives import SFT, DiffusionDPO
-from lit_align.training.checkpoints.atomic_io import WholeCheckpointIO, check_writable, last_checkpoint, last_version
+from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
+from lit_align.training.checkpoints.last_checkpoint import last_checkpoint, last_version
 from lit_align.training.config_checks import choose_version
 from tests.support.paths import PAIRS
 from tests.support.processes import fork_ranks
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
-    path, io = tmp_path / "run.ckpt", WholeCheckpointIO()
+    path, io = tmp_path / "run.ckpt", AtomicCheckpointIO()
     io.save_checkpoint({"global_step": 1, "weights": torch.arange(4.0)}, path)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -61,7 +62,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
 
 def test_what_a_killed_save_left_behind_goes_with_the_next(tmp_path):
     (tmp_path / ".old.ckpt.0123abcd.part").write_bytes(b"half")
-    WholeCheckpointIO().save_checkpoint({"global_step": 1}, tmp_path / "new.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"global_step": 1}, tmp_path / "new.ckpt")
     assert os.listdir(tmp_path) == ["new.ckpt"]
 
 
@@ -130,8 +131,8 @@ def test_a_checkpoint_in_parts_counts_if_it_is_whole_and_has_the_optimizer(tmp_p
     assert last_checkpoint([tmp_path]).path == whole
     assert re.search(r"cut\.ckpt is damaged \(its part \S+ is missing\)", caplog.text)
     assert re.search(r"short\.ckpt is damaged \(its part \S+ is cut\)", caplog.text)
-    with pytest.raises(ValueError, match=r"each device of a sharded run.*.*strategies\.FSDP2 or ZeRO2"):
-        WholeCheckpointIO().load_checkpoint(whole)
+    with pytest.raises(ValueError, match=r"each device of a sharded run.*training\.strategies\.FSDP2 or ZeRO2"):
+        AtomicCheckpointIO().load_checkpoint(whole)
 
 
 def test_a_folder_takes_the_place_of_another_that_stays_whole(tmp_path, monkeypatch):
@@ -159,7 +160,7 @@ def test_a_folder_takes_the_place_of_another_that_stays_whole(tmp_path, monkeypa
 
 
 def resume(module, path, folder):
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     return fit(module, make_data(), folder, 4, ckpt_path=path, plugins=[io])
 
 
@@ -308,7 +309,7 @@ class Poison(L.Callback):
 
 def test_a_step_without_finite_gradients_stops_the_run(tmp_path):
     module = make_module(lora=LoRA(rank=2))
-    with pytest.raises(FloatingPointError, match=r"^step 3: the gradient norm is nan.* weights are those from before"):
+    with pytest.raises(FloatingPointError, match=r"^step 3: the gradient norm is nan.* from before this step"):
         fit(module, make_data(), tmp_path, 5, callbacks=[Poison(2)])
     two = make_module(lora=LoRA(rank=2))
     fit(two, make_data(), tmp_path, 2)

@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 import lit_align.commands.export as export_room
 from lit_align import cli
 from lit_align.backbones.reference import FrozenCopy
-from lit_align.training.checkpoints.atomic_io import WholeCheckpointIO, last_checkpoint
+from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO
+from lit_align.training.checkpoints.last_checkpoint import last_checkpoint
 from lit_align.training.module import AlignmentModule
 from tests.support.paths import PAIRS, ROOT
 from tests.support.pipelines import small_sdxl
 
 MOMENTS = {  # what a run is doing, the function that does it, how often it does that, and for how many seconds
     "step": (AlignmentModule, "training_step", 12, 0.2),
-    "checkpoint": (WholeCheckpointIO, "save_checkpoint", 6, 0.15),
+    "checkpoint": (AtomicCheckpointIO, "save_checkpoint", 6, 0.15),
     "validation": (AlignmentModule, "validation_step", 6, 0.1),
     "reference update": (FrozenCopy, "update", 4, 0.005),
     "export": (export_room, "read_trained", 1, 0.05),

@@ -19,7 +19,8 @@ from lit_align.backbones.sharding import to_full
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard, ReferenceUpdate, SampleGrid
 from lit_align.cli import main
 from lit_align.objectives import DiffusionDPO
-from lit_align.training.checkpoints.atomic_io import WholeCheckpointIO, last_checkpoint
+from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO
+from lit_align.training.checkpoints.last_checkpoint import last_checkpoint
 from lit_align.training.strategies import FSDP2, ZeRO2
 from tests.support.processes import fork_ranks
 from tests.support.runs import KeepLogs, equal, fit, keep_all, make_data, make_module
@@ -32,7 +33,7 @@ def make(optimizer=torch.optim.AdamW, rate=1e-3, **options):
 
 
 def two(strategy="ddp", **options):
-    return {"devices": 2, "strategy": strategy, "plugins": [WholeCheckpointIO()], **options}
+    return {"devices": 2, "strategy": strategy, "plugins": [AtomicCheckpointIO()], **options}
 
 
 def whole_weights(module):
@@ -226,7 +227,12 @@ def test_what_cannot_be_is_refused(runs, tmp_path):
             (make(lora=LoRA(rank=2)), FSDP2(), {}, r"model\.backbone\.lora is set.*trainer\.strategy to ddp"),
             (make(), FSDP2(), {"precision": "bf16-true"}, r"trainer\.precision is bf16-true, .*32-true and bf16-mixed"),
             (make(Foreign), FSDP2(), {}, r"model\.optimizer is \S+\.Foreign, .*torch\.optim\.AdamW"),
-            (make(), ModelParallelStrategy(2, 1), {}, r"is ModelParallelStrategy, .*set it to .*\.strategies\.FSDP2"),
+            (
+                make(),
+                ModelParallelStrategy(2, 1),
+                {},
+                r"is ModelParallelStrategy, .*set it to \S+\.strategies\.FSDP2",
+            ),
             (make_module(), FSDP2(), {"ckpt_path": runs["folders"] / "whole/step=4.ckpt"}, "does not fit this model"),
         ]
         for module, strategy, options, message in cases:

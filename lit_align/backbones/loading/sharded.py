@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
-from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
@@ -63,8 +62,11 @@ class _Reader(FileSystemReader):
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        name = read_item.dest_index.fqn
-        set_element(self.original_state_dict, self.mappings[name], torch.load(value, weights_only=True))
+        *path, key = self.mappings[read_item.dest_index.fqn]
+        container: Any = self.original_state_dict
+        for step in path:
+            container = container[step]
+        container[key] = torch.load(value, weights_only=True)
 
 
 def is_sharded(path: Path) -> bool:

@@ -21,7 +21,7 @@ from lit_align.commands.doctor.memory_report import MemoryReport
 from lit_align.commands.doctor.run_parts import RunParts
 from lit_align.commands.doctor.weights_check import download_command, weight_lines
 from lit_align.memory import UnknownPrecision
-from lit_align.training.strategies import check_strategy, name_of
+from lit_align.training.strategy_checks import check_strategy, name_of
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 CKPT_WORDS = ("best", "last", "hpc")  # accepted by the Trainer in place of a path

@@ -12,7 +12,8 @@ from jsonargparse import Namespace
 
 from lit_align.commands.doctor.diagnosis import gigabytes
 from lit_align.memory import Shares
-from lit_align.training.strategies import FSDP2, ZeRO2, name_of, refusals
+from lit_align.training.strategies import FSDP2, ZeRO2
+from lit_align.training.strategy_checks import name_of, refusals
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft")
 SPELLINGS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
@@ -35,7 +36,7 @@ class Machine(NamedTuple):
         return Shares.of(self.strategy, self.devices, self.bucket_view)
 
     def refusals(self, **options: Any) -> list[str]:
-        """Explain which options the strategy does not support, see `strategies.refusals`."""
+        """Explain which options the strategy does not support, see `strategy_checks.refusals`."""
         name = SHARDING.get(self.strategy)
         return [] if name is None else refusals(name, **options)
 
