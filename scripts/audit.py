@@ -1,6 +1,6 @@
-"""Known vulnerabilities among the installed packages, by pip-audit; part of `make lint`.
+"""Look up known vulnerabilities of the installed packages with pip-audit; part of `make lint`.
 
-It fails for those that another version mends, and says so where the advisories cannot be reached.
+Fails if another version fixes one; only prints a line if the advisories cannot be reached.
 """
 
 import json
@@ -13,29 +13,31 @@ TIMEOUT = 120  # seconds
 
 
 def main() -> None:
-    """Raises SystemExit, with what to install, where a package must not stay as it is."""
+    """Print the vulnerabilities; raises SystemExit if a package must be replaced."""
     for name, bad in MALICIOUS.items():
         if version(name) in bad:
-            sys.exit(f"{name} {version(name)} is malicious: take it off this machine, and change its passwords.")
+            sys.exit(
+                f"{name} {version(name)} is malicious: uninstall it, and change all passwords used on this machine."
+            )
     command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", "--skip-editable"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        print(f"pip-audit: not done, no answer in {TIMEOUT} s")
+        print(f"pip-audit: skipped, no answer in {TIMEOUT} s")
         return
     try:
         packages = json.loads(result.stdout)["dependencies"]
     except (ValueError, KeyError):
-        print(f"pip-audit: not done, {(result.stderr.strip().splitlines() or ['no answer'])[-1]}")
+        print(f"pip-audit: skipped, {(result.stderr.strip().splitlines() or ['no answer'])[-1]}")
         return
     known = [package for package in packages if "vulns" in package]
     if not known:
-        print("pip-audit: not done, the advisories of the package index cannot be reached")
+        print("pip-audit: skipped, the advisories of the package index cannot be reached")
         return
     found = [(package, fault) for package in known for fault in package["vulns"]]
     for package, fault in found:
-        mended = ", ".join(fault["fix_versions"]) or "no version yet"
-        print(f"pip-audit: {package['name']} {package['version']}: {fault['id']}, mended in {mended}")
+        fixed = ", ".join(fault["fix_versions"]) or "no version yet"
+        print(f"pip-audit: {package['name']} {package['version']}: {fault['id']}, fixed in {fixed}")
     print(f"pip-audit: {len(known)} packages looked up, {len(found)} vulnerabilities")
     if any(fault["fix_versions"] for _, fault in found):
         sys.exit("Raise the versions in constraints.txt to ones without known vulnerabilities.")

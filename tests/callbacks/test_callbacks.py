@@ -1,4 +1,4 @@
-"""Callbacks: the sample grid leaves no trace and survives a resume; the banner and the speed are true."""
+"""The sample grid changes nothing in the run and survives a resume; the banner and the speed are correct."""
 
 import time
 
@@ -61,7 +61,7 @@ def test_resumed_run_keeps_the_base_images(tmp_path):
 
 
 def test_grid_waits_for_a_whole_step(tmp_path):
-    """Under accumulation the step count is 0 for several batches, and the same at several ends of batches."""
+    """Under accumulation several batches in a row end with one step count, at first 0."""
     fit(make_module(), make_data(), tmp_path, steps=2, callbacks=[grid(every_n_steps=1)], accumulate_grad_batches=2)
     names = [path.name for path in sorted((tmp_path / "samples").iterdir())]
     assert names == ["step-0000001.png", "step-0000002.png"]
@@ -73,7 +73,7 @@ def test_grid_without_prompts_is_refused():
 
 
 def test_statistics_of_images_by_hand():
-    """A flat colour; a black and white one; a white dot on black, whose Laplacian is -4, 4 times 1 and 4 times 0."""
+    """A flat colour; a black and white image; a white dot, whose Laplacian is -4, 4 times 1 and 4 times 0."""
     flat = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 5, 5)
     assert image_statistics(flat) == {
         "red": 10,
@@ -96,7 +96,7 @@ def test_statistics_of_images_by_hand():
     pure[0, 1, 0, :] = 255  # one channel of 4 of 16 pixels
     assert image_statistics(pure)["saturated"] == 0.25
     both = image_statistics(torch.cat([halves, torch.full_like(halves, 100)]))
-    assert both["contrast"] == pytest.approx(127.5 / 2)  # means of the images' own
+    assert both["contrast"] == pytest.approx(127.5 / 2)  # the mean over images
     assert both["saturated"] == 0.5
 
 
@@ -163,7 +163,7 @@ def test_throughput_leaves_validation_and_sampling_out(tmp_path):
         check_val_every_n_epoch=None,
     )
     speed = trainer.callback_metrics["train/pairs_per_second"]
-    assert 8 / speed < 2.0  # four steps of two pairs, without two naps and two grids of a second each
+    assert 8 / speed < 2.0  # four steps of two pairs; two naps and two grids of a second each are not counted
 
 
 def test_progress_counts_optimizer_steps_of_the_whole_run(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""A run that is told to end writes a checkpoint at the next step, from which it goes on as if it had not ended."""
+"""A run that receives a signal writes a checkpoint at the next step, and resumes exactly from it."""
 
 import multiprocessing
 import os
@@ -39,13 +39,13 @@ class Send(L.Callback):
 
 
 def in_fork(folder, steps, callbacks, data=(), ckpt_path=None, **options):
-    """Exit code, weights and pairs of a run in a process of its own."""
+    """Train in a forked process; returns its exit code, and its weights and pairs."""
 
     def run():
         module, recorder, preemption = moved(), Recorder(), Preemption()
         listed = [preemption, *callbacks, recorder, ReferenceUpdate(every_n_steps=3)]
         fit(module, make_data(**{"batch_size": 4, **dict(data)}), folder, steps, ckpt_path, listed, **options)
-        assert not multiprocessing.active_children()  # the exit would wait for workers
+        assert not multiprocessing.active_children()  # else the exit would wait for workers
         torch.save({"weights": weights(module), "pairs": recorder.pairs}, folder / "end.pt")
         if preemption.exit_code:
             os.kill(os.getpid(), TERM)  # ignored: the code is decided
@@ -69,13 +69,13 @@ def step_of(path):
 
 
 def of_a_run():
-    """Callbacks of a run with a moving reference and its validations."""
+    """Make the callbacks of a run with a moving reference and validations."""
     return [ReferenceUpdate(every_n_steps=3), ChosenErrorRise(), DueValidation()]
 
 
 @pytest.fixture(autouse=True)
 def _signals():
-    """A run that was ended ignores them from then on, as a process should that exits; this one and its children not."""
+    """Restore the handlers: after a preemption a process ignores signals, as it is about to exit."""
     before = {number: signal.getsignal(number) for number in (USR1, TERM)}
     yield
     for number, handler in before.items():
@@ -84,7 +84,7 @@ def _signals():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Weights and pairs of the unbroken run, 6 steps of 2 micro-batches, with the logged rows of its validations."""
+    """Weights, pairs and logged validations of the unbroken run, 6 steps of 2 micro-batches."""
     torch.set_num_threads(1)
     module, recorder, logger = moved(), Recorder(), KeepLogs()
     options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 4, "logger": logger}
@@ -122,8 +122,8 @@ def test_the_resumed_run_ends_with_the_weights_of_the_unbroken_one(
     assert equal(rest["weights"], whole[0])
 
 
-def test_a_validation_that_was_due_is_made_up_for(tmp_path, whole):
-    """The ended run does not take the time for it; the resumed one logs it at the same step, with the same numbers."""
+def test_a_validation_that_was_due_runs_after_the_resume(tmp_path, whole):
+    """The preempted run leaves it out; the resumed run logs it at that step, with equal numbers."""
     options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 4}
     logger, preemption = KeepLogs(), Preemption()
     callbacks = [Send(USR1, "on_train_batch_start", 8), *of_a_run(), preemption]
@@ -139,22 +139,22 @@ def test_a_validation_that_was_due_is_made_up_for(tmp_path, whole):
 
 
 class FailsAfter(L.Callback):
-    """Fails at a step's end, when its checkpoint is written and its validation is due."""
+    """Fails after a step, when its checkpoint is written and its validation is about to begin."""
 
     def __init__(self, step):
         self.step = step
 
     def on_validation_start(self, trainer, pl_module):
         if trainer.global_step == self.step:
-            raise RuntimeError("as a machine may")
+            raise RuntimeError("the machine fails")
 
 
-def test_a_validation_that_a_crash_came_before_is_made_up_for(tmp_path, whole):
-    """The checkpoint of its step is written before it."""
+def test_a_validation_that_a_crash_prevented_runs_after_the_resume(tmp_path, whole):
+    """A checkpoint is written before the validation of its step."""
     options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 4}
     logger, kept = KeepLogs(), keep_all(tmp_path, every_n_train_steps=2)
     callbacks = [FailsAfter(4), *of_a_run(), kept]
-    with pytest.raises(RuntimeError, match="as a machine may"):
+    with pytest.raises(RuntimeError, match="the machine fails"):
         fit(moved(), make_data(batch_size=4), tmp_path, 6, callbacks=callbacks, logger=logger, **options)
     assert [step for step, _ in validations(logger)] == [0, 1]
     module = moved()
@@ -164,10 +164,10 @@ def test_a_validation_that_a_crash_came_before_is_made_up_for(tmp_path, whole):
 
 
 def test_later_signals_lose_nothing(tmp_path, whole):
-    """While the checkpoint is written, at the end and after it; the checkpoint is beside ModelCheckpoint's."""
+    """Signals during the save, at the end and after it; the checkpoint lies beside those of ModelCheckpoint."""
     late = [Send(TERM, "on_save_checkpoint"), Send(TERM, "teardown"), keep_all(tmp_path / "own", every_n_train_steps=5)]
     code, _ = in_fork(tmp_path, 6, [Send(USR1, "on_train_batch_start", 5), *late], accumulate_grad_batches=2)
-    assert code == 75  # the ranks had agreed on it
+    assert code == 75  # the ranks had agreed on this code
     path = tmp_path / "own/preempted.ckpt"
     assert step_of(path) == 3
     code, rest = in_fork(tmp_path, 6, [], ckpt_path=path, accumulate_grad_batches=2)
@@ -176,7 +176,7 @@ def test_later_signals_lose_nothing(tmp_path, whole):
 
 
 def test_sigterm_outweighs_sigusr1(tmp_path):
-    """A run that was cancelled after the warning is not to be put back into the queue."""
+    """A run that was cancelled after the warning must not be requeued."""
     sends = [Send(USR1, "on_train_batch_start"), Send(TERM, "on_train_batch_start"), Send(USR1, "on_before_backward")]
     assert in_fork(tmp_path, 3, sends)[0] == 143
 
@@ -188,7 +188,7 @@ def test_a_signal_during_validation_waits_for_the_next_step(tmp_path):
 
 
 def test_the_last_step_ends_by_itself(tmp_path):
-    """Its checkpoint is written; there is nothing to put back into the queue."""
+    """A signal at the last step writes a checkpoint; nothing is left to requeue."""
     code, _ = in_fork(tmp_path, 2, [Send(USR1, "on_train_batch_start", 2)])
     assert code == 0
     assert step_of(tmp_path / "checkpoints/preempted.ckpt") == 2
@@ -242,7 +242,7 @@ def test_two_resumed_processes_end_as_the_unbroken_ones(tmp_path, ended_two):
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_command_exits_with_the_code(tmp_path, monkeypatch, devices):
-    """And leaves its checkpoint where the config's ModelCheckpoint writes, also where Lightning starts processes."""
+    """The checkpoint lies where the config's ModelCheckpoint writes, also if Lightning starts the second process."""
     monkeypatch.chdir(ROOT)
     kept = {"dirpath": str(tmp_path / "kept"), "every_n_train_steps": 1}
     listed = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": kept}]

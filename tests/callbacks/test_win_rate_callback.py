@@ -1,4 +1,4 @@
-"""The win rate during training: true, without a trace in the run, there at every save, the same after a resume."""
+"""The win rate during training: correct, available at every save, equal after a resume; the run is unchanged."""
 
 import lightning as L
 import pytest
@@ -27,9 +27,9 @@ def win_rate(prompts=PROMPTS, scorers=None, **changes):
 
 
 def scores(module, callback):
-    """As the callback's, of the model as it is."""
+    """Score the model's current images as the callback does."""
     images = [generate(module.backbone, [p], [prompt_seed(p, 0)], 32, 32, steps=2) for p in callback.prompts]
-    pairs = list(zip(images, callback.prompts, strict=True))  # one by one: a score's last digits depend on the batch
+    pairs = list(zip(images, callback.prompts, strict=True))  # a batch would change the last digits
     return {name: torch.cat([s.score(image, [p]) for image, p in pairs]) for name, s in callback.scorers.items()}
 
 
@@ -39,7 +39,7 @@ def best(folder, monitor="win_rate/macro", **changes):
 
 
 class Modes(L.Callback):
-    """What a training step begins with."""
+    """Records modes, random state and encoders at the start of each training step."""
 
     def __init__(self):
         self.seen = []
@@ -65,7 +65,7 @@ def test_it_changes_nothing_in_the_run(tmp_path):
 
 
 def test_it_logs_what_compare_finds(tmp_path):
-    """At steps that the Trainer does not log, once each, and at the end."""
+    """Once at each multiple, also at steps that the Trainer does not log, and at the end."""
     module, callback, logger = make_module(), win_rate(tolerances={"style": 0.01}), KeepLogs()
     before = scores(module, callback)
     options = {"accumulate_grad_batches": 2, "log_every_n_steps": 3}
@@ -90,7 +90,7 @@ def test_it_logs_what_compare_finds(tmp_path):
 
 
 class Made(Scorer):
-    """A score by hand for each measurement, the base's first."""
+    """Returns a given score for each measurement, the base's first."""
 
     version = 1
 
@@ -104,7 +104,7 @@ class Made(Scorer):
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
-    """The measurement of a step is there when that step is saved: differences are -1, 3, 2 at steps 2, 4, 6."""
+    """A step is measured before it is saved: differences are -1, 3, 2 at steps 2, 4, 6."""
     module, callback = make_module(lora=LoRA(rank=2)), win_rate(scorers={"made": Made([0, -1, 3, 2])})
     checkpoint = best(tmp_path, "score_vs_base/made")
     validations = {"limit_val_batches": 1, "val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -122,8 +122,8 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert equal({name.removeprefix("backbone."): value for name, value in kept["state_dict"].items()}, seen[4])
 
 
-def test_resumed_run_goes_on_exactly(tmp_path):
-    """From between two measurements; the values are there again before the next one."""
+def test_resumed_run_measures_as_the_unbroken_one(tmp_path):
+    """Resume between two measurements; the last values are available before the next one."""
     whole_logs, rest = KeepLogs(), KeepLogs()
     lora = LoRA(rank=2)
     fit(make_module(lora=lora), make_data(), tmp_path, 5, callbacks=[win_rate()], logger=whole_logs)
@@ -150,7 +150,7 @@ def test_resumed_run_goes_on_exactly(tmp_path):
             fit(make_module(lora=lora), make_data(), tmp_path, 5, last, callbacks=[win_rate(**changes)])
 
 
-def test_the_clock_stands_still_and_scorers_end_on_the_cpu(tmp_path):
+def test_the_clock_is_paused_and_scorers_end_on_the_cpu(tmp_path):
     clock, standing = Throughput(), []
 
     class Watched(Made):
@@ -246,7 +246,7 @@ def test_command_line_reads_and_keeps_the_scorers(tmp_path):
 
 
 def test_two_processes_find_what_one_does(tmp_path):
-    """Three prompts on two ranks; both know all scores, which are those of a model with the same weights alone."""
+    """Three prompts on two ranks; both hold all scores, equal to those of one process with these weights."""
 
     def run():
         module, callback = make_module(), win_rate()

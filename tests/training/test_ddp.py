@@ -1,4 +1,4 @@
-"""DDP with two CPU processes: what it computes is what one process would, from the same pairs."""
+"""DDP with two CPU processes computes what one process would from all of their pairs."""
 
 import pickle
 from types import SimpleNamespace
@@ -17,18 +17,18 @@ RATE = 0.02
 
 
 def make(**options):
-    """Trained with plain SGD: Adam would make whole steps of gradients that differ in their last bit."""
+    """Make a module with plain SGD: Adam would enlarge differences in the last bit of a gradient."""
     module = make_module(**options)
     module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=RATE)
     return module
 
 
 class Witness(L.Callback):
-    """The micro-batches as they were trained on, and when the gradients of the ranks were averaged."""
+    """Records the micro-batches of a run, and when the ranks averaged their gradients."""
 
     def __init__(self):
         self.inputs, self.losses, self.errors = [], [], []
-        self.averaged = []  # number of the micro-batch, once for each time that all gradients were
+        self.averaged = []  # number of the micro-batch at each average of all gradients
 
     def on_train_start(self, trainer, pl_module):
         def average(_, bucket):
@@ -49,7 +49,7 @@ class Witness(L.Callback):
 
 
 def steps_by_hand(ranks):
-    """The weights of one process that goes through both ranks' micro-batches, two of each a step."""
+    """Train one process on the micro-batches of both ranks, two of each per step; returns its weights."""
     module = make()
     module.train()
     optimizer = module.configure_optimizers()
@@ -64,7 +64,7 @@ def steps_by_hand(ranks):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    """With two accumulated micro-batches each: gradients are averaged once a step, and metrics over all pairs."""
+    """With two accumulated micro-batches: gradients are averaged once per step, metrics over all pairs."""
 
     def run():
         module, witness, logger = make(), Witness(), KeepLogs()
@@ -100,7 +100,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 
 
 def test_gradient_checkpointing_in_two_processes_changes_nothing(tmp_path):
-    """A LoRA with dropout, which is recomputed, beside its reference, which is not."""
+    """A LoRA with dropout is recomputed; its reference is not."""
 
     def run():
         ends = []

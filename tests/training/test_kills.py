@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed ends with the weights of the unbroken one, bit for bit.
+"""A run that is killed at any moment and resumed ends with the weights of the unbroken run, bit for bit.
 
 Five moments by default; `make test_kills` does thirty and writes tests/records/kills.md.
 """
@@ -25,7 +25,7 @@ from lit_align.training.module import AlignmentModule
 from tests.support.paths import PAIRS, ROOT
 from tests.support.pipelines import small_sdxl
 
-MOMENTS = {  # what a run is doing, the function that does it, how often it does that, and for how many seconds
+MOMENTS = {  # name; owner and name of the function, its calls in a run, seconds of a call
     "step": (AlignmentModule, "training_step", 12, 0.2),
     "checkpoint": (AtomicCheckpointIO, "save_checkpoint", 6, 0.15),
     "validation": (AlignmentModule, "validation_step", 6, 0.1),
@@ -74,7 +74,7 @@ CONFIG = {
 
 
 def dies_inside(moment: str, number: int, delay: float) -> None:
-    """Let this process kill itself so many seconds after it began `moment` for the `number`-th time."""
+    """Let this process kill itself `delay` seconds after the `number`-th start of `moment`."""
     owner, name, _, _ = MOMENTS[moment]
     original = getattr(owner, name)
     entered = 0
@@ -90,7 +90,7 @@ def dies_inside(moment: str, number: int, delay: float) -> None:
 
 
 def train_and_export(config: Path, run: Path, death=None) -> int:
-    """Fit from the last checkpoint and export, in a process of its own; its exit code."""
+    """Train from the last checkpoint and export, in a forked process; returns its exit code."""
 
     def work():
         os.chdir(run)
@@ -109,7 +109,7 @@ def train_and_export(config: Path, run: Path, death=None) -> int:
 
 
 def prepare(folder: Path) -> tuple[Path, Path]:
-    """Config and folder of a run."""
+    """Write the config of a run; returns its path and the run's folder."""
     folder.mkdir()
     config = folder / "config.yaml"
     logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
@@ -122,7 +122,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 
 def result(run: Path) -> dict:
-    """Weights that were exported, and the last checkpoint's weights, reference and optimizer."""
+    """Read the exported weights, and weights, reference and optimizer of the last checkpoint."""
     found = last_checkpoint([run / "checkpoints"])
     assert found.step == CONFIG["trainer"]["max_steps"]
     checkpoint = torch.load(found.path, weights_only=True)
@@ -151,7 +151,7 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows():
-    """What became of each kill; `make test_kills` records it."""
+    """Results of the kills, which `make test_kills` records."""
     rows = []
     yield rows
     if len(rows) == KILLS > len(MOMENTS):
@@ -159,7 +159,7 @@ def rows():
 
 
 def draw_kills() -> list:
-    """Number, moment, how often it began before the kill, and the delay of each kill; one of them is quick enough."""
+    """Draw number, moment, its count and delay of each kill; only one quick kill is not marked slow."""
     chance, kills = random.Random(0), []
     for kill in range(KILLS):
         moment = list(MOMENTS)[kill % len(MOMENTS)]
@@ -179,7 +179,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, unbrok
     begins = "begins" if left is None else f"step {left.step}"
     equal = same(result(run), unbroken)
     rows.append((kill + 1, moment, number, round(delay * 1000), begins, equal))
-    assert not list(run.rglob("*.part")), "what a killed save left behind is still there"
+    assert not list(run.rglob("*.part")), "leftovers of a killed save"
     assert equal, rows[-1]
 
 
@@ -190,10 +190,10 @@ def write_record(rows) -> None:
         "",
         "`make test_kills`: a run of 12 steps (DiffusionDPO, full fine-tuning of the small SDXL, the reference copied",
         "every 3 steps, a checkpoint every 2, a validation every 4) and its export get SIGKILL at a moment drawn with",
-        "seed 0, and are started again with the same words. Weights of the export, and weights, reference and moments",
+        "seed 0, and are started again by the same command. Weights of the export, and weights, reference and moments",
         f"of the last checkpoint equal the unbroken run's, bit for bit, {equal} of {len(rows)} times.",
         "",
-        "| | killed in | its n-th time | after ms | went on from | equal |",
+        "| | killed in | its n-th time | after ms | resumed from | equal |",
         "|---|---|---|---|---|---|",
         *(
             f"| {n} | {what} | {k} | {ms} | {begins} | {'yes' if same else 'NO'} |"

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 
+import bitsandbytes
 import lightning as L
 import pytest
 import torch
@@ -118,14 +119,14 @@ class Breaks(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 3:
-            raise RuntimeError("as a machine may")
+            raise RuntimeError("the machine fails")
 
 
 def test_a_checkpoint_of_a_failure(tmp_path, whole_run):
     """The checkpoint is written between two micro-batches of one step."""
     failed = L.pytorch.callbacks.OnExceptionCheckpoint(tmp_path, "failed")
     module = make_module(caption_dropout=0.2)
-    with pytest.raises(RuntimeError, match="as a machine may"):
+    with pytest.raises(RuntimeError, match="the machine fails"):
         fit(module, make_data(batch_size=4), tmp_path, 9, callbacks=[Breaks(), failed], accumulate_grad_batches=2)
     resumed, rest = make_module(caption_dropout=0.2), Recorder()
     path = tmp_path / "failed.ckpt"
@@ -137,7 +138,7 @@ def test_a_checkpoint_of_a_failure(tmp_path, whole_run):
 def test_workers_end_with_a_run_that_fails(tmp_path):
     """Workers end although the traceback still refers to their iterator; otherwise the process would wait for them."""
     before = set(multiprocessing.active_children())
-    with pytest.raises(RuntimeError, match="as a machine may") as failure:
+    with pytest.raises(RuntimeError, match="the machine fails") as failure:
         fit(make_module(), make_data(batch_size=4, num_workers=2), tmp_path, 9, callbacks=[Breaks()])
     assert failure.tb is not None
     assert set(multiprocessing.active_children()) <= before
@@ -178,3 +179,23 @@ def test_another_number_of_devices_is_refused(tmp_path):
     data.load_state_dict(data.state_dict() | {"world_size": 2})
     with pytest.raises(ValueError, match=r"another order \(world_size was 2, is 1\), so it cannot go on exactly"):
         data.train_dataloader()
+
+
+def test_eight_bit_adamw_resumes_exactly(tmp_path):
+    def module():
+        made = make_module()
+        made.optimizer = lambda parameters: bitsandbytes.optim.AdamW8bit(parameters, lr=1e-4)
+        return made
+
+    whole = module()
+    fit(whole, make_data(), tmp_path, 5, callbacks=[keep_all(tmp_path, every_n_train_steps=3)])
+    saved = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
+    states = saved["optimizer_states"][0]["state"].values()
+    moments = [state["__bnb_optimizer_quant_state__"]["state1"] for state in states]
+    assert {moment.dtype for moment in moments} == {
+        torch.uint8,
+        torch.float32,
+    }  # large and small weights
+    resumed = module()
+    fit(resumed, make_data(), tmp_path, 5, ckpt_path=tmp_path / "step=3.ckpt")
+    assert equal(weights(resumed), weights(whole))

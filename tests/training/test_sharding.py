@@ -1,4 +1,4 @@
-"""Sharded training (FSDP2) in two CPU processes: what it computes, saves and refuses. On GPUs it is untested."""
+"""Sharded training (FSDP2) in two CPU processes: results, checkpoints and refusals. GPUs are untested."""
 
 import math
 import pickle
@@ -36,14 +36,14 @@ def two(strategy="ddp", **options):
     return {"devices": 2, "strategy": strategy, "plugins": [AtomicCheckpointIO()], **options}
 
 
-def whole_weights(module):
-    """Policy and reference, whole; a collective."""
+def full_weights(module):
+    """Gather policy and reference; a collective."""
     named = module.backbone.trainable_parameters() | module.backbone.reference_weights()
     return {name: to_full(weight.detach()).clone() for name, weight in named.items()}
 
 
 class Sharded(L.Callback):
-    """Whether all weights of both denoisers are in parts between steps."""
+    """Asserts that the weights of both denoisers are sharded between steps."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         named = pl_module.backbone.trainable_parameters() | pl_module.backbone.reference_weights()
@@ -57,9 +57,9 @@ def read(folder, rank=0):
 
 
 def test_sharded_steps_are_those_of_ddp(tmp_path):
-    """Up to the order of sums: weights, moved reference, clipping, distance, held-out numbers and drawn images.
+    """Up to the order of sums: weights, moved reference, clipping, distance, held-out values and images.
 
-    Held-out pairs make 7 batches, 3 and 4 on the two devices; three prompts are shared by them.
+    Held-out pairs make 7 batches, 3 and 4 on the two devices; the devices share three prompts.
     """
 
     def run(strategy):
@@ -72,13 +72,13 @@ def test_sharded_steps_are_those_of_ddp(tmp_path):
         folder = tmp_path / str(isinstance(strategy, FSDP2))
         trainer = fit(module, make_data(batch_size=4), folder, 3, callbacks=callbacks, **two(strategy), **options)
         rows = [{k: float(v) for k, v in row.items() if "per_second" not in k} for _, row in logger.rows]
-        ends = {"weights": whole_weights(module), "rows": rows}
+        ends = {"weights": full_weights(module), "rows": rows}
         torch.save(ends, folder / f"rank{trainer.global_rank}.pt")
 
     fork_ranks(lambda: run("ddp"))
     fork_ranks(lambda: run(FSDP2()))
     ddp, sharded = read(tmp_path / "False"), read(tmp_path / "True")
-    start = whole_weights(make())
+    start = full_weights(make())
     difference = torch.cat([(ddp["weights"][n] - sharded["weights"][n]).flatten() for n in start]).norm()
     moved = torch.cat([(ddp["weights"][n] - start[n]).flatten() for n in start]).norm()
     assert moved > 0.1
@@ -92,7 +92,7 @@ def test_sharded_steps_are_those_of_ddp(tmp_path):
 
 
 class Gathered(L.Callback):
-    """How many trained weights are whole before each backward pass."""
+    """Counts the trained weights that are gathered before each backward pass."""
 
     def __init__(self):
         self.counts = []
@@ -103,7 +103,7 @@ class Gathered(L.Callback):
 
 
 def test_zero2_keeps_weights_for_the_backward_pass_alone(tmp_path):
-    """The same steps; drawing and validation, which have no backward pass, leave nothing behind."""
+    """Steps equal those of FSDP2; generating and validation, without backward passes, keep nothing gathered."""
 
     def run(strategy):
         module, gathered = make(torch.optim.SGD, 0.3), Gathered()
@@ -121,7 +121,7 @@ def test_zero2_keeps_weights_for_the_backward_pass_alone(tmp_path):
         folder = tmp_path / type(strategy).__name__
         trainer = fit(module, make_data(batch_size=4), folder, 3, callbacks=callbacks, **two(strategy), **options)
         ends = {
-            "weights": whole_weights(module),
+            "weights": full_weights(module),
             "gathered": gathered.counts,
             "count": len(module.backbone.trainable_parameters()),
         }
@@ -136,7 +136,7 @@ def test_zero2_keeps_weights_for_the_backward_pass_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Four steps, and the last one again from a checkpoint; checkpoints are folders, and files; a moving reference."""
+    """Four steps, and the last one again from a checkpoint, once as a folder and once as a file."""
     torch.set_num_threads(1)
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("folders", "files")}
 
@@ -147,7 +147,7 @@ def runs(tmp_path_factory):
         callbacks = [ReferenceUpdate(2), kept, Sharded()]
         options = two(strategy, gradient_clip_val=1.0)
         trainer = fit(module, make_data(), folder, steps, ckpt_path, callbacks, **options)
-        torch.save(whole_weights(module), folder / f"{name}{trainer.global_rank}.pt")
+        torch.save(full_weights(module), folder / f"{name}{trainer.global_rank}.pt")
 
     def both(name, steps, found=None):
         for kind in folders:
@@ -166,7 +166,7 @@ def test_resumed_sharded_run_equals_the_unbroken_one(runs, kind):
 
 
 def test_checkpoints_hold_what_was_trained_and_are_found(runs):
-    """The reference once it has moved, no frozen encoders; a folder's weights are not twice on the disk."""
+    """They hold the reference once it has moved, and no frozen encoders; `last.ckpt` is a link."""
     file = torch.load(runs["files"] / "whole/step=4.ckpt", weights_only=True)["state_dict"]
     before = torch.load(runs["files"] / "whole/step=1.ckpt", weights_only=True)["state_dict"]
     module = make()
@@ -203,7 +203,7 @@ class Planted:
 
 
 def test_nothing_is_unpickled(runs, tmp_path):
-    """Neither the index of a folder nor its values may run code."""
+    """Neither the index nor the values of a folder may run code."""
     folder = tmp_path / "foreign.ckpt"
     shutil.copytree(runs["folders"] / "whole/step=4.ckpt", folder)
     (folder / ".metadata").write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
@@ -219,8 +219,8 @@ def test_nothing_is_unpickled(runs, tmp_path):
         main(["export", f"--ckpt_path={folder}", f"--output={tmp_path}/out"])
 
 
-def test_what_cannot_be_is_refused(runs, tmp_path):
-    """With what to do, on both devices alike."""
+def test_unsupported_settings_are_refused(runs, tmp_path):
+    """On both devices, with what to set instead."""
 
     def run():
         cases = [
@@ -243,7 +243,7 @@ def test_what_cannot_be_is_refused(runs, tmp_path):
 
 
 class PoisonedShard(L.Callback):
-    """A part of the gradients of one device is not a number at the second step."""
+    """Makes a part of the first device's gradients NaN at the second step."""
 
     def on_after_backward(self, trainer, pl_module):
         if trainer.global_step == 1 and trainer.is_global_zero:
@@ -259,21 +259,21 @@ def test_all_devices_skip_what_one_could_not_compute(tmp_path):
         with pytest.raises(FloatingPointError, match="step 2: the gradient norm is nan"):
             fit(stopped, make_data(), tmp_path, 2, callbacks=[PoisonedShard()], **two(FSDP2()))
         assert module.skipping.count == 1
-        assert equal(whole_weights(module), whole_weights(stopped))
-        assert all(weight.isfinite().all() for weight in whole_weights(module).values())
+        assert equal(full_weights(module), full_weights(stopped))
+        assert all(weight.isfinite().all() for weight in full_weights(module).values())
         assert trainer.global_step == 2
 
     fork_ranks(run)
 
 
 class Foreign(torch.optim.SGD):
-    """As one of another package."""
+    """An optimizer of another package."""
 
 
-def test_bfloat16_gathers_half_and_rounds_policy_and_reference_alike(tmp_path):
-    """Right after a copy the loss is ln 2; weights are bfloat16 as they are gathered, and float32 between steps.
+def test_bfloat16_gathers_half_and_rounds_policy_and_reference_equally(tmp_path):
+    """After a copy the loss is ln 2; gathered weights are bfloat16, sharded ones float32.
 
-    With gradient checkpointing the same, and where ZeRO2 keeps what it has gathered.
+    Also with gradient checkpointing, and with ZeRO2.
     """
 
     def run():
@@ -290,7 +290,7 @@ def test_bfloat16_gathers_half_and_rounds_policy_and_reference_alike(tmp_path):
             trainer = fit(
                 module, make_data(), tmp_path, 3, callbacks=callbacks, **two(strategy, precision="bf16-mixed")
             )
-            ends.append({"losses": watch.losses, "weights": whole_weights(module), "gathered": seen})
+            ends.append({"losses": watch.losses, "weights": full_weights(module), "gathered": seen})
         torch.save(ends, tmp_path / f"rank{trainer.global_rank}.pt")
 
     fork_ranks(run)

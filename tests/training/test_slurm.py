@@ -28,7 +28,7 @@ ON_ONE = ("--nodes=1", *ON_TWO[1:])
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The cluster, and a folder that its nodes share."""
+    """A cluster, and a folder that its nodes share."""
     torch.set_num_threads(1)
     cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
     folder = tmp_path_factory.mktemp("shared")
@@ -46,7 +46,7 @@ def site(tmp_path_factory):
 
 
 def options(folder, *extra, steps=STEPS):
-    """The quickstart, small, with a checkpoint every second step and no callback but `extra`."""
+    """Options of a small quickstart with a checkpoint every second step and the callbacks `extra`."""
     kept = {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}", "save_last": "link"}
     listed = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": kept}, *extra]
     overlay = folder / f"callbacks-{len(list(folder.glob('*.yaml')))}.yaml"
@@ -82,7 +82,7 @@ def checkpoint(site, run, name=f"step={STEPS}"):
 
 
 def finish(site, job, restarts=0):
-    """Wait for the end of a job that should succeed."""
+    """Wait for a job, and assert that it has succeeded."""
     said = site.cluster.wait(job, 150)
     assert (said["JobState"], said["ExitCode"], said["Restarts"]) == ("COMPLETED", "0:0", str(restarts)), text(
         site, job
@@ -90,7 +90,7 @@ def finish(site, job, restarts=0):
 
 
 def same_end(site, run, whole):
-    """Whether a run ended with the weights and the optimizer's moments of the unbroken one, bit for bit."""
+    """Whether weights and the optimizer's moments equal those of the unbroken run, bit for bit."""
     saved = checkpoint(site, run)
     assert saved["global_step"] == STEPS
     moments = [each["optimizer_states"][0]["state"] for each in (saved, whole)]
@@ -123,7 +123,7 @@ def test_two_nodes_are_two_processes(site, whole, tmp_path, monkeypatch):
 
 
 def held(site, name, rank=None, step=3):
-    """A job that waits after a step, and its gate."""
+    """Submit a job that waits after a step until its gate, a file, exists; returns both."""
     gate = site.folder / name
     job = submit(site, options(site.folder, callback("Gate", file=str(gate), step=step, rank=rank)), *ON_TWO)
     for each in (0, 1) if rank is None else (rank,):
@@ -131,7 +131,7 @@ def held(site, name, rank=None, step=3):
     return job, gate
 
 
-def test_a_warning_puts_the_run_back_and_it_goes_on(site, whole):
+def test_a_warned_run_is_requeued_and_resumes(site, whole):
     job, gate = held(site, "warned")
     site.cluster.scancel("--signal=USR1", job)
     wait_for(lambda: "SIGUSR1: a checkpoint will be written after this step" in text(site, job), 20, "the signal")
@@ -150,7 +150,7 @@ def test_a_warning_puts_the_run_back_and_it_goes_on(site, whole):
 
 
 def test_a_cancelled_run_leaves_a_checkpoint(site, whole):
-    """Also where the step ends a while after scancel; a new job goes on in the same folder."""
+    """Even if the step ends seconds after scancel; a new job resumes in that folder."""
     job, gate = held(site, "cancelled")
     site.cluster.scancel(job)
     wait_for(lambda: "SIGTERM: a checkpoint will be written" in text(site, job), 20, "the signal")
@@ -163,8 +163,8 @@ def test_a_cancelled_run_leaves_a_checkpoint(site, whole):
     assert same_end(site, f"job_{job}", whole)
 
 
-def test_a_killed_task_ends_the_job_and_it_goes_on(site, whole):
-    """The other rank waits for it in a reduction; the checkpoint is that of step 2."""
+def test_a_job_with_a_killed_task_is_requeued_and_resumes(site, whole):
+    """The other rank waits in a reduction; the last checkpoint is that of step 2."""
     job, gate = held(site, "killed", rank=1)
     killed = time.monotonic()
     os.kill(int((site.folder / "killed.1").read_text()), signal.SIGKILL)
@@ -179,13 +179,13 @@ def test_a_killed_task_ends_the_job_and_it_goes_on(site, whole):
     assert same_end(site, f"job_{job}", whole)
 
 
-def test_a_lost_node_ends_the_job_and_it_goes_on(site, whole):
-    """SLURM takes up to twice SlurmdTimeout to see it, and needs the node, or another one, to go on."""
+def test_a_job_with_a_lost_node_is_requeued_and_resumes(site, whole):
+    """SLURM notices a lost node after up to twice SlurmdTimeout, and needs it, or another one, to resume."""
     job, gate = held(site, "lost", rank=1)
     lost = time.monotonic()
     site.cluster.lose_node("n2", int((site.folder / "lost.1").read_text()))
     gate.touch()
-    wait_for(lambda: site.cluster.job(job)["Restarts"] == "1", 90, f"job {job} to be put back")
+    wait_for(lambda: site.cluster.job(job)["Restarts"] == "1", 90, f"job {job} to be requeued")
     assert time.monotonic() - lost < 80
     assert "srun: error: Node failure on n2" in text(site, job)
     site.cluster.start_node("n2")
@@ -196,7 +196,7 @@ def test_a_lost_node_ends_the_job_and_it_goes_on(site, whole):
 
 
 def stub(site, name, script):
-    """A program in the place of lit-align, by the variable that would name a container."""
+    """Write a program that replaces lit-align, by the variable that would name a container."""
     path = site.folder / name
     path.write_text(f"#!/bin/bash\n{script}\n")
     path.chmod(0o755)
@@ -204,7 +204,7 @@ def stub(site, name, script):
 
 
 def test_an_error_ends_the_job(site):
-    """Though SLURM has to kill the other task, which waits for the first; not again and again."""
+    """It is not requeued, although SLURM has to kill the other task, which waits for the first."""
     waits = "(( SLURM_PROCID )) && { sleep 1; exit 1; }\ntrap '' TERM\nfor i in {1..600}; do sleep 0.1; done"
     said = site.cluster.wait(submit(site, [], *ON_TWO, **stub(site, "fails", waits)), 90)
     assert (said["JobState"], said["Restarts"]) == ("FAILED", "0")
@@ -213,14 +213,14 @@ def test_an_error_ends_the_job(site):
     assert "fit.sbatch: the run ended with exit code 137 after 0 restarts" in told
 
 
-def test_one_of_an_array_goes_back_alone(site):
-    """That one which has the number of the whole array."""
+def test_one_task_of_an_array_is_requeued_alone(site):
+    """The task whose job number is that of the array."""
     script = (
         'if [[ $SLURM_JOB_ID == "$SLURM_ARRAY_JOB_ID" && -z ${SLURM_RESTART_COUNT:-} ]]; then exit 75; fi\n'
         "[[ -n ${SLURM_RESTART_COUNT:-} ]] || sleep 6"
     )
     array = submit(site, [], *ON_ONE, "--array=0-1", **stub(site, "again", script))
-    wait_for(lambda: "1" in restarts(site, array), 30, "one to go back")
+    wait_for(lambda: "1" in restarts(site, array), 30, "one task to be requeued")
     for task in (0, 1):
         site.cluster._run("scontrol", "update", f"JobId={array}_{task}", "StartTime=now", check=False)
         assert site.cluster.wait(f"{array}_{task}", 150)["JobState"] == "COMPLETED"
@@ -248,7 +248,7 @@ LIMITED = bool(os.environ.get("LIT_ALIGN_SLURM_LIMIT"))
 
 @pytest.mark.skipif(not LIMITED, reason="takes minutes: make test_slurm_limit")
 def test_the_time_limit_itself(site, whole):
-    """SLURM's own warning, its own wait before the restart; the record is what the job's output says."""
+    """With SLURM's own warning and wait before the restart; a record keeps the job's output."""
     words = options(site.folder, callback("Slow", seconds=20.0))
     job = submit(site, words, *ON_TWO, "--time=3", "--signal=SIGUSR1@60")
     wait_for(lambda: site.cluster.job(job)["Restarts"] != "0", 240, "the time limit's warning")
