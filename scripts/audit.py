@@ -17,7 +17,7 @@ def main() -> None:
     for name, bad in MALICIOUS.items():
         if version(name) in bad:
             sys.exit(
-                f"{name} {version(name)} is malicious: uninstall it, and change all passwords used on this machine."
+                f"{name} {version(name)} is malicious: uninstall it, and change this machine's passwords."
             )
     command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", "--skip-editable"]
     try:
