@@ -16,9 +16,7 @@ def main() -> None:
     """Print the vulnerabilities; raises SystemExit if a package must be replaced."""
     for name, bad in MALICIOUS.items():
         if version(name) in bad:
-            sys.exit(
-                f"{name} {version(name)} is malicious: uninstall it, and change this machine's passwords."
-            )
+            sys.exit(f"{name} {version(name)} is malicious: uninstall it, and change this machine's passwords.")
     command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", "--skip-editable"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
