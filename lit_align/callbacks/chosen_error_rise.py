@@ -1,4 +1,4 @@
-"""How far the errors of the held-out chosen images have risen since the run began."""
+"""The rise of the errors of held-out chosen images since the start of the run."""
 
 from typing import Any
 
@@ -7,21 +7,22 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_align.internals import check_all_before_training
 from lit_align.types import EncodedBatch, PreferenceBatch
 
-UNCOUNTED = -1.0  # in the place of an error: of a pair that was not seen, or counts for nothing
+UNCOUNTED = -1.0  # instead of the error of a pair that was not seen or has no weight
 
 
 class ChosenErrorRise(L.Callback):
-    """Measures held-out chosen errors before the first step, and at each validation how they have changed since.
+    """Measures held-out chosen errors before the first step, and their change at each validation.
 
-    It logs `val/chosen_error_rise`, the mean over the pairs of (error - start) / start, and
-    `val/chosen_worse_than_start`, the share of pairs whose error is greater than it was. Noise and timesteps of a
-    held-out pair are always the same, so both tell of the weights alone; and of the run's own start, where
+    Logs `val/chosen_error_rise`, the mean over the pairs of (error - start) / start, and
+    `val/chosen_worse_than_start`, the share of pairs with a greater error than at the start. A held-out pair keeps its
+    noise and timesteps, so that both depend only on the weights. They compare with the run's own start, whereas
     `chosen_worse`, which some objectives log, compares with a reference that may have moved.
 
-    The start is measured by Lightning's sanity check, which is made to see all held-out pairs. It leaves the training
-    as it was; a resumed run has none, and takes the start from its checkpoint (4 bytes a pair).
+    Lightning's sanity check, extended to all held-out pairs, measures the start, without effect on the training. A
+    resumed run has no sanity check, and reads the start from its checkpoint (4 bytes a pair).
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class ChosenErrorRise(L.Callback):
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # number, weight, error of a batch here, (batch,) each
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        trainer.num_sanity_val_steps = float("inf")  # as -1 in Trainer's constructor
+        check_all_before_training(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen = []
@@ -57,12 +58,12 @@ class ChosenErrorRise(L.Callback):
         elif self.start is not None:
             counted = (self.start >= 0) & (errors != UNCOUNTED)
             start, now = self.start[counted], errors[counted]
-            pl_module.log("val/chosen_error_rise", (now / start - 1).mean())  # the same on all ranks
+            pl_module.log("val/chosen_error_rise", (now / start - 1).mean())  # equal on all ranks
             pl_module.log("val/chosen_worse_than_start", (now > start).float().mean())
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-        for logger in trainer.loggers:  # Lightning itself does not log a sanity check
+        for logger in trainer.loggers:  # Lightning does not log a sanity check
             logger.log_metrics(values, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Ends a run before its pictures are lost."""
+"""Stops a run that diverges, before its images are ruined."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from math import hypot, sqrt
+from math import hypot
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from lit_align.backbones.sharding import copy_full_, to_full, to_local
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
+from lit_align.callbacks.mean_errors import Mean, chosen_sums, mean_of
 from lit_align.common.files import atomic_path
 from lit_align.training.module import AlignmentModule
 from lit_align.training.steps import at_step
-from lit_align.types import EncodedBatch, PairInfo, PreferenceBatch
+from lit_align.types import EncodedBatch, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
 Action = Literal["stop", "restore"]
@@ -29,32 +29,25 @@ SURE = 3.0  # standard errors
 WEIGHTS, RESTORED = "best-weights.safetensors", "restored.ckpt"
 
 
-class Mean(NamedTuple):
-    """A mean and how unsure it is."""
-
-    mean: float
-    error: float  # standard error
-
-
 class DivergenceGuard(L.Callback):
-    """Stops a run whose chosen errors have risen too far over their start, or whose numbers are not finite.
+    """Stops a run whose chosen errors rise too far above their start, or whose numbers are not finite.
 
-    Two errors are watched, each against its own start: at each validation that of the held-out chosen images
-    (`val/chosen_error_rise`, see `ChosenErrorRise`), and after each step that of the training's, as the mean over the
-    last `window` steps against the first step's pairs before it is taken. These are other pairs at other timesteps, so
-    their rise has to exceed `max_rise` by three standard errors. Healthy runs raise chosen errors too, while they raise
-    rejected ones more: the quickstart by a quarter; at 10 times its learning rate it is tenfold within 5 steps. It also
-    acts where `AlignmentModule` is about to end the run because gradients are not finite.
+    It watches two errors against their start. At each validation, the error of the held-out chosen images
+    (`val/chosen_error_rise`, see `ChosenErrorRise`). After each step, the mean error of chosen training images over the
+    last `window` steps, against the untrained model's error on the pairs of the first step. These are other pairs at
+    other timesteps, so their rise must exceed `max_rise` by three standard errors. Healthy runs raise chosen errors too
+    (and rejected ones more): the quickstart by a quarter; at 10 times its learning rate tenfold within 5 steps. It also
+    acts if `AlignmentModule` ends the run because gradients are not finite.
 
-    `restore` also puts back the best weights, those of the validation with the lowest `val/loss`, the one before the
-    first step among them. They are kept in a safetensors file in the log folder, which is written again at each
-    validation that is better than all before, and only then: 10 GB for all of SDXL. The optimizer's moments are those
-    of the lost run, so they are dropped, and `checkpoints/restored.ckpt`, for `lit-align export`, holds weights alone.
+    `restore` also loads the best weights: those with the lowest `val/loss`, including the validation before the first
+    step. A safetensors file in the log folder holds them, and is written only when a validation is better than all
+    before: 10 GB for full SDXL. The optimizer's moments belong to the diverged run and are dropped;
+    `checkpoints/restored.ckpt`, for `lit-align export`, holds only weights.
 
     Args:
         max_rise: fraction of the start by which an error may rise.
         action: `stop`, or `restore` the best weights and stop; that needs held-out pairs.
-        window: optimizer steps that a mean of training errors covers; before there are as many, it is not looked at.
+        window: optimizer steps in a mean of training errors; no mean is judged before the first `window` steps.
     """
 
     def __init__(self, max_rise: float = 1.0, action: Action = "stop", window: int = 10) -> None:
@@ -66,12 +59,12 @@ class DivergenceGuard(L.Callback):
             raise UserValueError(f"DivergenceGuard.window is {window}; it must be at least 1.")
         self.max_rise, self.action, self.window = max_rise, action, window
         self.start: Mean | None = None  # chosen error of training pairs
-        self.recent: deque[list[float]] = deque(maxlen=window)  # `chosen_sums` of each last step
+        self.recent: deque[list[float]] = deque(maxlen=window)  # `chosen_sums` of the last steps
         self.best: dict[str, Any] | None = None  # file, step and loss
-        self.seen: str | None = None  # what was wrong
-        self._sums: Tensor | None = None  # `chosen_sums` of the step that is under way here
-        self._first: Tensor | None = None  # the same of the first step, before it is taken
-        self._left_out = 0  # steps that the module has left out
+        self.seen: str | None = None  # the fault that stopped the run
+        self._sums: Tensor | None = None  # `chosen_sums` of the current step on this rank
+        self._first: Tensor | None = None  # `chosen_sums` of the first step's pairs before it
+        self._left_out = 0  # steps that the module has skipped
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnyBatch, batch_idx: int
@@ -105,7 +98,7 @@ class DivergenceGuard(L.Callback):
         assert isinstance(pl_module, AlignmentModule)
         if self._first is not None:
             self.start, self._first = mean_of([self._reduced(trainer, self._first)]), None
-        if pl_module.skipping.count == self._left_out:  # the errors of a step that was left out say nothing
+        if pl_module.skipping.count == self._left_out:  # the errors of a skipped step mean nothing
             self.recent.append(self._reduced(trainer, self._sums))
         self._left_out, self._sums = pl_module.skipping.count, None
         self._act(trainer, pl_module, self._fault(trainer, pl_module))
@@ -114,7 +107,7 @@ class DivergenceGuard(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         rise = trainer.callback_metrics.get("val/chosen_error_rise", torch.tensor(0.0)).item()
-        if not rise <= self.max_rise:  # nor NaN
+        if not rise <= self.max_rise:  # also true for NaN
             what = f"the chosen error of held-out pairs is {rise:.1%} over its start"
             self._act(trainer, pl_module, f"{what}; max_rise is {self.max_rise:.0%}")
         loss = trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))).item()  # NaN: no pair counts
@@ -122,14 +115,14 @@ class DivergenceGuard(L.Callback):
             self._keep(trainer, pl_module, loss)
 
     def _fault(self, trainer: L.Trainer, module: L.LightningModule) -> str | None:
-        """What is wrong after a step, the same on all ranks."""
+        """Describe what is wrong after a step; equal on all ranks."""
         assert isinstance(module, AlignmentModule)
         if module.skipping.fault is not None:
             return module.skipping.fault
         weights = module.backbone.trainable_parameters().values()
         finite = torch.stack([to_local(weight.detach()).isfinite().all() for weight in weights]).all()
         if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
-            return "there are weights that are not finite"
+            return "some weights are not finite"
         now, start, limit = mean_of(self.recent), self.start, 1 + self.max_rise
         if start is None or now is None or len(self.recent) < self.window:
             return None
@@ -154,28 +147,28 @@ class DivergenceGuard(L.Callback):
         self.seen, self._left_out = None, pl_module.skipping.count
         if self.action == "restore" and not trainer.enable_validation:
             raise UserValueError(
-                "DivergenceGuard.action is restore, but there are no held-out pairs to tell which weights were best. "
+                "DivergenceGuard.action is restore, but without held-out pairs it cannot tell which weights are best. "
                 "Set data.val_shards, or set action to stop."
             )
         if self.start is None and trainer.global_step > 0:
             rank_zero_warn(
-                f"DivergenceGuard: the run began without it, so at step {trainer.global_step} it knows no start of the "
-                "training errors, and watches held-out pairs and values that are not finite alone."
+                f"DivergenceGuard: the run began without it, so that at step {trainer.global_step} the start of the "
+                "training errors is unknown. It only watches held-out pairs, and values that are not finite."
             )
         if self.action == "restore" and (self.best is None or not self._is_there(trainer, self.best["file"])):
             self._keep(trainer, pl_module, float("inf"))
 
     def _is_there(self, trainer: L.Trainer, file: str) -> bool:
-        return trainer.strategy.broadcast(Path(file).is_file())  # only the first rank's machine needs to have it
+        return trainer.strategy.broadcast(Path(file).is_file())  # only the first rank reads it
 
     def _keep(self, trainer: L.Trainer, module: L.LightningModule, loss: float) -> None:
-        """Write the trained weights as the best so far; the file is whole or not there."""
+        """Write the trained weights as the best so far, atomically."""
         assert isinstance(module, AlignmentModule)
         path = Path(trainer.log_dir or trainer.default_root_dir) / WEIGHTS  # `log_dir` is asked of all ranks
         self.best = {"file": str(path), "step": trainer.global_step, "loss": loss}
         weights = module.backbone.trainable_parameters()
         kept: dict[str, Tensor] = {}
-        for name, weight in weights.items():  # on all ranks, each of which may have a part
+        for name, weight in weights.items():  # a collective if they are sharded
             full = to_full(weight.detach())
             kept |= {name: full.cpu().contiguous()} if trainer.is_global_zero else {}
         if trainer.is_global_zero:
@@ -183,7 +176,7 @@ class DivergenceGuard(L.Callback):
                 save_file(kept, part)
 
     def _act(self, trainer: L.Trainer, module: L.LightningModule, fault: str | None) -> None:
-        """Stop, once, and say why; on all ranks alike."""
+        """Stop the run, once, with the reason; on all ranks."""
         if fault is None or self.seen is not None:
             return
         self.seen = f"step {trainer.global_step:,}: {fault}"
@@ -198,7 +191,7 @@ class DivergenceGuard(L.Callback):
         assert self.best is not None
         weights = module.backbone.trainable_parameters()
         if trainer.is_global_zero:
-            file = safe_open(self.best["file"], framework="pt")  # it reads tensor by tensor
+            file = safe_open(self.best["file"], framework="pt")  # reads tensor by tensor
         for name, weight in weights.items():
             kept = file.get_tensor(name) if trainer.is_global_zero else torch.empty(0)
             copy_full_(weight, trainer.strategy.broadcast(kept))
@@ -212,7 +205,7 @@ class DivergenceGuard(L.Callback):
 
     def _outcome(self) -> str:
         if self.action == "stop":
-            return " Its weights are those of now; checkpoints of earlier steps stay as they were."
+            return " Its weights stay as they are; checkpoints of earlier steps are unchanged."
         assert self.best is not None
         of = f"held-out loss {self.best['loss']:.4g}, the lowest so far"
         return f" Its weights are again those of step {self.best['step']:,} ({of}), also in checkpoints/{RESTORED}."
@@ -220,10 +213,10 @@ class DivergenceGuard(L.Callback):
     def _advice(self, trainer: L.Trainer) -> str:
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         return (
-            f"Begin a new run with a learning rate 3 to 10 times lower than {rate:g} (resumed, the old one stays). "
+            f"Begin a new run with a learning rate 3 to 10 times lower than {rate:g} (a resumed run keeps it). "
             "Also try a warm-up (model.lr_scheduler), clipped gradients (trainer.gradient_clip_val is "
-            f"{trainer.gradient_clip_val}), a LoRA, or to hold the model closer: a smaller beta_mapo, a greater "
-            "beta_paper or beta_dpo. Where the pictures are still as they should be, set a greater max_rise."
+            f"{trainer.gradient_clip_val}), a LoRA, or settings that keep the model closer: a smaller beta_mapo, a "
+            "greater beta_paper or beta_dpo. If the images are still good, set a greater max_rise."
         )
 
     def _reduced(self, trainer: L.Trainer, sums: Tensor) -> list[float]:
@@ -236,18 +229,3 @@ class DivergenceGuard(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start, self.best = state_dict["start"] and Mean(*state_dict["start"]), state_dict["best"]
         self.recent = deque(state_dict["recent"], maxlen=self.window)
-
-
-def chosen_sums(pairs: PairInfo, errors: Tensor) -> Tensor:
-    """Sum the chosen errors (batch,) of pairs that count: (3,) sum, sum of squares, number of pairs."""
-    counted = torch.where(pairs.weight > 0, errors, 0.0)
-    return torch.stack([counted.sum(), counted.square().sum(), (pairs.weight > 0).sum()])
-
-
-def mean_of(steps: Iterable[Sequence[float]]) -> Mean | None:
-    """The mean over all pairs of some steps, each as its `chosen_sums`; None if there are no pairs."""
-    total, squares, pairs = (sum(column) for column in zip((0.0, 0.0, 0.0), *steps, strict=True))
-    if not pairs:
-        return None
-    mean = total / pairs
-    return Mean(mean, sqrt(max(0.0, squares / pairs - mean * mean) / max(1, pairs - 1)))

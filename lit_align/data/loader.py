@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lit_align.data.dataset import PairDataset
 from lit_align.data.order import Batch
+from lit_align.internals import shut_down_workers
 from lit_align.types import EncodedBatch, PreferenceBatch
 
 
@@ -50,10 +51,7 @@ class PairLoader:
 
         At exit Python would wait for them without end, since they survive the one signal that it sends.
         """
-        iterator: Any = self.loader._iterator
-        if iterator is not None:
-            iterator._shutdown_workers()  # torch does so once nobody holds the iterator
-            self.loader._iterator = None
+        shut_down_workers(self.loader)
 
     def state_dict(self) -> dict[str, int]:
         """Return nothing: the Trainer's counters are the state. Lightning resumes mid-epoch if the method exists."""

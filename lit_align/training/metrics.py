@@ -11,7 +11,7 @@ from lit_align.types import ObjectiveOutput, PairErrors, PairInfo
 
 
 class WeightedMeans(Metric):
-    """Means of many named values at once: two small sums that stay on the device until `compute`.
+    """Weighted means of many named values, as two small sums that stay on the device until `compute`.
 
     Args:
         names: of the values, in the order of the rows that `update` takes.
@@ -31,31 +31,31 @@ class WeightedMeans(Metric):
         """Add values and their weights, both (batch,), for every name."""
         stacked = torch.stack([values[name][0].float() for name in self.names])
         weights = torch.stack([values[name][1].float() for name in self.names])
-        # A value that counts for nothing must not count as NaN either.
+        # NaN times a weight of 0 would be NaN.
         self.sums += torch.where(weights > 0, stacked * weights, 0.0).sum(1)
         self.weights += weights.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means by name; names that got no weight are left out."""
+        """Return means by name, without names that have no weight."""
         means = self.sums / self.weights
         counted = (self.weights > 0).tolist()
         return {name: mean for name, mean, seen in zip(self.names, means, counted, strict=True) if seen}
 
 
 COMMON = ("loss", "accuracy", "margin", "chosen_error", "rejected_error")
-VOTE = ("vote/share", "vote/ties", "vote/human_agreement")  # of voted pairs alone
+VOTE = ("vote/share", "vote/ties", "vote/human_agreement")  # only of voted pairs
 ERRORS = ("loss", "chosen_error", "rejected_error")
 HELD_OUT = (*ERRORS, "accuracy", "margin", "chosen_drift", "rejected_drift")  # drifts are terms of some objectives
 
 
 class PreferenceMetrics(WeightedMeans):
-    """What a run logs of its pairs.
+    """Metrics that a run logs of its pairs.
 
     Args:
         terms: names of the objective's terms.
         timesteps: of the noise schedule.
-        by_range: values that are also logged by timestep range; those that the objective does not have are left out.
-        ranges: parts of equal length into which timesteps are divided.
+        by_range: values that are also logged by timestep range, if the objective has them.
+        ranges: number of equal ranges of timesteps.
     """
 
     def __init__(self, terms: Sequence[str], timesteps: int, by_range: Sequence[str] = ERRORS, ranges: int = 4) -> None:
@@ -69,7 +69,7 @@ class PreferenceMetrics(WeightedMeans):
         """Add a micro-batch: output of the objective, errors of the policy, timesteps (batch,), and its pairs."""
         weight, voted = pairs.weight, pairs.weight * float(pairs.voted)
         tied = (pairs.vote_share == 0).float()
-        cast = torch.maximum(weight, tied) * float(pairs.voted)  # a vote in the loop may leave pairs undecided
+        cast = torch.maximum(weight, tied) * float(pairs.voted)  # live votes may be ties
         values = {
             "loss": (output.losses.detach(), weight),
             "accuracy": (implicit_accuracy(output.margin), weight),

@@ -15,12 +15,14 @@ from lit_align import __version__
 from lit_align.backbones import Backbone
 from lit_align.backbones.sharding import to_full
 from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_draw
+from lit_align.internals import rewind_to_step
 from lit_align.objectives import Objective
-from lit_align.training.checkpoints.resume import check_beginning, check_weights, rewind_to_step
+from lit_align.training.checkpoints.resume import check_beginning, check_weights
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.training.steps import at_logged_step
-from lit_align.training.strategies import FSDP2, check_strategy
+from lit_align.training.strategies import FSDP2
+from lit_align.training.strategy_checks import check_strategy
 from lit_align.types import EncodedBatch, ObjectiveOutput, PairErrors, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
@@ -37,11 +39,11 @@ class AlignmentModule(L.LightningModule):
         optimizer: called with the trainable parameters.
         lr_scheduler: called with the optimizer, stepped once per optimizer step; none keeps the rate constant.
         caption_dropout: share of pairs, drawn per pair, that train without their prompt.
-        validation_draws: noises and timesteps per held-out pair; more make the same number less noisy.
-        non_finite: what a step does whose gradients are not finite: `stop` ends the run with an error, `skip` leaves
-            the weights as they are and goes on. In fp16 the gradient scaler looks for its scale by leaving out steps;
-            this counts for those with a scale under 1, where half precision is not to blame.
-        skip_limit: steps that `skip` may leave out in all; one more ends the run.
+        validation_draws: noises and timesteps per held-out pair; more make the validation less noisy.
+        non_finite: what to do when a step's gradients are not finite: `stop` ends the run with an error, `skip` leaves
+            the weights unchanged. In fp16 the gradient scaler skips steps while it searches its scale; these count
+            only at a scale below 1, where half precision is not the cause.
+        skip_limit: number of steps that `skip` may skip in all; one more ends the run.
         seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
     """
 
@@ -67,10 +69,10 @@ class AlignmentModule(L.LightningModule):
             backbone.add_reference()
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
-        self.strict_loading = False  # checkpoints hold what was trained, `on_load_checkpoint` checks that all of it
+        self.strict_loading = False  # a checkpoint lacks frozen weights; `on_load_checkpoint` checks the others
         terms = self._objective_terms()
         self.train_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
-        # Not in training: the few pairs of a range between two logged steps would say little in many curves.
+        # In training a range has too few pairs between two logged steps.
         self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps, HELD_OUT)
         self.gradient_norm: Tensor | None = None
         self.skipping = Skipping(non_finite, skip_limit)
@@ -113,7 +115,7 @@ class AlignmentModule(L.LightningModule):
     def training_draw(self, encoded: EncodedBatch) -> tuple[Draw, Tensor]:
         """Draw noise, timesteps and dropped prompts (batch,) of a micro-batch from seed, rank and number of the batch.
 
-        So a resumed run draws what the unbroken one would have drawn, on every rank.
+        So a resumed run draws as the unbroken one would have, on every rank.
         """
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
@@ -142,7 +144,7 @@ class AlignmentModule(L.LightningModule):
             self.log_dict(values, batch_size=batch.pairs.size)
             self.log_dict(bar, prog_bar=True, logger=False, batch_size=batch.pairs.size)
             self.train_metrics.reset()
-        if self.skipping.fault is not None and not self.trainer.should_stop:  # which callbacks set, who come first
+        if self.skipping.fault is not None and not self.trainer.should_stop:  # set by callbacks, which act first
             raise FloatingPointError(f"step {self.trainer.global_step:,}: {self.skipping.fault}. {ADVICE}")
 
     def on_validation_epoch_end(self) -> None:
@@ -156,9 +158,9 @@ class AlignmentModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as the Trainer says and keeps the norm from before, for the log; see `non_finite`.
+        """Clip as the Trainer is configured, keep the norm from before for the log, and apply `non_finite`.
 
-        Gradients have been averaged over the ranks, so that all of them decide alike.
+        Gradients are already averaged over the ranks, so that all ranks decide equally.
         """
         gradients = [p.grad for p in self.backbone.trainable_parameters().values() if p.grad is not None]
         self.gradient_norm = to_full(torch.nn.utils.get_total_norm(gradients))
@@ -166,11 +168,11 @@ class AlignmentModule(L.LightningModule):
         if self.gradient_norm.isfinite() or (scaler is not None and scaler.get_scale() >= 1):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
-            optimizer.zero_grad(set_to_none=True)  # which optimizers take as nothing to do
+            optimizer.zero_grad(set_to_none=True)  # so that the optimizer does nothing
             self.skipping.leave_out(self.trainer.global_step + 1, self.gradient_norm.item())
 
     def configure_model(self) -> None:
-        """Share the denoiser out among the devices where the strategy says so; again changes nothing."""
+        """Shard the denoiser if the strategy is FSDP2. Idempotent."""
         strategy = self.trainer.strategy
         check_strategy(strategy)
         if isinstance(strategy, FSDP2):
@@ -184,20 +186,20 @@ class AlignmentModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        self.train()  # diffusers loads in eval mode, and Lightning no longer changes it
+        self.train()  # diffusers loads in eval mode, and Lightning keeps the mode
         self._prepare_frozen()
 
     def on_validation_start(self) -> None:
         self._prepare_frozen()
 
     def _prepare_frozen(self) -> None:
-        """Not before the device and the precision plugin have had the module: they would round the VAE's weights."""
+        """Cast frozen weights. Earlier the precision plugin would still round the VAE's."""
         self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what was trained, the reference once it has moved, and what an export needs to know.
+        """Keep only trained weights, the reference once it has moved, and the facts that an export needs.
 
-        The random state is the seed and the Trainer's counters, for all ranks: see `training_draw`.
+        Seed and the Trainer's counters are the random state of all ranks, see `training_draw`.
         """
         reference = self.backbone.reference
         kept = self._trained_names() | (self._reference_names() if reference is not None and reference.moved else set())
@@ -218,8 +220,8 @@ class AlignmentModule(L.LightningModule):
         """Refuse a checkpoint that does not hold exactly what this module trains.
 
         Raises:
-            ValueError: if weights are missing, foreign or of other shapes, or if training began with another seed or
-                objective.
+            UserValueError: if weights are missing, unknown or of other shapes, or if training began with another seed
+                or objective.
         """
         weights, reference = checkpoint["state_dict"], self._reference_names()
         moved = not reference.isdisjoint(weights)

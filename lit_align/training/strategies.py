@@ -27,7 +27,6 @@ from lit_align.backbones.loading.sharded import (
 )
 from lit_align.backbones.sharding import copy_full_
 from lit_align.internals import shard_over_all_devices
-from lit_align.training.strategy_checks import check_strategy as check_strategy
 from lit_align.training.strategy_checks import refusals
 from lit_align.user_errors import UserValueError
 

@@ -12,7 +12,8 @@ from lit_align.backbones import LoRA
 from lit_align.backbones.loading.denoisers import load_denoiser
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard
-from lit_align.callbacks.divergence_guard import RESTORED, WEIGHTS, Mean, mean_of
+from lit_align.callbacks.divergence_guard import RESTORED, WEIGHTS
+from lit_align.callbacks.mean_errors import Mean, mean_of
 from lit_align.commands.export import export
 from lit_align.objectives import DiffusionDPO
 from lit_align.scoring.presets import load_scorers
@@ -189,7 +190,7 @@ def test_weights_that_are_not_finite_stop_the_run(tmp_path):
     guard = DivergenceGuard()
     trainer = fit(make_bundled(lora=LoRA(rank=2)), make_data(), tmp_path, 5, callbacks=[Poison(1, weight=True), guard])
     assert trainer.global_step == 2
-    assert "step 2: there are weights that are not finite" in guard.seen
+    assert "step 2: some weights are not finite" in guard.seen
 
 
 def test_the_state_survives_a_resume(tmp_path):

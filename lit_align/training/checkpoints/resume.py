@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_align.internals import rewind_to_step as rewind_to_step
 from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
