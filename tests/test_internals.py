@@ -305,3 +305,4 @@ def test_overridden_private_methods_exist():
     assert callable(L.pytorch.cli.LightningCLI._instantiate_trainer)
     assert "_apply" in vars(NoiseSchedule)
     assert L.LightningModule()._trainer is None
+    assert vars(torch.nn.Module())["_modules"] == {}  # where `Encoders` looks for loaded parts
