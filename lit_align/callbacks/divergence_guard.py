@@ -147,7 +147,7 @@ class DivergenceGuard(L.Callback):
         self.seen, self._left_out = None, pl_module.skipping.count
         if self.action == "restore" and not trainer.enable_validation:
             raise UserValueError(
-                "DivergenceGuard.action is restore, but without held-out pairs it cannot tell which weights are best. "
+                "DivergenceGuard.action is restore, but there are no held-out pairs to find the best weights with. "
                 "Set data.val_shards, or set action to stop."
             )
         if self.start is None and trainer.global_step > 0:
