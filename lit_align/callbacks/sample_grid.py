@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_align.callbacks.rank_images import Sampling, gather_shares, generate_on_ranks, pause_throughput
 from lit_align.common.files import write_png
+from lit_align.common.pixels import encode_image, from_image, to_image
 from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
 from lit_align.training.steps import at_every
 from lit_align.user_errors import UserValueError
@@ -53,7 +54,7 @@ class SampleGrid(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0 and not self.base:
-            self.base = [_to_png(image) for image in self._images(trainer, pl_module)]
+            self.base = [encode_image(image) for image in self._images(trainer, pl_module)]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,7 +83,7 @@ class SampleGrid(L.Callback):
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.drawn_at = step = trainer.global_step
         pause_throughput(trainer)
-        base, images = [_from_png(png) for png in self.base], self._images(trainer, pl_module)
+        base, images = [from_image(Image.open(io.BytesIO(png))) for png in self.base], self._images(trainer, pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # `log_dir` is a collective
         if not trainer.is_global_zero:
             return
@@ -91,8 +92,7 @@ class SampleGrid(L.Callback):
         write_png(folder / f"step-{step:07d}.png", grid)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                pixels = torch.frombuffer(bytearray(grid.tobytes()), dtype=torch.uint8)
-                logger.experiment.add_image("samples", pixels.view(grid.height, grid.width, 3), step, dataformats="HWC")
+                logger.experiment.add_image("samples", from_image(grid), step)
 
     def _log_statistics(self, trainer: L.Trainer, images: list[Tensor], base: list[Tensor]) -> None:
         """Log `samples/<name>` and `samples/<name>_vs_base`, which show a model that was trained too far."""
@@ -127,7 +127,7 @@ def draw_grid(prompts: list[str], rows: dict[str, list[Tensor]], cell: int = 128
         x = margin + column * (width + 4)
         pen.text((x, 2), _fit(pen, prompt, width), fill="black")
         for row, images in enumerate(rows.values()):
-            image = Image.fromarray(images[column].permute(1, 2, 0).numpy())
+            image = to_image(images[column])
             grid.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, line + row * (height + 4)))
     for row, name in enumerate(rows):
         pen.text((4, line + row * (height + 4) + height // 2 - 6), name, fill="black")
@@ -141,15 +141,3 @@ def _fit(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
     while text and pen.textlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
-
-
-def _to_png(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _from_png(data: bytes) -> Tensor:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)

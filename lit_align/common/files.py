@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent, also after a crash."""
 
 import os
 import uuid
@@ -10,13 +10,18 @@ from PIL import Image
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Another name to write a file under; it gets its own once it is on the disk, or is removed if something is raised.
+def atomic_path(path: Path, one_writer: bool = False) -> Iterator[Path]:
+    """Yield a temporary path; fsync and rename it to `path` on success, delete it on error.
 
-    Both names are in one folder: between file systems a move is a copy, which can be cut short.
+    The temporary file is in the folder of `path`: between file systems a move is a copy, which can be cut short.
+
+    Args:
+        path: file to write; missing folders are made.
+        one_writer: only one process writes `path` at a time. The temporary name is fixed then, so that the leftovers of
+            a killed process are overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # several machines may write to one disk
+    part = path.with_name(f".{path.name}.part" if one_writer else f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield part
         with part.open("rb") as file:
@@ -27,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_if_absent(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there, unless there is one: of several writers the first one wins."""
+    """Write a file atomically unless it exists: the first of several writers wins."""
     own = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.whole")
     with atomic_path(own) as part:
         part.write_bytes(data)
@@ -35,19 +40,19 @@ def write_if_absent(path: Path, data: bytes) -> None:
         path.hardlink_to(own)
     except FileExistsError:
         pass
-    except OSError:  # a disk without hard links
+    except OSError:  # a disk without hard links: the last writer wins
         own.replace(path)
     finally:
         own.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that is either whole or not there."""
+    """Write a UTF-8 text file atomically."""
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_png(path: Path, image: Image.Image) -> None:
-    """Write a picture that is either whole or not there."""
+    """Write a PNG file atomically."""
     with atomic_path(path) as part:
         image.save(part, "PNG")

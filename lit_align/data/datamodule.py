@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_align.common.manifest import differences, in_words
 from lit_align.data.buckets import bucket_shapes
 from lit_align.data.dataset import PairDataset
 from lit_align.data.images import Crop, PairTransform
@@ -233,11 +234,9 @@ class PreferenceDataModule(L.LightningDataModule):
         """Refuse to continue a run in another order than it began in."""
         if not self._resumed_order:
             return
-        then, now = self._resumed_order, self.state_dict()
-        changed = [f"{k} was {then.get(k)}, is {now.get(k)}" for k in then | now if then.get(k) != now.get(k)]
-        if changed:
+        if changed := differences(self._resumed_order, self.state_dict()):
             raise UserValueError(
-                f"The checkpoint's run read its pairs in another order ({'; '.join(changed)}), so it cannot go on "
+                f"The checkpoint's run read its pairs in another order ({in_words(changed)}), so it cannot go on "
                 "exactly. Resume with the old values, or export the weights and start a new run from them."
             )
 

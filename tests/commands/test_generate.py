@@ -253,9 +253,11 @@ def test_presets():
 def test_another_plan_is_refused(tmp_path):
     output = make(tmp_path, NAMES[:1])
     before = files(output)
-    with pytest.raises(ValueError, match=r"seed was 0 and is 1; drawing\.steps was 2 and is 3\. Choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"seed was 0, is 1; drawing\.steps was 2, is 3\. Resume with .*choose another folder"
+    ):
         make(tmp_path, NAMES[:1], steps=3, seed=1)
-    with pytest.raises(ValueError, match=r"prompts\.count was 1 and is 3"):
+    with pytest.raises(ValueError, match=r"prompts\.count was 1, is 3"):
         make(tmp_path, NAMES[:3])
     (output / "generate.json").unlink()
     with pytest.raises(ValueError, match=r"no generate\.json"):

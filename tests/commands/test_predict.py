@@ -174,7 +174,7 @@ def test_from_the_command_line(tmp_path):
 def test_a_folder_that_was_begun_otherwise_is_refused(tmp_path):
     output = draw(tmp_path, NAMES[:1], steps=1)
     before = files(output)
-    with pytest.raises(ValueError, match=r"seed was 0 and is 1; drawing\.steps was 1 and is 2"):
+    with pytest.raises(ValueError, match=r"seed was 0, is 1; drawing\.steps was 1, is 2"):
         draw(tmp_path, NAMES[:1], seed=1)
     (output / "predict.json").unlink()
     with pytest.raises(ValueError, match=r"holds \*\.png, but no predict\.json"):

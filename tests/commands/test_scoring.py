@@ -34,7 +34,7 @@ EMOJI_SCORERS = ROOT / "assets/emoji/scorers/scorers.yaml"
 NAMES = ["colour", "sharp", "exposure"]
 CLASSES = {"colour": Colourfulness, "sharp": Sharpness, "exposure": Exposure}
 SKIP_TIES = Vote(NAMES, ties="skip")
-IN_ANOTHER_ORDER = r"read its pairs in another order \(labels was majority of colour, sharp"
+IN_ANOTHER_ORDER = r'read its pairs in another order \(labels was "majority of colour, sharp'
 
 
 @pytest.fixture(autouse=True)

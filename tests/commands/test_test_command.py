@@ -363,7 +363,7 @@ def test_samplers(tmp_path, dark):
         ).images
         stored = decode_pixels((tmp_path / name / "images/base/00000.png").read_bytes())
         assert abs(stored.astype(int) - (wanted * 255).round().astype(int)).max() <= 1
-    with pytest.raises(ValueError, match=r"sampler was 'ddim' and is 'euler'"):
+    with pytest.raises(ValueError, match=r"sampler was \"ddim\", is \"euler\""):
         run(tmp_path, dark, output="ddim", **share)
     euler = run(tmp_path, dark, output="euler", **share)
     assert euler["sampling"]["sampler"] == "euler"
@@ -549,7 +549,7 @@ def test_bad_options_are_named_and_leave_nothing(tmp_path, dark, options, messag
 
 def test_results_of_other_options_are_refused(whole, tmp_path, dark):
     before = (whole / "out/results.json").read_bytes()
-    with pytest.raises(ValueError, match=r"was begun otherwise: steps was 6 and is 2"):
+    with pytest.raises(ValueError, match=r"was begun with other values: steps was 6, is 2"):
         run(whole, dark, tolerances=TOLERANCES)
     with pytest.raises(ValueError, match=r"prompts' digest was"):
         run(whole, dark, NAMES[:2], tolerances=TOLERANCES, steps=6)

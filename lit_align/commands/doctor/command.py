@@ -15,11 +15,12 @@ from lit_align.callbacks import ReferenceUpdate
 from lit_align.callbacks.start_banner import batch_line, model_lines
 from lit_align.commands.doctor.advice import advice_on_data, advice_on_precision, advice_on_trainer
 from lit_align.commands.doctor.data_check import DataCheck
-from lit_align.commands.doctor.diagnosis import Diagnosis, gigabytes
+from lit_align.commands.doctor.diagnosis import Diagnosis
 from lit_align.commands.doctor.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.doctor.memory_report import MemoryReport
 from lit_align.commands.doctor.run_parts import RunParts
 from lit_align.commands.doctor.weights_check import download_command, weight_lines
+from lit_align.common.sizes import format_bytes
 from lit_align.memory import UnknownPrecision
 from lit_align.training.strategy_checks import check_strategy, name_of
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
@@ -98,8 +99,8 @@ class Doctor:
             self.machine = machine_of(self.trainer, wanted.strategy)
         machine, where = self.machine, "" if self.memory is None else " (elsewhere)"
         yield (
-            f"{options}: {machine.devices} x {machine.device}{where} with {gigabytes(machine.memory)} each, strategy "
-            f"{machine.strategy}, precision {machine.precision}"
+            f"{options}: {machine.devices} x {machine.device}{where} with {format_bytes(machine.memory)} each, "
+            f"strategy {machine.strategy}, precision {machine.precision}"
         )
         for name in self.parts.judges():
             yield f"{name}: left out here and not checked, because its scorers would load their weights"
@@ -218,7 +219,7 @@ class Doctor:
         if report.verdict() in ("close", "does not fit"):
             self.found.advice += report.remedies()
         if report.verdict() == "does not fit":
-            needed, available = gigabytes(report.estimate.total), gigabytes(self.machine.memory)
+            needed, available = format_bytes(report.estimate.total), format_bytes(self.machine.memory)
             raise MemoryError(f"a device needs about {needed} and has {available}; see what to change")
 
     def _advice(self) -> Iterable[str]:

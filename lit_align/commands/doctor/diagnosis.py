@@ -49,8 +49,3 @@ def describe(error: Exception) -> str:
     plain = isinstance(error, ValueError | OSError | MemoryError) and str(error)
     text = str(error) if plain else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
-
-
-def gigabytes(count: int) -> str:
-    """Format bytes in GB (10^9) or MB (10^6)."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

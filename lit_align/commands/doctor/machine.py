@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 
-from lit_align.commands.doctor.diagnosis import gigabytes
+from lit_align.common.sizes import format_bytes
 from lit_align.memory import Shares
 from lit_align.training.strategies import FSDP2, ZeRO2
 from lit_align.training.strategy_checks import name_of, refusals
@@ -52,11 +52,11 @@ def versions(config: Namespace) -> list[str]:
 
 def devices() -> list[str]:
     """Describe this machine's CPU and accelerators."""
-    lines = [f"cpu: {cores()} cores, {gigabytes(ram())}"]
+    lines = [f"cpu: {cores()} cores, {format_bytes(ram())}"]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
         bf16 = "bf16" if about.major >= 8 else "no bf16"  # since Ampere
-        lines.append(f"cuda:{number}: {about.name}, {gigabytes(about.total_memory)}, {bf16}")
+        lines.append(f"cuda:{number}: {about.name}, {format_bytes(about.total_memory)}, {bf16}")
     if torch.backends.mps.is_available():
         lines.append("mps: shares the memory of the cpu")
     return lines

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from lit_align.backbones import LoRA
-from lit_align.commands.doctor.diagnosis import gigabytes
 from lit_align.commands.doctor.machine import Machine
 from lit_align.commands.doctor.run_parts import RunParts
+from lit_align.common.sizes import format_bytes
 from lit_align.data.buckets import bucket_shapes
 from lit_align.memory import Estimate, OptimizerBytes, Work, estimate, measure_optimizer
 
@@ -54,16 +54,17 @@ class MemoryReport:
         """List the estimate item by item."""
         found, weights, optimizer = self.estimate, self.estimate.weights, self.estimate.optimizer
         items = [(name, getattr(weights, name)) for name in ("trained", "frozen", "reference", "encoders")]
-        kept = ", ".join(f"{name} {gigabytes(size)}" for name, size in items if size >= SHOWN)
-        stages = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.stages.items())
+        kept = ", ".join(f"{name} {format_bytes(size)}" for name, size in items if size >= SHOWN)
+        stages = ", ".join(f"{name} {format_bytes(size)}" for name, size in found.stages.items())
         lines = [
-            f"parameters   {gigabytes(weights.parameters)}: {kept}",
-            f"gradients    {gigabytes(weights.gradients)}",
-            *([f"buckets      {gigabytes(found.buckets)}: DDP's copy of the gradients"] if found.buckets else []),
-            "optimizer    " + ("unknown: not counted" if optimizer is None else gigabytes(optimizer.state)),
-            f"activations  {gigabytes(found.activations)}, the largest of: {stages}; saved for the backward pass "
-            f"{gigabytes(found.saved)}",
-            f"total        {gigabytes(found.total)} of {gigabytes(self.machine.memory)} a device: {self.verdict()}"
+            f"parameters   {format_bytes(weights.parameters)}: {kept}",
+            f"gradients    {format_bytes(weights.gradients)}",
+            *([f"buckets      {format_bytes(found.buckets)}: DDP's copy of the gradients"] if found.buckets else []),
+            "optimizer    " + ("unknown: not counted" if optimizer is None else format_bytes(optimizer.state)),
+            f"activations  {format_bytes(found.activations)}, the largest of: {stages}; saved for the backward pass "
+            f"{format_bytes(found.saved)}",
+            f"total        {format_bytes(found.total)} of {format_bytes(self.machine.memory)} a device: "
+            + self.verdict()
             + (", without the scorers" if self.parts.config.data.scorers is not None else ""),
         ]
         if not self.machine.shares.known:
@@ -92,7 +93,7 @@ class MemoryReport:
                     break
             if now.total < 0.99 * best.total:
                 above = "" if best is self.estimate else ", with those above"
-                yield f"{change.words}: {change.reason}; then {gigabytes(now.total)}{above}"
+                yield f"{change.words}: {change.reason}; then {format_bytes(now.total)}{above}"
                 best = now
             if self._fits(now):
                 return

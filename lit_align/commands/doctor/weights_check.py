@@ -2,8 +2,8 @@
 
 from lit_align.backbones import Backbone
 from lit_align.backbones.loading.model_files import weight_files
-from lit_align.commands.doctor.diagnosis import gigabytes
 from lit_align.common.hub import ModelLocation, offline
+from lit_align.common.sizes import format_bytes
 from lit_align.user_errors import UserFileNotFoundError
 
 INDEX = "model_index.json"
@@ -54,7 +54,7 @@ def weight_lines(name: str, location: ModelLocation, stem: str) -> list[str]:
         if location.is_local or offline():
             raise
         return [f"{name}: {location} is not in the local cache; fit would download it"]
-    return [f"{name}: {gigabytes(sum(path.stat().st_size for path in files))} in {location}"]
+    return [f"{name}: {format_bytes(sum(path.stat().st_size for path in files))} in {location}"]
 
 
 def weights_are_here(backbone: Backbone) -> bool:

@@ -1,6 +1,5 @@
 """`lit-align encode`: latents of all pairs and conditioning of all prompts, once, in a cache."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,15 +21,16 @@ from lit_align.commands.encode.encoding import (
     prepared_batches,
 )
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
-from lit_align.common.files import write_text
+from lit_align.common.lock import locked_folder
+from lit_align.common.manifest import check_manifest, write_manifest
 from lit_align.common.progress import show_progress, track
+from lit_align.common.sizes import format_bytes
 from lit_align.data.cache.format import (
     FINGERPRINT,
     PROMPTS,
     PROMPTS_PER_FILE,
     Flips,
     Posterior,
-    differences,
     latents_bytes,
     latents_file,
     prompts_files,
@@ -86,17 +86,18 @@ def encode(
     options = ReadOptions(data.on_error, data.skip_limit, data.read_timeout, data.allow_pipe)
     plan = make_plan(patterns, data.resolution, data.aspect_buckets, options, quiet=group.rank > 0)
     rule = rules(encoders.encoders_identity(), data.resolution, data.aspect_buckets, flips, posterior)
-    _begin(output, rule | plan.describe(), plan, group)
-    encoders.load_encoders()
-    encoders.to(group.device)
-    work = Work(encoders, group.device, plan.prompts, flips, posterior, batch_size, options)
-    todo = _todo(output, plan, group)
-    if group.rank == 0:
-        _announce(output, plan, todo, work)
-    skipped = _work(output, todo, work, group)
-    before = len(plan.shards[group.rank :: group.world_size]) - len(todo.shards)
-    print(f"{group}: encoded {len(todo.shards)} shards, {before} were done before, skipped {skipped} samples")
-    group.wait()
+    with locked_folder(output, "encode", group.run):
+        _begin(output, rule | plan.describe(), plan, group)
+        encoders.load_encoders()
+        encoders.to(group.device)
+        work = Work(encoders, group.device, plan.prompts, flips, posterior, batch_size, options)
+        todo = _todo(output, plan, group)
+        if group.rank == 0:
+            _announce(output, plan, todo, work)
+        skipped = _work(output, todo, work, group)
+        before = len(plan.shards[group.rank :: group.world_size]) - len(todo.shards)
+        print(f"{group}: encoded {len(todo.shards)} shards, {before} were done before, skipped {skipped} samples")
+        group.wait()
 
 
 def _shards(data: Namespace, split: str, batch_size: int) -> str | list[str]:
@@ -124,16 +125,10 @@ def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, group: Proc
         ValueError: if it is one of something else.
     """
     path = output / FINGERPRINT
-    if path.is_file():
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), fingerprint)
-        if changed and any(output.rglob("*.safetensors")):  # else nothing came of it
-            raise UserValueError(
-                f"output: {output} is a cache of something else: {'; '.join(changed)}. Choose another folder, delete "
-                "this one, or go back to the old values."
-            )
+    if any(output.rglob("*.safetensors")):
+        check_manifest(path, fingerprint, made=["**/*.safetensors"])
     if group.rank == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(fingerprint, indent=1, ensure_ascii=False) + "\n")
+        write_manifest(path, fingerprint)
         write_prompts(output / PROMPTS, plan.prompts)
 
 
@@ -169,21 +164,17 @@ def _announce(output: Path, plan: Plan, todo: Todo, work: Work) -> None:
     print(
         f"{pairs:,} pairs in {len(plan.shards)} shards as {pairs * work.images_per_pair:,} images, "
         f"{len(plan.prompts):,} prompts\n"
-        f"{output}: {megabytes(total)}, of which {megabytes(needed)} are to be written; {megabytes(free)} are free"
+        f"{output}: {format_bytes(total)}, of which {format_bytes(needed)} are to be written; "
+        f"{format_bytes(free)} are free"
     )
     if needed > free:
         raise UserOSError(
-            f"output: {output} needs {megabytes(needed)} more, and its disk has {megabytes(free)} free. Choose another "
-            "disk, or --flips none or --posterior sample, each of which halves the latents."
+            f"output: {output} needs {format_bytes(needed)} more, and its disk has {format_bytes(free)} free. Choose "
+            "another disk, or --flips none or --posterior sample, each of which halves the latents."
         )
     if todo.shards or todo.prompts:
         seconds = _seconds(todo, work)
         print(f"about {f'{seconds:.0f} s' if seconds < 120 else f'{seconds / 60:.0f} min'}, by the first batch")
-
-
-def megabytes(count: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{count / 1e6:,.2f} MB"
 
 
 def file_sizes(plan: Plan, work: Work) -> dict[str, int]:

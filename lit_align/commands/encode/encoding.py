@@ -1,9 +1,7 @@
 """The work of `lit-align encode`: pairs of a shard to latents, prompts to conditioning."""
 
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from lit_align.backbones.encoders import Encoders
 from lit_align.commands.encode.encode_plan import PlannedSample, PlannedShard
+from lit_align.common.decode_ahead import decode_ahead
 from lit_align.data.buckets import Shape
 from lit_align.data.cache.format import CachedShard, Flips, Posterior
 from lit_align.data.images import PairTransform
@@ -106,17 +105,10 @@ def prepared_batches(shard: PlannedShard, work: Work) -> Iterator[list[Prepared]
 
 def _prepared(shard: PlannedShard, work: Work) -> Iterator[Prepared]:
     """The readable pairs of a shard, in its order."""
-    with ThreadPoolExecutor() as pool:
-        samples = enumerate(read_samples(shard.path))
-        ahead: list[Future[Prepared | None]] = []
-        count = 0
-        while True:
-            batch = list(itertools.islice(samples, work.batch_size))
-            count += len(batch)
-            now, ahead = ahead, [pool.submit(_prepare, shard, row, sample, work) for row, sample in batch]
-            yield from (pair for pair in (future.result() for future in now) if pair is not None)
-            if not ahead:
-                break
+    samples, count = enumerate(read_samples(shard.path)), 0
+    for batch in decode_ahead(lambda numbered: _prepare(shard, *numbered, work), samples, work.batch_size):
+        count += len(batch)
+        yield from (pair for pair in batch if pair is not None)
     if count != len(shard.samples):
         raise SampleError(f"shard {shard.path} has {count} samples, not {len(shard.samples)}: it has changed.")
 

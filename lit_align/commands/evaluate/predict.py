@@ -8,7 +8,6 @@ from typing import Any
 from lit_align.backbones.base import Precision
 from lit_align.backbones.sampling import Sampler
 from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
-from lit_align.commands.shared.manifest import settle_plan
 from lit_align.commands.shared.models import (
     Sampling,
     check_numbers,
@@ -23,11 +22,12 @@ from lit_align.commands.shared.models import (
 )
 from lit_align.commands.shared.process_group import ALONE, ProcessGroup, join_process_group
 from lit_align.common.files import write_text
+from lit_align.common.manifest import check_manifest
 from lit_align.common.progress import show_progress
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.prompts import read_prompts
 
-PLAN = "predict.json"
+MANIFEST, FORMAT = "predict.json", 1
 TABLE = "images.jsonl"
 
 
@@ -95,7 +95,8 @@ def predict(
         height, width = height or own, width or own
     how = Sampling(height, width, steps, precision, sampler)
     scale = default_guidance_scale(spec.repo) if guidance_scale is None else guidance_scale
-    plan = {
+    manifest = {
+        "format": FORMAT,
         "prompts": {"count": len(found.unique), "digest": found.digest()},
         "images_per_prompt": images_per_prompt,
         "seed": seed,
@@ -104,7 +105,7 @@ def predict(
         "vae_repo": vae_repo,
         "drawing": {"guidance_scale": scale, **how._asdict()},
     }
-    settle_plan(output / PLAN, plan, group, made="*.png")
+    check_manifest(output / MANIFEST, manifest, made=["*.png"])
     place_models(models, group.device, precision)
     if group.rank == 0:
         print(found)

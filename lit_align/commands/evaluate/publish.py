@@ -1,11 +1,8 @@
 """What `lit-align test` leaves: pictures, results, the report; and the tables on the terminal."""
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,6 @@ BASE = "base"  # what models are compared with
 def stamp(path: Path) -> tuple[int, int] | None:
     """Changes with every writing of a file; None where there is none."""
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time in a folder, where its disk knows locks; a lock ends with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network disks have none
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def publish(path: Path, results: dict[str, Any], galleries: Mapping[str, Gallery]) -> None:

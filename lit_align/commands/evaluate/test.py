@@ -14,8 +14,7 @@ import lit_align
 from lit_align.backbones.base import Precision
 from lit_align.backbones.sampling import Sampler
 from lit_align.commands.evaluate.comparison import Contest, Judge
-from lit_align.commands.evaluate.publish import BASE, alone_in, publish, stamp
-from lit_align.commands.shared.manifest import compare_plans, read_plan
+from lit_align.commands.evaluate.publish import BASE, publish, stamp
 from lit_align.commands.shared.models import (
     ModelSpec,
     Sampling,
@@ -27,6 +26,8 @@ from lit_align.commands.shared.models import (
     spec_of,
 )
 from lit_align.commands.shared.process_group import ALONE, join_process_group
+from lit_align.common.lock import folder_turn
+from lit_align.common.manifest import read_manifest, refuse_differences
 from lit_align.evaluation.noise import prompt_seed
 from lit_align.evaluation.prompts import Prompts, read_prompts
 from lit_align.evaluation.report.page import FORMAT
@@ -137,7 +138,7 @@ def test(
         return
     about = _describe(contest, specs, drawn_by, judges, tolerances)
     made_with = {"made_with": _versions() | {"device": _name(group.device), "options": _plain(options)}}
-    with alone_in(output):
+    with folder_turn(output, "test"):
         if stamp(path) == began_with:
             outcome = {"scores": scores, "comparisons": compare_all(scores, tolerances)}
             publish(path, {"format": FORMAT, **made_with, **about, **outcome}, galleries)
@@ -187,7 +188,7 @@ def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> 
     """Raise a ValueError if there are results of other options or prompts; those of the same are replaced."""
     if not path.is_file():
         return
-    known, now = read_plan(path), _plain(options)
+    known, now = read_manifest(path), _plain(options)
     try:
         before, drawn = known["made_with"]["options"], [row["prompt"] for row in known["prompts"]]
         found = known["format"]
@@ -199,11 +200,11 @@ def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> 
             "another folder, or remove the file."
         )
     digests = [Prompts(drawn, 0, 0).digest(), prompts.digest()]
-    plans = [
+    began, now = (
         {name: value for name, value in values.items() if name not in INCIDENTAL} | {"prompts' digest": digest}
         for values, digest in zip((before, now), digests, strict=True)
-    ]
-    compare_plans(path, *plans)
+    )
+    refuse_differences(path.parent, began, now)
 
 
 def _plain(options: Mapping[str, Any]) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 from lit_align.backbones.base import Precision
 from lit_align.commands.generate.pair_maker import ImageFormat, Item, PairMaker, Storing
 from lit_align.commands.generate.recipes import SIDES, PresetName, Recipe, Side, choose_prefixes
-from lit_align.commands.shared.manifest import settle_plan
 from lit_align.commands.shared.models import (
     ModelSpec,
     Sampling,
@@ -19,6 +18,8 @@ from lit_align.commands.shared.models import (
     place_models,
 )
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
+from lit_align.common.lock import locked_folder
+from lit_align.common.manifest import check_manifest
 from lit_align.common.progress import Progress, show_progress
 from lit_align.data.shards.index import INDEX, index_shard, read_entry, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
@@ -26,7 +27,7 @@ from lit_align.evaluation.prompts import read_prompts
 from lit_align.scoring.presets import load_scorers
 from lit_align.user_errors import UserValueError
 
-PLAN = "generate.json"
+MANIFEST, FORMAT = "generate.json", 1
 
 
 # Long for its options alone: they are the command line.
@@ -125,7 +126,8 @@ def generate(
         own = native_size(repos, vae_repo)
         height, width = height or own, width or own
     how, storing = Sampling(height, width, steps, precision), Storing(image_format, quality)
-    plan = {
+    manifest = {
+        "format": FORMAT,
         "prompts": {"count": len(found.unique), "digest": found.digest()},
         "pairs_per_prompt": pairs_per_prompt,
         "pairs_per_shard": pairs_per_shard,
@@ -136,16 +138,17 @@ def generate(
         "vae_repo": vae_repo,
         "drawing": how._asdict() | storing._asdict(),
     }
-    settle_plan(output / PLAN, plan, group)
-    place_models(models, group.device, precision)
-    ranking = None if scorer is None else scorer.prepare(group.device)
-    maker = PairMaker(recipe, models, ranking, how, storing, seed)
-    if group.rank == 0:
-        print(found)
-    items = [Item(row, prompt, pair) for row, prompt in enumerate(found.unique) for pair in range(pairs_per_prompt)]
-    batches = [items[start : start + pairs_per_shard] for start in range(0, len(items), pairs_per_shard)]
-    _write_shards(output, batches, maker, batch_size, group)
-    group.wait()
+    with locked_folder(output, "generate", group.run):
+        check_manifest(output / MANIFEST, manifest, made=["*.tar"])
+        place_models(models, group.device, precision)
+        ranking = None if scorer is None else scorer.prepare(group.device)
+        maker = PairMaker(recipe, models, ranking, how, storing, seed)
+        if group.rank == 0:
+            print(found)
+        items = [Item(row, prompt, pair) for row, prompt in enumerate(found.unique) for pair in range(pairs_per_prompt)]
+        batches = [items[start : start + pairs_per_shard] for start in range(0, len(items), pairs_per_shard)]
+        _write_shards(output, batches, maker, batch_size, group)
+        group.wait()
 
 
 def _guidance_scales(repos: Sequence[str], both: float | None, own: Sequence[float | None]) -> Iterator[float]:

@@ -1,17 +1,14 @@
 """From prompts to pairs: each side's model draws, and a scorer may decide."""
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from lit_align.commands.generate.recipes import SIDES, Recipe, pair_seeds
 from lit_align.commands.shared.models import Model, Sampling
+from lit_align.common.pixels import encode_image, from_image
 from lit_align.data.images import decode
 from lit_align.data.shards.writer import NewPair
 from lit_align.scoring.base import Scorer
@@ -80,14 +77,11 @@ class PairMaker(NamedTuple):
 
     def _encode(self, image: Tensor) -> bytes:
         options: dict[str, Any] = {} if self.storing.image_format == "png" else {"quality": self.storing.quality}
-        buffer = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, self.storing.image_format, **options)
-        return buffer.getvalue()
+        return encode_image(image, self.storing.image_format, **options)
 
     def _score(self, scorer: Scorer, items: Sequence[Item], encoded: list[list[bytes]]) -> list[list[float]]:
         """Scores of the images as they are stored, by side."""
-        arrays = [np.array(decode(data)) for side in encoded for data in side]
-        images = [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
+        images = [from_image(decode(data)) for side in encoded for data in side]
         scores: list[float] = scorer.score(images, [item.prompt for item in items] * 2).tolist()
         return [scores[: len(items)], scores[len(items) :]]
 

@@ -6,6 +6,7 @@ A killed import goes on where it stopped, and one that is done changes nothing. 
 from collections.abc import Callable
 from pathlib import Path
 
+from lit_align.common.sizes import format_bytes
 from lit_align.data.importers.folders import open_folders
 from lit_align.data.importers.hpd import open_annotations
 from lit_align.data.importers.import_run import Summary, import_source
@@ -47,7 +48,7 @@ def pick_a_pic(
     if (files is None) == (repo is None):
         raise UserValueError("Name --files or --repo, one of the two.")
     source = open_files(hub_files(repo, revision, pattern) if files is None and repo is not None else files or [])
-    print(f"{len(source.tables)} files, {source.rows:,} rows, {source.bytes / 1e9:.1f} GB")
+    print(f"{len(source.tables)} files, {source.rows:,} rows, {format_bytes(source.bytes)}")
     _tell(import_source(source, output, pairs_per_shard, workers))
 
 

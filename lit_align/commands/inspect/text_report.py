@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lit_align.common.sizes import format_bytes
+
 LISTED = 10  # faults and examples of each kind; inspect.json has more
 WIDTH = 100  # characters of a prompt
 
@@ -17,8 +19,8 @@ def to_text(found: dict[str, Any]) -> str:
 def _counts(found: dict[str, Any]) -> str:
     decided = found["pairs"]
     rows = [
-        ["shards", f"{found['shards']:,}", _size(found["bytes"])],
-        ["samples", f"{found['samples']:,}", f"{_size(found['image_bytes'])} of images"],
+        ["shards", f"{found['shards']:,}", format_bytes(found["bytes"])],
+        ["samples", f"{found['samples']:,}", f"{format_bytes(found['image_bytes'])} of images"],
         ["pairs with a preference", f"{decided:,}", _share(decided, found["samples"])],
         ["ties", f"{found['ties']:,}", _share(found["ties"], found["samples"])],
         ["broken samples", f"{found['broken']:,}", _share(found["broken"], found["samples"])],
@@ -124,12 +126,3 @@ def _share(part: int, whole: int) -> str:
 def _cut(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -1,9 +1,7 @@
 """`lit-align score`: the scores of all pairs of all shards, once, in side files beside them."""
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +10,8 @@ from torch import Tensor
 
 from lit_align.commands.score.agreement import report_agreement, require_matplotlib
 from lit_align.commands.shared.process_group import join_process_group
+from lit_align.common.decode_ahead import decode_ahead
+from lit_align.common.lock import folder_turn
 from lit_align.common.progress import BRIEF, Progress, show_progress, track
 from lit_align.data.images import ImageError, decode_pixels
 from lit_align.data.labels.score_files import Identity, Scores, read_scores, side_file, side_files, write_scores
@@ -45,8 +45,8 @@ def score(
 ) -> None:
     """Score both images of every pair, and write one side file per shard; a killed run goes on where it stopped.
 
-    Under torchrun or SLURM, or with more than one device, the processes share the shards. Two commands on the same
-    shards at a time would overwrite each other's scores: name all scorers in one, or run one after the other.
+    Under torchrun or SLURM, or with more than one device, the processes share the shards. Several commands may
+    add scores of different scorers at a time.
 
     Args:
         shards: tar files; braces `{000..127}` and wildcards `*` are expanded.
@@ -162,7 +162,7 @@ def _score_shard(
     contents: list[str] = []
     values: dict[str, list[Tensor]] = {name: [] for name in task.missing}  # of (2, batch)
     skipped = 0
-    for batch in _batches(task.shard, batch_size, options):
+    for batch in decode_ahead(lambda sample: _decode(sample, options), read_samples(task.shard), batch_size):
         readable = [row for row, sample in enumerate(batch) if sample.images is not None]
         images = [pixels for sample in batch for pixels in sample.images or ()]
         prompts = [batch[row].prompt for row in readable for _ in (0, 1)]
@@ -177,7 +177,8 @@ def _score_shard(
         bar.update(len(batch))
     new = {name: Scores(scorers[name].identity, keys, contents, *torch.cat(parts, 1)) for name, parts in values.items()}
     path = side_file(task.shard, output)
-    write_scores(path, read_scores(path) | new)
+    with folder_turn(path.parent, "score"):  # another command may add the scores of other scorers
+        write_scores(path, read_scores(path) | new)
     return skipped
 
 
@@ -188,20 +189,6 @@ class Decoded(NamedTuple):
     content: str  # its digest; empty where it is no pair
     prompt: str
     images: tuple[Tensor, Tensor] | None  # (3, height, width) uint8, each of its own size; None where it is skipped
-
-
-def _batches(shard: str, batch_size: int, options: ReadOptions) -> Iterator[list[Decoded]]:
-    """A shard's samples, decoded by threads one batch ahead of the scorers."""
-    with ThreadPoolExecutor() as pool:
-        samples = iter(read_samples(shard))
-        ahead: list[Future[Decoded]] = []
-        while True:
-            batch = itertools.islice(samples, batch_size)
-            now, ahead = ahead, [pool.submit(_decode, sample, options) for sample in batch]
-            if now:
-                yield [future.result() for future in now]
-            if not ahead:
-                return
 
 
 def _decode(sample: Sample, options: ReadOptions) -> Decoded:

@@ -1,6 +1,5 @@
 """Images of prompts in files, those that are not there yet."""
 
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from lit_align.commands.shared.models import Model, Sampling, at_a_time
 from lit_align.commands.shared.process_group import ProcessGroup
 from lit_align.common.files import write_if_absent
+from lit_align.common.pixels import encode_image
 
 
 class Wanted(NamedTuple):
@@ -79,6 +79,4 @@ def _write(path: Path, image: Tensor) -> None:
     if is_whole(path):
         return
     path.unlink(missing_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    write_if_absent(path, buffer.getvalue())
+    write_if_absent(path, encode_image(image))

@@ -12,16 +12,19 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 
 LOOKS, PAUSE = 15, 2.0  # seconds: half a minute, by which network disks show what others have written
 ALONE = "If none is running, run the same command again."  # where others are waited for
+# What tells two runs apart: torchrun's id may be the default `none`, but two masters do not share address and port.
+RUN_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 T = TypeVar("T")
 
 
 class ProcessGroup(NamedTuple):
-    """Which process this is, and where it computes."""
+    """The processes that share the work of one command, as seen by one of them."""
 
     rank: int
     world_size: int
-    device: torch.device
+    device: torch.device  # where this process computes
     children: tuple[Popen[bytes], ...] = ()  # the other processes, if this one has started them
+    run: str | None = None  # equal in all processes; none: this process is alone
 
     def __str__(self) -> str:
         return f"process {self.rank + 1} of {self.world_size}, {self.device}"
@@ -75,8 +78,10 @@ def _join(accelerator: str, devices: int | str) -> ProcessGroup:
             visible = torch.cuda.device_count() if accelerator != "cpu" else 0
             one: Any = [found.local_rank() % visible] if visible else 1
             fabric = Fabric(accelerator=accelerator, devices=one, plugins=[LightningEnvironment()])
-            return ProcessGroup(found.global_rank(), found.world_size(), fabric.device)
+            run = " ".join(os.environ.get(name, "") for name in RUN_VARIABLES)
+            return ProcessGroup(found.global_rank(), found.world_size(), fabric.device, run=run)
     fabric = Fabric(accelerator=accelerator, devices=devices)
     fabric.launch()
     children = getattr(fabric.strategy.launcher, "procs", [])  # that of one device is None
-    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children))
+    port = os.environ.get("MASTER_PORT") if fabric.world_size > 1 else None
+    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children), port)

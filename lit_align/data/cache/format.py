@@ -12,8 +12,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from glob import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,25 +67,6 @@ def rules(
         "posterior": posterior,
         "dtype": "float16",
     }
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Describe the entries of `wanted` that `found` does not fulfil, one phrase each."""
-    words = []
-    for name, value in wanted.items():
-        old = found.get(name)
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            words += differences(old, value, f"{prefix}{name}.")
-        elif old != value:
-            words.append(f"{prefix}{name} was {_short(old)}, is {_short(value)}")
-    return words
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, list):
-        return f"{len(value)} with digest {hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def prompt_digest(prompt: str) -> int:
@@ -154,13 +133,13 @@ def write_prompts(path: Path, prompts: Sequence[str]) -> None:
     """Write the table of prompts, in the order of their ids, atomically."""
     digests = np.array([prompt_digest(prompt) for prompt in prompts], dtype=np.uint64)
     table = pa.table({"prompt": pa.array(prompts, pa.string()), "digest": digests})
-    with _single_writer(path) as part:
+    with atomic_path(path, one_writer=True) as part:
         pq.write_table(table, part, compression="zstd")
 
 
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, atomically; equal tensors give equal bytes."""
-    with _single_writer(path) as part:
+    with atomic_path(path, one_writer=True) as part:
         part.touch()
         mode = part.stat().st_mode  # follows the umask; safetensors would make the file private
         save_file({name: value.contiguous() for name, value in tensors.items()}, part)
@@ -175,10 +154,3 @@ def saved_bytes(tensors: Mapping[str, Tensor]) -> int:
         header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [offset, end]}
         offset = end
     return 8 + math.ceil(len(json.dumps(header, separators=(",", ":"))) / 8) * 8 + offset
-
-
-def _single_writer(path: Path) -> AbstractContextManager[Path]:
-    """`atomic_path` for a file that only one process writes: removes what a killed run has left."""
-    for leftover in path.parent.glob(f".{escape(path.name)}.*.part"):
-        leftover.unlink(missing_ok=True)
-    return atomic_path(path)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_align.common.manifest import differences, in_words
 from lit_align.data.cache.format import (
     FINGERPRINT,
     FORMAT,
     PROMPTS,
     PROMPTS_PER_FILE,
-    differences,
     latents_file,
     name_parts,
     prompt_digest,
@@ -99,9 +99,10 @@ class Cache:
         Raises:
             ValueError: naming all differences.
         """
-        if changed := differences(self.fingerprint, expected):
+        known = {name: self.fingerprint.get(name) for name in expected}
+        if changed := differences(known, expected):
             raise UserValueError(
-                f"{self.folder} does not fit this run: {'; '.join(changed)}. Encode into another folder with this "
+                f"{self.folder} does not fit this run: {in_words(changed)}. Encode into another folder with this "
                 "run's config (lit-align encode --config ... --output ...), or go back to the old values."
             )
 

@@ -8,8 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_align.common.manifest import check_manifest
 from lit_align.common.progress import show_progress
-from lit_align.data.importers.import_manifest import PLAN, RECORDS, held, local_folder, settle_plan
+from lit_align.common.sizes import format_bytes
+from lit_align.data.importers.import_folder import MANIFEST, RECORDS, local_folder, locked_import_folder
 from lit_align.data.importers.rejects import REJECTS, Reject, count_reasons, format_reasons, write_rejects
 from lit_align.data.importers.shard_records import (
     ShardPlan,
@@ -25,6 +27,7 @@ from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, rows_pat
 from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.user_errors import UserOSError, UserValueError
 
+FORMAT = 1  # of how sources are divided and what is written
 PAUSES = (2.0, 10.0, 60.0)  # seconds between attempts to read a source on the network
 
 
@@ -62,10 +65,16 @@ def import_source(source: Source, output: str, pairs_per_shard: int, workers: in
     processes = worker_count(workers)
     folder = local_folder(output)
     origin = source.describe()
-    manifest = {"source": source.name, "options": {**origin["options"], "pairs_per_shard": pairs_per_shard}}
+    manifest = {
+        "format": FORMAT,
+        "source": source.name,
+        "options": {**origin["options"], "pairs_per_shard": pairs_per_shard},
+        "rows": source.rows,
+        "files": origin["files"],
+    }
     plan = ShardPlan(folder, source.rows, pairs_per_shard)
-    with held(folder):
-        settle_plan(folder, manifest | {"rows": source.rows, "files": origin["files"]})
+    with locked_import_folder(folder):
+        check_manifest(folder / MANIFEST, manifest, made=[INDEX, "*.tar"])
         unfinished = not (folder / INDEX).is_file()
         finished = _finished(plan)
         if finished is not None:
@@ -80,7 +89,7 @@ def _warn_of_space(plan: ShardPlan, needed: int | None, done: int) -> None:
     left = round((needed or 0) * (1 - done / plan.total))
     free = shutil.disk_usage(plan.folder).free
     if left > free:
-        print(f"Warning: this takes about {left / 1e9:.1f} GB, and {plan.folder} has {free / 1e9:.1f} GB left.")
+        print(f"Warning: this takes about {format_bytes(left)}, and {plan.folder} has {format_bytes(free)} left.")
 
 
 def _write_missing(source: Source, plan: ShardPlan, done: set[int], processes: int) -> None:
@@ -154,7 +163,7 @@ def _finish(source: str, plan: ShardPlan, done_before: int) -> Summary:
     entries = [record.entry for record in records if record.entry is not None]
     if not entries:
         shutil.rmtree(plan.folder / RECORDS)  # a later import starts from scratch
-        (plan.folder / PLAN).unlink()
+        (plan.folder / MANIFEST).unlink()
         most = format_reasons(reasons)
         raise UserValueError(f"Not one of {plan.rows} rows is a pair: {most}. See {plan.folder / REJECTS}.")
     index = write_index(str(plan.folder), entries, {"import": {"source": source, "rejects": reasons}})

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_align.common.files import write_text
-from lit_align.data.importers.import_manifest import RECORDS
+from lit_align.data.importers.import_folder import RECORDS
 from lit_align.data.importers.rejects import Reject, read_rejects
 from lit_align.data.shards.index import ShardEntry, rows_path
 

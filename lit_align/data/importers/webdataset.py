@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_align.common.progress import show_progress
-from lit_align.data.importers.import_manifest import PLAN, held, local_folder
+from lit_align.data.importers.import_folder import MANIFEST, local_folder, locked_import_folder
 from lit_align.data.importers.import_run import Summary
 from lit_align.data.importers.rejects import REJECTS, Reject, clean, count_reasons, format_reasons, write_rejects
 from lit_align.data.importers.worker_pool import shared, worker_count
@@ -39,7 +39,7 @@ def index_shards(patterns: str | Sequence[str], output: str | None, workers: int
     folder = _index_folder(shards, output)
     elsewhere = None if output is None else str(folder)
     processes = worker_count(workers)
-    with held(folder):
+    with locked_import_folder(folder):
         _refuse_others(folder, [shard if elsewhere else Path(shard).name for shard in shards])
         todo = [number for number, shard in enumerate(shards) if not _is_indexed(shard, elsewhere)]
         processes = max(1, min(processes, len(todo)))
@@ -80,8 +80,8 @@ def _index_folder(shards: list[str], output: str | None) -> Path:
 
 
 def _refuse_others(folder: Path, names: list[str]) -> None:
-    if (folder / PLAN).is_file():
-        raise UserValueError(f"{folder} has {PLAN}: another import writes the index of these shards.")
+    if (folder / MANIFEST).is_file():
+        raise UserValueError(f"{folder} has {MANIFEST}: another import writes the index of these shards.")
     if (folder / INDEX).is_file():
         listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
         lost = [entry["name"] for entry in listed if entry["name"] not in names]

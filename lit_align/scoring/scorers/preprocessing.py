@@ -7,6 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from lit_align.common.pixels import from_image, to_image
+
 # Statistics of OpenAI CLIP's training images (github.com/openai/CLIP, clip/clip.py `_transform`), also used by
 # LAION's CLIP, PickScore, HPSv2 and ImageReward.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -34,11 +36,10 @@ def padded_squares(images: Sequence[Tensor], size: int) -> Tensor:
 def _centre_crop(image: Tensor, size: int) -> Tensor:
     height, width = image.shape[1:]
     new_width, new_height = (int(size * side / min(width, height)) for side in (width, height))
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    picture = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    picture = to_image(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
     left, top = (round((side - size) / 2.0) for side in (new_width, new_height))  # half to even, as in torchvision
     picture = picture.crop((left, top, left + size, top + size))
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1) / 255
+    return from_image(picture) / 255
 
 
 def _padded_square(image: Tensor, size: int) -> Tensor:

@@ -77,7 +77,7 @@ def test_chosen_and_rejected_table(images):
     with pytest.raises(ValueError, match=r"must have columns image_0, .* and has neither; it has good, bad, prompt, n"):
         folder(str(images / "out2"), f"{images}/pairs.jsonl", workers=1)
     (images / "pairs.jsonl").write_text("\n".join(lines[:5]))
-    with pytest.raises(ValueError, match=r"pairs.jsonl had [0-9a-f]+ sha256 and has"):
+    with pytest.raises(ValueError, match=r"files: pairs.jsonl: sha256 was \"[0-9a-f]+\", is"):
         folder(str(images / "out"), f"{images}/pairs.jsonl", chosen_column="good", rejected_column="bad", workers=1)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lit_align.commands.importing.command import folder, pick_a_pic, webdataset
+from lit_align.common.lock import locked_folder
 from lit_align.data.importers import import_run as import_shards
-from lit_align.data.importers.import_manifest import held
 from lit_align.data.shards.layout import SampleError, read_samples
 from tests.support.imports import BUNDLED, LEFT_OUT, files, read_all, rejects, row, write_parquet
 from tests.support.paths import PAIRS
@@ -86,17 +86,17 @@ def test_other_plans_are_refused(parquet, tmp_path):
     output = tmp_path / "out"
     pick_a_pic(str(output), parquet, pairs_per_shard=5, workers=1)
     before = files(output, mtimes=True)
-    with pytest.raises(ValueError, match=r"pairs_per_shard was 5 and is 4. Go on with .* delete this one"):
+    with pytest.raises(ValueError, match=r"options.pairs_per_shard was 5, is 4\. Resume with .* delete this one"):
         pick_a_pic(str(output), parquet, pairs_per_shard=4, workers=1)
     with pytest.raises(ValueError, match=r"train-1.parquet is gone"):
         pick_a_pic(str(output), parquet.replace("*", "0"), pairs_per_shard=5, workers=1)
     write_parquet(tmp_path / "data/train-1.parquet", [row(7)])
-    with pytest.raises(ValueError, match=r"train-1.parquet had 5 rows and has 1"):
+    with pytest.raises(ValueError, match=r"files: train-1.parquet: rows was 5, is 1"):
         pick_a_pic(str(output), parquet, pairs_per_shard=5, workers=1)
     assert files(output, mtimes=True) == before
     (tmp_path / "mine").mkdir()
     shutil.copy(output / "00000.tar", tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"holds 00000.tar and has no import.json"):
+    with pytest.raises(ValueError, match=r"holds 00000.tar, but no import.json"):
         pick_a_pic(str(tmp_path / "mine"), parquet, workers=1)
     with pytest.raises(ValueError, match="not a local folder"):
         pick_a_pic("s3://bucket/pairs", parquet, workers=1)
@@ -114,7 +114,8 @@ def test_moved_source_goes_on(parquet, tmp_path):
 def test_one_import_at_a_time(parquet, tmp_path, monkeypatch):
     output = tmp_path / "out"
     output.mkdir()
-    with held(output), pytest.raises(RuntimeError, match=r"another import writes to .*out. Start one process only"):
+    message = r"another lit-align import writes to .*out\. "
+    with locked_folder(output, "import"), pytest.raises(RuntimeError, match=message):
         pick_a_pic(str(output), parquet, workers=1)
 
     def no_locks(handle, operation):
