@@ -1,9 +1,12 @@
-"""The entry point: quiets what is not for the user before the libraries that say it are imported."""
+"""The entry point: explains a user's mistake in a few lines, and keeps the exit code of a rank that fails."""
 
 import logging
 import os
 import signal
+import sys
 import warnings
+
+from lit_align.cli import main as run_command
 
 HARMLESS = (
     r".*module\(s\) in eval mode at the start of training.*",  # frozen parts are meant to be
@@ -12,22 +15,47 @@ HARMLESS = (
 )
 
 
-def main() -> None:
-    """Run the command line."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Exit codes: 2 for a mistake that the user can correct, 1 with a traceback for any other error, 130 for Ctrl-C.
+    `LIT_ALIGN_DEBUG=1` shows the traceback of both.
+    """
+    quiet_libraries()
+    try:
+        run_command(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        ignore_signals()
+        from lit_align.commands.shared.mistakes import explain
+
+        lines = explain(error)
+        if lines is None or os.environ.get("LIT_ALIGN_DEBUG"):
+            raise
+        print(f"{rank_prefix()}lit-align: {lines}", file=sys.stderr)
+        sys.exit(2)
+
+
+def quiet_libraries() -> None:
+    """Silence what is not for the user, before the libraries that say it are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # image processors that we do not use miss torchvision
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are optional
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message)
-    from lit_align.cli import main as run  # late: importing takes seconds and prints what is filtered above
 
-    try:
-        run()
-    except Exception:
-        # SLURM ends the other ranks of a failed run. This one is failing too: its exit code is to be that of its error.
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
-        raise
+
+def ignore_signals() -> None:
+    """SLURM ends the other ranks of a failed run; a rank that fails itself exits with the code of its own error."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def rank_prefix() -> str:
+    """Name the process, where several of them may fail."""
+    rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), None)
+    return "" if rank is None else f"[rank {rank}] "
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
 """The front door: a table of commands, each imported only when it is called."""
 
+import difflib
 import os
 import sys
 from importlib import import_module
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+import lit_align
+from lit_align.user_errors import UserValueError
 
 
 class Command(NamedTuple):
@@ -51,6 +59,13 @@ GROUPS: dict[str, dict[str, Command]] = {
             "words",
         ),
     },
+    "for the shell": {
+        "completion": Command(
+            'completion of names and options, by eval "$(lit-align completion bash)"',
+            "lit_align.cli:print_completion",
+            "words",
+        ),
+    },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
@@ -62,16 +77,21 @@ def main(arguments: list[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return
+    if words[0] == "--version":
+        print(f"lit-align {lit_align.__version__}")
+        return
     name, *rest = words
     if name not in COMMANDS:
-        sys.exit(f"lit-align: there is no command {name!r}")
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        question = f" Do you mean {nearest[0]}?" if nearest else ""
+        raise UserValueError(f"there is no command {name!r}.{question} lit-align --help lists all commands.")
+    check_configs(rest)
     run(name, rest)
 
 
 def run(name: str, words: list[str]) -> None:
     """Import a command and run it."""
-    module, _, attribute = COMMANDS[name].path.partition(":")
-    command = getattr(import_module(module), attribute)
+    command = load(name)
     if COMMANDS[name].takes == "words":
         command(words)
     elif COMMANDS[name].takes == "config":
@@ -83,6 +103,45 @@ def run(name: str, words: list[str]) -> None:
         from lit_align.commands.shared.command_line import run_command
 
         run_command(command, words, prog=f"lit-align {name}")
+
+
+def print_completion(words: list[str]) -> None:
+    """Print a completion script for the shell that `words` names."""
+    from lit_align.commands.completion import completion_script
+
+    if len(words) != 1:
+        raise UserValueError('name one shell, bash, zsh or tcsh. In bash: eval "$(lit-align completion bash)"')
+    options = {
+        name: (command.line, load(name) if command.takes == "options" else None) for name, command in COMMANDS.items()
+    }
+    print(completion_script(options, words[0]))
+
+
+def load(name: str) -> Any:
+    """Import a command."""
+    module, _, attribute = COMMANDS[name].path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def check_configs(words: list[str]) -> None:
+    """Refuse a config file that is no YAML mapping; parsers do not name it.
+
+    Raises:
+        UserValueError: it names the file and the line.
+    """
+    named = [after for word, after in pairwise(words) if word == "--config"]
+    named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    for path in map(Path, named):
+        if "\n" in str(path) or not path.is_file():
+            continue
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserValueError(f"config: {path} is no valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(config, dict | None):
+            raise UserValueError(
+                f"config: {path} must be a mapping of keys such as model and data; it is {config!r:.60}"
+            )
 
 
 def overview() -> str:

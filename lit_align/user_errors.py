@@ -17,6 +17,10 @@ class UserFileNotFoundError(UserError, FileNotFoundError):
     """A file or folder that is named and is not there."""
 
 
+class UserFileExistsError(UserError, FileExistsError):
+    """A file or folder that would be overwritten."""
+
+
 class UserOSError(UserError, OSError):
     """A file that cannot be read or written."""
 

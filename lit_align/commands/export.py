@@ -10,6 +10,7 @@ import torch
 from lit_align.backbones.base import DTYPES, Precision
 from lit_align.backbones.loading.trained import Trained, build_unet, read_trained
 from lit_align.backbones.reference import POLICY
+from lit_align.user_errors import UserFileExistsError
 
 
 def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwrite: bool = False) -> None:
@@ -26,7 +27,7 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
         ValueError: if the file is not a checkpoint of lit-align.
     """
     if output.exists() and not overwrite:
-        raise FileExistsError(f"output: {output} exists. Choose another folder or pass --overwrite true.")
+        raise UserFileExistsError(f"output: {output} exists. Choose another folder or pass --overwrite true.")
     trained = read_trained(ckpt_path)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as part:

@@ -1,16 +1,18 @@
 """`lit-align fit` and `lit-align validate`: training and its validation through LightningCLI."""
 
 import sys
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
+from lit_align.commands.shared.command_line import ShortErrors
 from lit_align.data import PreferenceDataModule
 from lit_align.internals import is_lightning_child
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
@@ -18,19 +20,11 @@ from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, l
 from lit_align.training.config_checks import choose_version, inherited_init_args, integer_seed
 from lit_align.training.module import AlignmentModule
 from lit_align.training.strategy_checks import check_strategy, name_of
+from lit_align.user_errors import UserError, UserValueError
 
-EXTRAS = {"bitsandbytes": "8bit"}  # packages that only some configs need
 
-
-class Parser(LightningArgumentParser):
-    """Names the extra that brings a missing package."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        for package, extra in EXTRAS.items():
-            if f"No module named '{package}'" in message:
-                how = f"pip install -e '.[{extra}]' in its checkout"
-                message += f"\n  Install {package}, lit-align's extra {extra}: {how}"
-        super().error(message, ex)
+class Parser(ShortErrors, LightningArgumentParser):
+    """Parser of training configs."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -48,8 +42,11 @@ class AlignmentCLI(LightningCLI):
     """LightningCLI for our module and data, with one seed for everything."""
 
     description = "Align text-to-image diffusion models with preference pairs."
+    example = "--config configs/mapo_sdxl.yaml --config configs/hardware/one_24gb.yaml --trainer.max_steps 1000"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Our own options come first in --help, before the long list of the Trainer's.
+        parser._action_groups.sort(key=lambda group: (group.title or "").startswith("Customize every aspect"))
         parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
 
@@ -75,7 +72,12 @@ class AlignmentCLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(plugins=plugins, **kwargs)
+        try:
+            return super().instantiate_trainer(plugins=plugins, **kwargs)
+        except UserError:
+            raise
+        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+            raise UserValueError(f"trainer: {error}") from error
 
     def before_fit(self) -> None:
         """`--ckpt_path last` is the run's last whole checkpoint; a run that has none begins."""
@@ -150,5 +152,10 @@ def make_cli(kind: type[CLI], words: list[str], run: bool, prog: str) -> CLI:
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
-        parser_kwargs={"prog": prog, "description": kind.description},
+        parser_kwargs=_help(prog, kind) | {name: _help(f"{prog} {name}", kind) for name in kind.subcommands() if run},
     )
+
+
+def _help(prog: str, kind: type[AlignmentCLI]) -> dict[str, Any]:
+    usage = f"{prog} --config FILE [--config OVERLAY ...] [--KEY VALUE ...]\n\nexample: {prog} {kind.example}"
+    return {"prog": prog, "usage": usage, "description": kind.description}

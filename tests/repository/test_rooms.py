@@ -25,7 +25,7 @@ ALLOWED = {
     "callbacks": TRAINING | {"memory", "evaluation"},
     "commands": TRAINING | {"memory", "evaluation", "callbacks"},
     "cli": {"commands", "user_errors"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "commands"},
     "__init__": {"moved"},
 }
 KNOW_LIGHTNING = {"internals", "training", "data", "callbacks", "commands", "cli"}

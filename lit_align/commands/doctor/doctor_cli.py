@@ -16,6 +16,8 @@ class DoctorCLI(AlignmentCLI):
         "Ends with status 1 if it would not start."
     )
 
+    example = "--config configs/mapo_sdxl.yaml --memory 24"
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument(

@@ -1,12 +1,31 @@
 """Command lines of the commands whose options are the parameters of a function or the fields of a dataclass."""
 
 import dataclasses
+import os
+import sys
+from argparse import ArgumentError
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
+
+from lit_align.commands.shared.mistakes import explain_parsing, missing_extra
 
 Command = Callable[..., Any] | dict[str, Callable[..., Any]]  # or commands by the name of the subcommand
+
+
+class ShortErrors(ArgumentParser):
+    """Answers a mistake in two lines, where jsonargparse prints the usage of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and how to get help, then exit with code 2."""
+        if not self.exit_on_error or os.environ.get("LIT_ALIGN_DEBUG"):
+            raise ArgumentError(None, message) from ex  # a parser inside another one leaves the exit to that one
+        parser = getattr(ex, "subcommand_parser", None) or self
+        prog = parser.prog.replace(" [options]", "")
+        help_line = f"\n{prog} --help lists the options."
+        print(f"{prog}: {missing_extra(message) or explain_parsing(message) + help_line}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run_command(command: Command, words: list[str], prog: str) -> None:
@@ -23,9 +42,17 @@ def run_command(command: Command, words: list[str], prog: str) -> None:
             return run_command(command[words[0]], words[1:], f"{prog} {words[0]}")
     else:
         words = spell_flags(command, words)
-    made = auto_cli(command, args=words, as_positional=False, return_instance=True, prog=prog)
+    made = auto_cli(command, args=words, as_positional=False, return_instance=True, parser_class=ShortErrors, prog=prog)
     if dataclasses.is_dataclass(made):
         made.run()  # type: ignore[union-attr]
+
+
+def add_command(parser: ArgumentParser, command: Callable[..., Any]) -> None:
+    """Add the parameters of a function, or the fields of a dataclass, as options."""
+    if isinstance(command, type):
+        parser.add_class_arguments(command, as_group=False, as_positional=False)
+    else:
+        parser.add_function_arguments(command, as_group=False, as_positional=False)
 
 
 def spell_flags(command: Callable[..., Any], words: list[str]) -> list[str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 
 from lit_align.backbones import Backbone
+from lit_align.commands.shared.command_line import ShortErrors
 from lit_align.data import PreferenceDataModule
 
 
@@ -21,7 +22,7 @@ def run_with_config(command: Callable[..., None], words: list[str], prog: str) -
         words: of the command line.
         prog: how the command is called.
     """
-    parser = ArgumentParser(prog=prog, description=(command.__doc__ or "").split("\n\n")[0])
+    parser = ShortErrors(prog=prog, description=(command.__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
