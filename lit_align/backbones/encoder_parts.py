@@ -5,7 +5,7 @@ from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -15,10 +15,10 @@ from transformers import CLIPTokenizer
 from lit_align.backbones.latents import LatentSpace, complete_vae_config
 from lit_align.backbones.loading.meta import load_model
 from lit_align.backbones.loading.model_files import digest_tokenizer, digest_weights
+from lit_align.common.choices import Precision
 from lit_align.common.hub import ModelLocation
 from lit_align.user_errors import UserValueError
 
-Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = ("vae", "text_encoders")
 DIFFUSERS_STEM = "diffusion_pytorch_model"  # name of diffusers' weight files

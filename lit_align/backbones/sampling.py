@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lit_align.backbones.base import Backbone
 from lit_align.backbones.encoders import to_pixels
+from lit_align.common.choices import Sampler
 
 # Increase when equal arguments give another image: stored images are only reused within one version.
 SAMPLING_VERSION = 1
-Sampler = Literal["euler", "ddim", "dpm++"]
 SCHEDULERS: dict[Sampler, tuple[Any, dict[str, Any]]] = {  # class, changes to the pipeline's config
     "euler": (EulerDiscreteScheduler, {}),
     "ddim": (DDIMScheduler, {"clip_sample": False}),  # its default clips latents to [-1, 1]

@@ -3,14 +3,15 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import diffusers
-import torch
-
-from lit_align.backbones.base import DTYPES, Precision
-from lit_align.backbones.loading.trained import Trained, build_unet, read_trained
-from lit_align.backbones.reference import POLICY
+from lit_align.common.choices import Precision
 from lit_align.user_errors import UserFileExistsError
+
+if TYPE_CHECKING:  # what needs torch is imported by the functions that use it: --help does without
+    import torch
+
+    from lit_align.backbones.loading.trained import Trained
 
 
 def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwrite: bool = False) -> None:
@@ -26,6 +27,9 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
         FileExistsError: if `output` exists and is not to be replaced.
         ValueError: if the file is not a checkpoint of lit-align.
     """
+    from lit_align.backbones.encoder_parts import DTYPES
+    from lit_align.backbones.loading.trained import read_trained
+
     if output.exists() and not overwrite:
         raise UserFileExistsError(f"output: {output} exists. Choose another folder or pass --overwrite true.")
     trained = read_trained(ckpt_path)
@@ -41,7 +45,9 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
     print(f"Load it: {how_to_load.replace('OUTPUT', repr(str(output)))}")
 
 
-def _write_unet(trained: Trained, dtype: torch.dtype, folder: Path) -> str:
+def _write_unet(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
+    from lit_align.backbones.loading.trained import build_unet
+
     build_unet(trained, dtype).save_pretrained(folder, safe_serialization=True)
     return (
         "unet = UNet2DConditionModel.from_pretrained(OUTPUT); "
@@ -49,8 +55,12 @@ def _write_unet(trained: Trained, dtype: torch.dtype, folder: Path) -> str:
     )
 
 
-def _write_lora(trained: Trained, dtype: torch.dtype, folder: Path) -> str:
+def _write_lora(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
     """peft names a trained factor after its adapter; files have no adapter name."""
+    import diffusers
+
+    from lit_align.backbones.reference import POLICY
+
     pipeline = getattr(diffusers, trained.info["pipeline"])
     layers = {name.replace(f".{POLICY}.weight", ".weight"): value.to(dtype) for name, value in trained.weights.items()}
     lora = trained.info["lora"]

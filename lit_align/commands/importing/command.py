@@ -5,18 +5,15 @@ A killed import goes on where it stopped, and one that is done changes nothing. 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_align.common.sizes import format_bytes
-from lit_align.data.importers.folders import open_folders
-from lit_align.data.importers.hpd import open_annotations
-from lit_align.data.importers.import_run import Summary, import_source
-from lit_align.data.importers.pick_a_pic import hub_files, open_files
-from lit_align.data.importers.rejects import REJECTS
-from lit_align.data.importers.shard_records import MAY_RETURN
-from lit_align.data.importers.table import Columns, open_table
-from lit_align.data.importers.webdataset import index_shards
-from lit_align.data.shards.index import INDEX
 from lit_align.user_errors import UserValueError
+
+# Importers are imported by the functions that call them, so that --help imports no torch.
+
+if TYPE_CHECKING:
+    from lit_align.data.importers.import_run import Summary
 
 
 def pick_a_pic(
@@ -45,6 +42,9 @@ def pick_a_pic(
     Raises:
         ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
     """
+    from lit_align.data.importers.import_run import import_source
+    from lit_align.data.importers.pick_a_pic import hub_files, open_files
+
     if (files is None) == (repo is None):
         raise UserValueError("Name --files or --repo, one of the two.")
     source = open_files(hub_files(repo, revision, pattern) if files is None and repo is not None else files or [])
@@ -64,6 +64,8 @@ def webdataset(shards: str | list[str], output: str | None = None, workers: int 
     Raises:
         ValueError: if the folder has the index of other shards, or not one sample is a pair.
     """
+    from lit_align.data.importers.webdataset import index_shards
+
     _tell(index_shards(shards, output, workers))
 
 
@@ -89,6 +91,9 @@ def hpd(
     Raises:
         ValueError: if the folder holds another import, or there is not one pair.
     """
+    from lit_align.data.importers.hpd import open_annotations
+    from lit_align.data.importers.import_run import import_source
+
     _tell(import_source(open_annotations(annotations, images), output, pairs_per_shard, workers))
 
 
@@ -129,6 +134,10 @@ def folder(
     Raises:
         ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
     """
+    from lit_align.data.importers.folders import open_folders
+    from lit_align.data.importers.import_run import import_source
+    from lit_align.data.importers.table import Columns, open_table
+
     if table is not None and chosen is None and rejected is None and captions is None:
         names = (image_0_column, image_1_column, label_column, chosen_column, rejected_column, prompt_column)
         _tell(import_source(open_table(table, Columns(*names)), output, pairs_per_shard, workers))
@@ -146,7 +155,11 @@ IMPORTERS: dict[str, Callable[..., None]] = {
 }
 
 
-def _tell(summary: Summary) -> None:
+def _tell(summary: "Summary") -> None:
+    from lit_align.data.importers.rejects import REJECTS
+    from lit_align.data.importers.shard_records import MAY_RETURN
+    from lit_align.data.shards.index import INDEX
+
     rows = summary.pairs + summary.ties + sum(summary.rejects.values())
     print(f"{summary.folder}: {summary.shards} shards ({summary.done_before} done before) of {rows:,} rows")
     print(f"{summary.pairs:>12,} pairs")

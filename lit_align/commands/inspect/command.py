@@ -1,22 +1,6 @@
 """`lit-align inspect`: report what shards contain, what is wrong with them, and what their pairs look like."""
 
-import json
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, Lock
-
-from lit_align.commands.inspect.contact_sheet import Tile, draw_sheet, make_tile
-from lit_align.commands.inspect.shard_report import ShardReport, ShardToInspect, inspect_shard, read_pairs
-from lit_align.commands.inspect.summary import pairs_of, sample_pairs, summarise
-from lit_align.commands.inspect.text_report import to_text
-from lit_align.common.files import write_text
-from lit_align.common.progress import show_progress, track
-from lit_align.data.importers.worker_pool import worker_count
-from lit_align.data.shards.filesystems import join, parent
-from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_path
-from lit_align.data.shards.storage import expand, open_binary, size
-from lit_align.user_errors import UserValueError
 
 
 def inspect(
@@ -41,83 +25,6 @@ def inspect(
         FileNotFoundError: if there is no such shard.
         ValueError: if a number is out of range, or an index.json was not written by lit-align.
     """
-    workers = worker_count(workers)
-    if sheet_pairs < 0:
-        raise UserValueError(f"sheet_pairs is {sheet_pairs}; it must be 0 or more.")
-    reports = _inspect_all(find_shards(shards), seed, workers)
-    pairs = pairs_of(reports)
-    found = summarise(reports, pairs, lambda locations: [pair.prompt for pair in read_pairs(reports, locations)])
-    write_text(output / "inspect.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    saved = f"Saved as {output / 'inspect.json'}"
-    locations = sample_pairs(pairs, sheet_pairs)
-    if locations:
-        title = f"{len(locations):,} of {found['pairs'] + found['ties']:,} pairs, seed {seed}"
-        draw_sheet(_tiles(reports, locations), title, output / "inspect.png")
-        saved += f", the contact sheet as {output / 'inspect.png'}"
-    print(f"{to_text(found)}\n{saved}")
-    if any(found["faults"].values()):
-        raise SystemExit(1)
+    from lit_align.commands.inspect.inspection import inspect_shards  # here, so that --help imports no torch
 
-
-def find_shards(patterns: str | Sequence[str]) -> list[ShardToInspect]:
-    """List the shards that patterns or an `index.json` name, with their index files.
-
-    Raises:
-        FileNotFoundError: if there is no such shard.
-        ValueError: if an `index.json` was not written by lit-align.
-    """
-    named: list[tuple[str, str, ShardEntry | None]] = []
-    for path in expand(patterns):
-        if path.rsplit("/", 1)[-1] == INDEX:
-            entries = _entries(path)
-            named += [(shard, rows, entries[shard]) for shard, rows in read_index(path)]
-        else:
-            named.append((path, rows_path(path), None))
-    return [ShardToInspect(number, *about) for number, about in enumerate(named)]
-
-
-def _entries(path: str) -> dict[str, ShardEntry]:
-    with open_binary(path) as file:
-        index = json.loads(file.read())
-    try:
-        return {join(parent(path), entry["name"]): ShardEntry(**entry) for entry in index["shards"]}
-    except TypeError as error:
-        raise UserValueError(
-            f"{path} is not an index of this version of lit-align: {error}. Import the shards again."
-        ) from error
-
-
-def _inspect_all(shards: Sequence[ShardToInspect], seed: int, workers: int) -> list[ShardReport]:
-    """Inspect shards in threads: decoding and hashing release the interpreter's lock."""
-    stopped, lock = Event(), Lock()
-    with (
-        show_progress(_total_bytes(shards), "inspecting", "B") as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-
-        def advance(count: int) -> None:
-            if stopped.is_set():
-                raise CancelledError
-            with lock:
-                bar.update(count)
-
-        try:
-            return list(pool.map(lambda shard: inspect_shard(shard, seed, advance), shards))
-        except BaseException:  # also Ctrl-C: otherwise the pool would finish all shards first
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _total_bytes(shards: Sequence[ShardToInspect]) -> int | None:
-    """Sum the shards' sizes, for the progress bar; None where a size is unknown before reading."""
-    try:
-        sizes = [size(shard.shard) for shard in shards]
-    except OSError:
-        return None
-    return None if None in sizes else sum(count or 0 for count in sizes)
-
-
-def _tiles(reports: list[ShardReport], locations: list[tuple[int, int]]) -> list[Tile]:
-    pairs = track(read_pairs(reports, locations), len(locations), "contact sheet", "pair")
-    return [make_tile(pair) for pair in pairs]
+    inspect_shards(shards, output, sheet_pairs, seed, workers)

@@ -1,0 +1,6 @@
+"""Values of options, apart from the libraries that act on them, so that --help imports none."""
+
+from typing import Literal
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Sampler = Literal["euler", "ddim", "dpm++"]
