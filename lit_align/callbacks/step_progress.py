@@ -9,9 +9,9 @@ from lit_align.common.progress import Progress, show_progress
 
 
 class StepProgress(ProgressBar):
-    """Counts optimizer steps of the whole fit, where Lightning's own bars count batches of an epoch.
+    """Counts optimizer steps of the whole fit, whereas Lightning's own bars count batches of an epoch.
 
-    The last logged values stand beside the bar. In a log file it prints a line every 30 seconds.
+    Shows the last logged values. Prints a line every 30 seconds if stderr is a log file.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class StepProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """On all ranks but the first."""
+        """Show nothing; Lightning calls this on all ranks except the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -72,7 +72,7 @@ class StepProgress(ProgressBar):
             self._close()
 
     def values(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, str]:
-        """Loss, accuracy and pairs/s, short."""
+        """Format the logged metrics with four digits."""
         metrics = self.get_metrics(trainer, pl_module)
         return {k: f"{float(v):.4g}" for k, v in metrics.items() if k != "v_num" and isinstance(v, int | float)}
 
@@ -83,7 +83,7 @@ class StepProgress(ProgressBar):
 
 
 def is_alone(trainer: L.Trainer) -> bool:
-    """Whether a validation is not inside a training, which has a bar."""
+    """Whether a validation runs outside `fit`, whose bar counts steps."""
     return trainer.state.fn == "validate" or trainer.sanity_checking
 
 

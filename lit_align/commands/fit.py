@@ -28,7 +28,7 @@ class Parser(ShortErrors, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml` once training begins: a run that refuses to go on as another one keeps its own."""
+    """Writes `config.yaml` when training begins, so that a run that is refused leaves the file of the earlier run."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -51,7 +51,7 @@ class AlignmentCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)  # Lightning's own warns where args are not those of the process
+        self.config = parser.parse_args(args)  # Lightning would warn that sys.argv has other arguments
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -63,7 +63,11 @@ class AlignmentCLI(LightningCLI):
             choose_version(config.trainer.logger)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """With our CheckpointIO, unless the config names another one, and our progress bar, unless it wants none."""
+        """Add our CheckpointIO, unless the config names one, and our progress bar, unless the config disables it.
+
+        Raises:
+            ValueError: if the Trainer refuses its options.
+        """
         trainer = self.config_init[self.subcommand].trainer
         if trainer.enable_progress_bar is False:
             ours = self.trainer_defaults["callbacks"]
@@ -80,7 +84,7 @@ class AlignmentCLI(LightningCLI):
             raise UserValueError(f"trainer: {error}") from error
 
     def before_fit(self) -> None:
-        """`--ckpt_path last` is the run's last whole checkpoint; a run that has none begins."""
+        """Replace `--ckpt_path last` by the path of the last complete checkpoint, or by none to start from step 0."""
         folders = checkpoint_folders(self.trainer)
         if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
             check_writable(folders[0])
@@ -89,7 +93,7 @@ class AlignmentCLI(LightningCLI):
             rank_zero_info(
                 f"ckpt_path last: {found.path}, of step {found.step:,}"
                 if found
-                else f"ckpt_path last: there is no checkpoint in {', '.join(map(str, folders))}; the run begins."
+                else f"ckpt_path last: no checkpoint in {', '.join(map(str, folders))}; the run starts from step 0."
             )
             self.config_init.fit.ckpt_path = None if found is None else str(found.path)
 
@@ -114,12 +118,12 @@ CLI = TypeVar("CLI", bound=AlignmentCLI)
 
 
 def fit(words: list[str]) -> None:
-    """Train. `words` are those of the command line after `fit`."""
+    """Train; `words` follow `fit` on the command line."""
     _run("fit", words)
 
 
 def validate(words: list[str]) -> None:
-    """Validate a checkpoint on held-out pairs. `words` are those of the command line after `validate`."""
+    """Validate a checkpoint on held-out pairs; `words` follow `validate` on the command line."""
     _run("validate", words)
 
 
@@ -130,7 +134,7 @@ def _run(subcommand: str, words: list[str]) -> None:
 
 
 def make_cli(kind: type[CLI], words: list[str], run: bool, prog: str) -> CLI:
-    """A LightningCLI with what all of ours have in common."""
+    """Make a LightningCLI of our module and data module, with our default callbacks."""
     return kind(
         AlignmentModule,
         PreferenceDataModule,

@@ -32,8 +32,8 @@ MISTAKES = {
     # The command line itself.
     "unknown command": ("ftt", "'ftt'. Do you mean fit?"),
     "unknown command, no near one": ("--config configs/quickstart.yaml", "lit-align --help"),
-    "unknown option": ("inspect --shrads x", "--shrads"),
-    "unknown option of fit": (FIT + " --data.batchsize 3", "data.batchsize"),
+    "unknown option": ("inspect --shrads x", "--shrads x Do you mean --shards?"),
+    "unknown option of fit": (FIT + " --data.batchsize 3", "Do you mean --data.batch_size?"),
     "unknown import": ("import foldr", "'folder'"),
     "import of nothing": ("import", "pick-a-pic"),
     "option missing": ("export --ckpt_path x", "output"),
@@ -64,7 +64,10 @@ MISTAKES = {
     "no config": ("fit --config configs/quikstart.yaml", "configs/quikstart.yaml"),
     "broken YAML": ("fit --config {tmp}/broken.yaml", "broken.yaml"),
     "config is a list": ("fit --config {tmp}/list.yaml", "list.yaml"),
-    "misspelled key": ("fit --config configs/quickstart.yaml --config {tmp}/misspelled.yaml", "max_stpes"),
+    "misspelled key": (
+        "fit --config configs/quickstart.yaml --config {tmp}/misspelled.yaml",
+        "there is no option 'trainer.max_stpes' Do you mean --trainer.max_steps?",
+    ),
     "unknown section": ("fit --config configs/quickstart.yaml --config {tmp}/unknown.yaml", "optimizer"),
     "config of a command in encode": ("encode --config {tmp}/list.yaml --output {tmp}/cache", "list.yaml"),
     "no config in encode": ("encode --config {tmp}/none.yaml --output {tmp}/cache", "none.yaml"),

@@ -1,7 +1,9 @@
 """Command lines of the commands whose options are the parameters of a function or the fields of a dataclass."""
 
 import dataclasses
+import difflib
 import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
@@ -23,9 +25,16 @@ class ShortErrors(ArgumentParser):
             raise ArgumentError(None, message) from ex  # a parser inside another one leaves the exit to that one
         parser = getattr(ex, "subcommand_parser", None) or self
         prog = parser.prog.replace(" [options]", "")
-        help_line = f"\n{prog} --help lists the options."
+        help_line = f"{_nearest_option(parser, message)}\n{prog} --help lists the options."
         print(f"{prog}: {missing_extra(message) or explain_parsing(message) + help_line}", file=sys.stderr)
         sys.exit(2)
+
+
+def _nearest_option(parser: ArgumentParser, message: str) -> str:
+    unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", message)
+    options = [option.removeprefix("--") for option in parser._option_string_actions]
+    nearest = difflib.get_close_matches(unknown[1], options, n=1) if unknown else []
+    return f" Do you mean --{nearest[0]}?" if nearest else ""
 
 
 def run_command(command: Command, words: list[str], prog: str) -> None:
