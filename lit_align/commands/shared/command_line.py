@@ -34,7 +34,7 @@ def _nearest_option(parser: ArgumentParser, message: str) -> str:
     unknown = re.search(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)", message)
     options = [option.removeprefix("--") for option in parser._option_string_actions]
     nearest = difflib.get_close_matches(unknown[1], options, n=1) if unknown else []
-    return f" Do you mean --{nearest[0]}?" if nearest else ""
+    return f". Do you mean --{nearest[0]}?" if nearest else ""
 
 
 def run_command(command: Command, words: list[str], prog: str) -> None:
