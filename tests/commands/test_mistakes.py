@@ -65,8 +65,8 @@ MISTAKES = {
     "broken YAML": ("fit --config {tmp}/broken.yaml", "broken.yaml"),
     "config is a list": ("fit --config {tmp}/list.yaml", "list.yaml"),
     "misspelled key": (
-        "fit --config configs/quickstart.yaml --config {tmp}/misspelled.yaml",
-        "there is no option 'trainer.max_stpes' Do you mean --trainer.max_steps?",
+        FIT + " --config {tmp}/misspelled.yaml",
+        "'trainer.max_stpes'. Do you mean --trainer.max_steps?",
     ),
     "unknown section": ("fit --config configs/quickstart.yaml --config {tmp}/unknown.yaml", "optimizer"),
     "config of a command in encode": ("encode --config {tmp}/list.yaml --output {tmp}/cache", "list.yaml"),

@@ -98,7 +98,10 @@ def _explain_value(key: str, rest: str) -> str | None:
     kinds = re.findall(r"Expected an? (.*?)(?:\. Got value.*)?(?:\n|$)", rest)
     if value is None or not kinds:
         return None
-    kinds = [re.sub(r"typing\.Literal\[(.*)\]|<class '(?:\w+\.)*(\w+)'>", r"\1\2", kind).strip() for kind in kinds]
+    kinds = [
+        re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind))
+        for kind in kinds
+    ]
     kinds = [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
     return f"{key} is {value[1]}; it must be {' or '.join(kinds)}."
 
