@@ -46,7 +46,7 @@ def test_columns_of_a_labelled_table_can_be_named(images):
     for name, header in (("default", names.keys()), ("named", names.values())):
         with (images / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
-    words = [f"--{column}_column={name}" for column, name in names.items()]
+    words = ["--image_0_column=left", "--image_1_column=right", "--prompt_column=text", "--label_column=left_wins"]
     main(["import", "folder", f"--table={images}/default.csv", f"--output={images}/default", "--workers=1"])
     main(["import", "folder", f"--table={images}/named.csv", f"--output={images}/named", "--workers=1", *words])
     assert [(pair.prompt, pair.label_0) for pair, _ in read_all(images / "named")] == [("one", 1), ("two", 0)]
