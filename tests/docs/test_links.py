@@ -11,6 +11,9 @@ TOP = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
 PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+FILE = re.compile(
+    r"(?<!\} )(?<![/\w])((?:tests|configs|scripts|examples|benchmarks|assets|notebooks|docs)/[\w./-]*[\w])"
+)
 SHELL = ("console", "shell", "sh", "zsh")  # all shell blocks are `bash`, so that none is overlooked
 
 
@@ -29,6 +32,12 @@ def test_links_lead_somewhere(page):
         target = (page.parent / file).resolve() if file else page
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_files_that_the_pages_name_are_there():
+    named = {path for page in PAGES for path in FILE.findall(page.read_text())}
+    assert len(named) >= 40
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
 def test_all_links_were_found():
