@@ -20,10 +20,12 @@ def test_held_out_values_by_timestep_range():
     errors = PairErrors(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 2.0]))
     terms = {"chosen_drift": torch.tensor([0.5, -0.1, 0.2]), "rejected_drift": torch.tensor([0.3, 0.3, 0.4])}
     terms["chosen_worse"] = (terms["chosen_drift"] > 0).float()
-    output = ObjectiveOutput(torch.tensor(0.0), torch.tensor([1.0, 0.0, -1.0]), terms)
+    output = ObjectiveOutput(torch.tensor([3.0, 5.0, 7.0]), torch.tensor([1.0, 0.0, -1.0]), terms)
     pairs = SimpleNamespace(weight=torch.ones(3), voted=False, vote_share=torch.zeros(3), human=torch.ones(3))
     metrics.observe(output, errors, torch.tensor([0, 249, 990]), pairs)
     result = metrics.compute()
+    assert result["loss/t0-249"] == 4
+    assert result["loss/t750-999"] == 7
     assert result["accuracy/t0-249"] == 0.75
     assert result["accuracy/t750-999"] == 0
     assert result["margin/t0-249"] == 0.5
@@ -35,12 +37,13 @@ def test_held_out_values_by_timestep_range():
 
 
 def test_the_objective_decides_which_ranges_there_are():
-    """MaPO has no drift; the training log has the errors alone by range."""
+    """MaPO has no drift; the training log has only the loss and the errors by range."""
     with_reference, without = make_module(objective=DiffusionDPO()), make_module()
     assert "chosen_drift/t0-249" in with_reference.val_metrics.names
-    assert len([name for name in with_reference.val_metrics.names if "/t0-" in name]) == 6
-    assert len([name for name in without.val_metrics.names if "/t0-" in name]) == 4
-    assert [name for name in without.train_metrics.names if "accuracy/" in name] == []
+    assert len([name for name in with_reference.val_metrics.names if "/t0-" in name]) == 7
+    assert len([name for name in without.val_metrics.names if "/t0-" in name]) == 5
+    ranges = [name for name in without.train_metrics.names if "/t0-" in name]
+    assert ranges == ["loss/t0-249", "chosen_error/t0-249", "rejected_error/t0-249"]
 
 
 class Values(L.Callback):
