@@ -25,7 +25,7 @@ from lit_align.backbones.sampling import generate
 from lit_align.callbacks import ReferenceUpdate
 from lit_align.common.files import write_text
 from lit_align.data import PreferenceDataModule
-from lit_align.evaluation.noise import prompt_seed
+from lit_align.evaluation.prompts import prompt_seed
 from lit_align.objectives import SFT, Objective
 from lit_align.scoring import Scorer, load_scorers
 from lit_align.scoring.scorers.analytic import high_contrast

@@ -48,9 +48,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "judge": {
         "test": Command(
-            "win rates of models against their base, with a report", "lit_align.commands.evaluate.test:test"
+            "win rates of models against their base, with a report", "lit_align.commands.evaluate.test:WinRateTest"
         ),
-        "predict": Command("images of prompts, by any model", "lit_align.commands.evaluate.predict:predict"),
+        "predict": Command("images of prompts, by any model", "lit_align.commands.evaluate.predict:Predict"),
     },
     "before a run": {
         "doctor": Command(

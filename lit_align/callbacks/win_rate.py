@@ -9,8 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_align.callbacks.rank_images import Sampling, gather_shares, generate_on_ranks, pause_throughput
-from lit_align.evaluation.noise import prompt_seed
-from lit_align.evaluation.prompts import read_prompts
+from lit_align.evaluation.prompts import prompt_seed, read_prompts
 from lit_align.evaluation.win_rates import Comparison, compare
 from lit_align.internals import save_schedule
 from lit_align.scoring.base import Scorer

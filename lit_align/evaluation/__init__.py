@@ -1,1 +1,1 @@
-"""What aligned models draw, and how they fare against the base."""
+"""Measure what aligned models draw, and compare it with what the base draws."""

@@ -1,4 +1,4 @@
-"""What images look like, in a few numbers that move when a model is trained too far."""
+"""A few numbers of how images look, which change when a model is trained too far."""
 
 import torch
 from torch import Tensor
@@ -6,21 +6,21 @@ from torch import Tensor
 from lit_align.scoring.scorers.analytic import colourfulness, lumas, sharpness
 
 COLOUR = ("red", "green", "blue")
-DIFFERENCES = (*COLOUR, "saturated")  # from the base; of the others the ratio says more
+DIFFERENCES = (*COLOUR, "saturated")  # compared with the base by difference, the others by ratio
 
 
 def image_statistics(images: Tensor) -> dict[str, float]:
-    """Means over images (n, 3, h, w) uint8, h and w at least 3.
+    """Compute means over images (n, 3, h, w) uint8, h and w at least 3.
 
-    Washed out images lose contrast and colourfulness, burnt ones gain both and saturation, blurred ones lose sharpness,
-    noisy ones gain it, and a tint moves the mean colour.
+    Washed-out images lose contrast and colourfulness, burnt ones gain both and saturation, blurred ones lose sharpness,
+    noisy ones gain it, and a tint shifts the mean colour.
 
     Returns:
-        red, green, blue: mean colour, 0 to 255.
-        contrast: standard deviation of an image's luma, 0 to 127.5.
-        colourfulness: of Hasler and Süsstrunk, see `Colourfulness`.
+        red, green, blue: mean of the channel, 0 to 255.
+        contrast: standard deviation of the luma, 0 to 127.5.
+        colourfulness: Hasler and Süsstrunk 2003, see `Colourfulness`.
         sharpness: variance of the Laplacian of the luma, see `Sharpness`.
-        saturated: share of pixels of which a channel is 0 or 255, where it may have been cut off.
+        saturated: share of pixels with a channel at 0 or 255, where values may have been clipped.
     """
     means = images.float().mean((0, 2, 3)).tolist()
     saturated = ((images == 0) | (images == 255)).any(1)  # (n, h, w)
@@ -34,9 +34,9 @@ def image_statistics(images: Tensor) -> dict[str, float]:
 
 
 def against_base(statistics: dict[str, float], base: dict[str, float]) -> dict[str, float]:
-    """How far from the base: differences of the colours and of the saturated share, ratios of the others.
+    """Compare with the base: differences of the colours and of the saturated share, ratios of the others.
 
-    A ratio to nothing is inf, or nan where there is nothing in both.
+    A ratio to 0 is inf, or nan if both values are 0.
     """
     return {
         name: value - base[name] if name in DIFFERENCES else (torch.tensor(value) / base[name]).item()
@@ -45,7 +45,7 @@ def against_base(statistics: dict[str, float], base: dict[str, float]) -> dict[s
 
 
 def describe(statistics: dict[str, float], change: dict[str, float]) -> str:
-    """One line, with the change against the base where there is one."""
+    """Write statistics in one line, with the change against the base in brackets where it is known."""
     changes = {
         name: f" ({value:+.2f})" if name in DIFFERENCES else f" (x {value:.2f})" for name, value in change.items()
     }

@@ -1,4 +1,4 @@
-"""Prompts from a file: text, a table or JSON; among them those of published benchmarks; and sets of our own."""
+"""Prompts of files (text, tables, JSON, published benchmarks) and of bundled sets, and the seed of a prompt's noise."""
 
 import csv
 import hashlib
@@ -14,27 +14,27 @@ import pyarrow.parquet as pq
 from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
 
-SETS = Path(__file__).with_name("prompt_sets")  # ours, text by name
+SETS = Path(__file__).with_name("prompt_sets")  # bundled, one text file each
 TABLES = {".csv": ",", ".tsv": "\t"}
-KINDS = (*TABLES, ".json", ".jsonl", ".parquet")  # any other is text
+KINDS = (*TABLES, ".json", ".jsonl", ".parquet")  # files of any other kind are text
 COLUMN = "prompt"
 PARTI_PROMPTS = ["Prompt", "Category", "Challenge", "Note"]  # header of its PartiPrompts.tsv, which quotes nothing
 PICK_A_PIC = "caption"  # its column in Parquet files
 
 
 class Prompts(NamedTuple):
-    """The prompts of a file, each once, in the file's order."""
+    """The prompts of a file without duplicates, in the order of the file."""
 
     unique: list[str]
-    repeated: int  # rows left out because their prompt was there before
-    blank: int  # rows left out because there is no prompt in them
+    repeated: int  # rows left out because an earlier row has their prompt
+    blank: int  # rows left out because they have no prompt
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the prompts and their order, whatever kind of file they were in."""
+        """16 hexadecimal digits of the prompts in their order, independent of the kind of file."""
         return hashlib.blake2b(json.dumps(self.unique).encode(), digest_size=8).hexdigest()
 
     def spread(self, limit: int) -> "Prompts":
-        """At most `limit` of them, evenly spread: benchmarks are ordered by kind."""
+        """Keep at most `limit` prompts, evenly spread, because benchmarks are ordered by kind."""
         count = min(limit, len(self.unique))
         return self._replace(unique=[self.unique[row * len(self.unique) // count] for row in range(count)])
 
@@ -43,18 +43,18 @@ class Prompts(NamedTuple):
 
 
 def set_names() -> list[str]:
-    """Names of the sets that come with lit-align."""
+    """Names of the bundled sets."""
     return sorted(path.stem for path in SETS.glob("*.txt"))
 
 
 def read_prompts(path: str, column: str | None = None) -> Prompts:
-    """The prompts of a file, without the spaces around them.
+    """Read the prompts of a file and strip the spaces around them.
 
     Args:
-        path: `.csv` and `.tsv` with a header, `.jsonl` with an object a line, `.json` with a list of objects or of
-            strings, `.parquet`; any other is text, a prompt a line. Or the name of a set, see `set_names`.
-        column: name of the prompts in a table or in the objects; if not given it is `prompt`, `Prompt` in a file with
-            PartiPrompts' header, or `caption` in a Parquet file without `prompt`, as Pick-a-Pic has it. Text has none.
+        path: `.csv` or `.tsv` with a header, `.jsonl` with one object per line, `.json` with a list of objects or
+            strings, `.parquet`, or text with one prompt per line. Or the name of a set, see `set_names`.
+        column: name of the prompts in tables and objects; none: `prompt`, `Prompt` in a file with PartiPrompts' header,
+            or `caption` in a Parquet file without `prompt`, as in Pick-a-Pic. Text has no columns.
 
     Raises:
         OSError: if the file cannot be read.
@@ -64,7 +64,7 @@ def read_prompts(path: str, column: str | None = None) -> Prompts:
         path = str(SETS / f"{path}.txt")
     kind = PurePosixPath(path.lower()).suffix
     if column is not None and kind not in KINDS:
-        raise UserValueError(f"prompt_column is {column!r}, but {path} is text, a prompt a line: leave the option out.")
+        raise UserValueError(f"prompt_column is {column!r}, but {path} is text without columns: omit the option.")
     with open_binary(path) as file:
         try:
             found = [prompt.strip() for prompt in _rows(file, kind, column)]
@@ -79,6 +79,16 @@ def read_prompts(path: str, column: str | None = None) -> Prompts:
     return Prompts(unique, len(filled) - len(unique), len(found) - len(filled))
 
 
+def prompt_seed(prompt: str, seed: int) -> int:
+    """Seed of the noise of a prompt's image, 32 bits, independent of model, batch, process and file.
+
+    Args:
+        prompt: text that the model reads.
+        seed: of the evaluation.
+    """
+    return int.from_bytes(hashlib.blake2b(json.dumps([prompt, seed]).encode(), digest_size=4).digest(), "big")
+
+
 def _rows(file: IO[bytes], kind: str, column: str | None) -> Iterator[str]:
     if kind == ".parquet":
         yield from _parquet(file, column)
@@ -91,7 +101,7 @@ def _rows(file: IO[bytes], kind: str, column: str | None) -> Iterator[str]:
         elif kind == ".json":
             yield from _list(json.load(text), column)
         else:
-            yield from text  # not `splitlines`, which also splits at characters that may be in a prompt
+            yield from text  # not `splitlines`, which splits also at characters that a prompt may contain
 
 
 def _table(text: IO[str], delimiter: str, column: str | None) -> Iterator[str]:
@@ -107,7 +117,7 @@ def _table(text: IO[str], delimiter: str, column: str | None) -> Iterator[str]:
             f"header: no column {column!r}, only {_names(rows.fieldnames)}. Name it with --prompt_column."
         )
     for row in rows:
-        if None in row:  # where the csv module puts what is left over
+        if None in row:  # key of the csv module for surplus fields
             raise UserValueError(f"line {rows.line_num}: more fields than the header names. Quote prompts with commas.")
         yield row[column] or ""
 
@@ -120,12 +130,12 @@ def _lines(text: IO[str], column: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserValueError(f"line {number}: no JSON: {error}.") from error
+            raise UserValueError(f"line {number}: not JSON: {error}.") from error
         yield _value(row, column, f"line {number}")
 
 
 def _list(values: Any, column: str | None) -> Iterator[str]:
-    """HPDv2's benchmark is a list of objects, HPSv2's a list of strings."""
+    """Prompts of a list of objects (the benchmark of HPDv2) or of strings (the one of HPSv2)."""
     if not isinstance(values, list):
         raise UserValueError(f"it holds a {type(values).__name__}; a list of objects or of strings is needed.")
     for number, row in enumerate(values, 1):
@@ -133,13 +143,13 @@ def _list(values: Any, column: str | None) -> Iterator[str]:
         yield row if plain else _value(row, column or COLUMN, f"entry {number}")
 
 
-def _value(row: Any, column: str, place: str) -> str:
+def _value(row: Any, column: str, location: str) -> str:
     if not isinstance(row, dict) or column not in row:
         found = _names(row) if isinstance(row, dict) else type(row).__name__
-        raise UserValueError(f"{place}: no {column!r}, only {found}. Name it with --prompt_column.")
+        raise UserValueError(f"{location}: no {column!r}, only {found}. Name it with --prompt_column.")
     value = row[column]
     if value is not None and not isinstance(value, str):
-        raise UserValueError(f"{place}: {column!r} is {value!r}; it must be text.")
+        raise UserValueError(f"{location}: {column!r} is {value!r}; it must be text.")
     return value or ""
 
 

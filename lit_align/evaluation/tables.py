@@ -1,4 +1,4 @@
-"""What an evaluation found: every model against every other, as plain values and as a table."""
+"""Comparisons of every model with every other, as plain values and as text tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,16 +9,16 @@ import torch
 
 from lit_align.evaluation.win_rates import compare
 
-Scores = Mapping[str, Mapping[str, list[float]]]  # by scorer and model: one a prompt
+Scores = Mapping[str, Mapping[str, list[float]]]  # by scorer and model, one per prompt
 COUNTS = ("wins", "ties", "losses")
 HEADER = ("scorer", *COUNTS, "win rate", "95 %", "mean", "against", "difference", "95 %", "sign test")
 
 
 def compare_all(scores: Scores, tolerances: Mapping[str, float]) -> list[dict[str, Any]]:
-    """All pairs of models, those against the first one before the others.
+    """Compare all pairs of models; the pairs with the first model come first.
 
     Args:
-        scores: of the same prompts by all models, the base's first.
+        scores: of equal prompts for all models, the base first.
         tolerances: by scorer, see `compare`.
     """
     models = list(next(iter(scores.values())))
@@ -33,30 +33,30 @@ def _of(scores: Scores, model: str) -> dict[str, torch.Tensor]:
 
 
 def to_text(comparison: Mapping[str, Any], prompts: int) -> str:
-    """A comparison for the terminal."""
+    """Write a comparison as a table for the terminal."""
     rows = [HEADER, *(_row(name, outcome) for name, outcome in comparison["scorers"].items()), _macro(comparison)]
     return _table(f"{comparison['model']} against {comparison['against']}, {prompts} prompts", rows)
 
 
 def overview(comparisons: Sequence[Mapping[str, Any]], base: str) -> str:
-    """The win rates of all models against the base for the terminal; nothing where there is one model.
+    """Write the win rates of all models against the base as a table for the terminal; "" if there is one model.
 
     Args:
-        comparisons: of `compare_all`.
-        base: its name.
+        comparisons: from `compare_all`.
+        base: name of the base.
     """
-    of_base = [comparison for comparison in comparisons if comparison["against"] == base]
-    if len(of_base) < 2:
+    against_base = [comparison for comparison in comparisons if comparison["against"] == base]
+    if len(against_base) < 2:
         return ""
-    rows = [("model", "macro", *of_base[0]["scorers"])]
-    for comparison in of_base:
+    rows = [("model", "macro", *against_base[0]["scorers"])]
+    for comparison in against_base:
         rates = [comparison["macro"], *(outcome["win_rate"] for outcome in comparison["scorers"].values())]
         rows.append((comparison["model"], *map(_percent, rates)))
     return _table(f"win rates against {base}", rows)
 
 
 def _table(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first one left."""
+    """Align the first column left and the others right, below a title."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))

@@ -1,4 +1,4 @@
-"""Two models' scores on the same prompts and noise: who wins how often, and by how much."""
+"""Win rates and mean differences of two models, whose images have the prompts and the noise in common."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ from lit_align.user_errors import UserValueError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one scorer says of a model against another."""
+    """Result of one scorer for a model against another."""
 
-    wins: int  # prompts
+    wins: int  # number of prompts
     ties: int
     losses: int
     win_rate: float  # (wins + ties / 2) / n
-    interval: Interval  # of the win rate, `wilson`
-    mean: float  # score
+    interval: Interval  # of the win rate, by `wilson`
+    mean: float  # of the scores
     mean_against: float
     difference: float  # of the means
-    difference_interval: Interval | None  # by `bootstrap` over prompts; one prompt alone says nothing of others
+    difference_interval: Interval | None  # by `bootstrap` over prompts; none if there is one prompt
     sign_test: float  # p value
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all scorers say."""
+    """Results of all scorers for a model against another."""
 
     scorers: dict[str, Outcome]
-    macro: float  # mean of their win rates
-    macro_interval: Interval  # `score_interval` of the prompts' averages
-    macro_wins: int  # prompts that more scorers give to the model than to the other
+    macro: float  # mean of the scorers' win rates
+    macro_interval: Interval  # by `score_interval` of the prompts' averages
+    macro_wins: int  # prompts on which more scorers prefer this model than the other
     macro_ties: int
     macro_losses: int
     macro_sign_test: float  # p value
@@ -46,17 +46,17 @@ def compare(
     """Compare a model with another, prompt by prompt.
 
     Args:
-        scores: by scorer's name, (prompts,) each.
-        against: the other model's, on the same prompts and from the same noise.
-        tolerances: by scorer's name, differences up to which are ties; 0 where none is given.
+        scores: by name of the scorer, (prompts,) each.
+        against: scores of the other model, on these prompts and this noise.
+        tolerances: by name of the scorer, differences up to which a prompt is a tie; 0 by default.
 
     Raises:
-        ValueError: if a tolerance is negative, not finite or of no scorer.
+        UserValueError: if a tolerance is negative, not finite or of an unknown scorer.
     """
     tolerances = tolerances or {}
     for name, tolerance in tolerances.items():
         if name not in scores:
-            raise UserValueError(f"tolerances: {name!r} is no scorer here; there are {', '.join(scores)}.")
+            raise UserValueError(f"tolerances: {name!r} is not a scorer here; choose from {', '.join(scores)}.")
         check_tolerance(name, tolerance)
     outcomes, signs = {}, []
     for name, mine in scores.items():
@@ -80,13 +80,13 @@ def compare(
 
 
 def check_tolerance(name: str, tolerance: float) -> None:
-    """Raise a ValueError if a scorer's tie tolerance is none: by an infinite one all prompts would be ties."""
+    """Refuse a tie tolerance that is negative or not finite; an infinite one would make all prompts ties."""
     if not (isfinite(tolerance) and tolerance >= 0):
-        raise UserValueError(f"tolerances: that of {name} is {tolerance}; it must be 0 or more, and finite.")
+        raise UserValueError(f"tolerances.{name} is {tolerance}; it must be 0 or more, and finite.")
 
 
 def _counts(sign: Tensor) -> tuple[int, int, int]:
-    """Wins, ties and losses."""
+    """Count wins, ties and losses in signs (prompts,)."""
     wins, ties, losses = (int((sign == value).sum()) for value in (1, 0, -1))
     return wins, ties, losses
 

@@ -10,7 +10,7 @@ from lit_align.backbones import LoRA
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks import Throughput, WinRate
 from lit_align.cli import main
-from lit_align.evaluation.noise import prompt_seed
+from lit_align.evaluation.prompts import prompt_seed
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import Aesthetic, Colourfulness, Scorer, Sharpness
 from tests.support.paths import PAIRS, PIPELINE, ROOT
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_would_choose_wrongly_is_refused(tmp_path, changes, me
         ({"prompts": []}, "prompts is empty"),
         ({"prompts": ["fox", "rose", "fox"]}, "has 'fox' twice"),
         ({"every_n_steps": 0}, "every_n_steps is 0"),
-        ({"tolerances": {"clip": 0.1}}, "'clip' is no scorer here; there are style, colour"),
+        ({"tolerances": {"clip": 0.1}}, "'clip' is not a scorer here; choose from style, colour"),
         ({"tolerances": {"style": -1.0}}, "that of style is -1"),
         ({"scorers": {"macro": Sharpness()}}, "'macro' is the name of their mean"),
     ],

@@ -349,7 +349,7 @@ def test_prompt_files(tmp_path, name, text, column):
         ("a.csv", b'prompt\n"a\n', None, "a.csv, unexpected end of data"),
         ("a.jsonl", b'{"prompt": "a"}\n{"p": "b"}\n', None, "line 2: no 'prompt', only 'p'"),
         ("a.jsonl", b'{"prompt": 3}\n', None, "line 1: 'prompt' is 3; it must be text"),
-        ("a.jsonl", b"fox\n", None, "line 1: no JSON"),
+        ("a.jsonl", b"fox\n", None, "line 1: not JSON"),
         ("a.jsonl", b"[1]\n", None, "line 1: no 'prompt', only list"),
     ],
 )

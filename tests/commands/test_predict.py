@@ -17,10 +17,10 @@ from tqdm import tqdm
 from lit_align.backbones import StableDiffusion, StableDiffusionXL, sampling
 from lit_align.backbones.loading.denoisers import load_denoiser
 from lit_align.cli import main
-from lit_align.commands.evaluate.predict import predict
+from lit_align.commands.evaluate.predict import Predict
 from lit_align.commands.shared import process_group as place
 from lit_align.data.images import decode_pixels
-from lit_align.evaluation.noise import prompt_seed
+from lit_align.evaluation.prompts import prompt_seed
 from tests.support.exports import adapter, darker
 from tests.support.paths import PIPELINE, ROOT
 
@@ -30,7 +30,7 @@ NAMES = ["anchor", "bacon", "fox"]
 def draw(folder, names=NAMES, output="out", **options):
     (folder / "prompts.txt").write_text("\n".join(names) + "\n")
     options = {"model": str(PIPELINE), "steps": 2, "accelerator": "cpu", "devices": 1, **options}
-    predict(str(folder / "prompts.txt"), folder / output, **options)
+    Predict(prompts=str(folder / "prompts.txt"), output=folder / output, **options).run()
     return folder / output
 
 

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from lit_align.common.files import write_if_absent
-from lit_align.evaluation import image_store as gallery_module
-from lit_align.evaluation.image_store import Gallery
+from lit_align.evaluation import image_store
+from lit_align.evaluation.image_store import ImageStore
 from tests.support.images import write_red_image
 
 NAMES = ["anchor", "bacon", "fox", "tulip", "bell", "red apple", "axe", "cactus"]
@@ -14,26 +14,26 @@ NAMES = ["anchor", "bacon", "fox", "tulip", "bell", "red apple", "axe", "cactus"
 
 def test_a_score_is_of_the_bytes_that_were_read(tmp_path):
     """Whatever happens to the file while a scorer looks at them."""
-    gallery = Gallery(tmp_path, ["fox"], 0)
-    first = write_red_image(gallery.paths[0])
-    (key,) = gallery.keys([0])
+    store = ImageStore(tmp_path, ["fox"], 0)
+    first = write_red_image(store.paths[0])
+    (key,) = store.keys([0])
 
     class Slow:
         def score(self, images, prompts):
-            Image.new("RGB", (32, 32), "blue").save(gallery.paths[0])
+            Image.new("RGB", (32, 32), "blue").save(store.paths[0])
             return torch.tensor([float(images[0][0].sum())])
 
-    gallery.score(Slow(), "slow", [0], 1, lambda count: None)
-    assert gallery.scores("slow") == {key: 255.0 * 32 * 32}
-    assert gallery.keys([0]) != [key]
-    gallery.paths[0].write_bytes(first)
-    assert gallery.keys([0]) == [key]
+    store.score(Slow(), "slow", [0], 1, lambda count: None)
+    assert store.scores("slow") == {key: 255.0 * 32 * 32}
+    assert store.keys([0]) != [key]
+    store.paths[0].write_bytes(first)
+    assert store.keys([0]) == [key]
 
 
 def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery_module, "KEPT_AT_A_TIME", 2)
-    gallery, seen = Gallery(tmp_path, NAMES, 0), []
-    for path in gallery.paths:
+    monkeypatch.setattr(image_store, "KEPT_AT_A_TIME", 2)
+    store, seen = ImageStore(tmp_path, NAMES, 0), []
+    for path in store.paths:
         write_red_image(path)
 
     class Dies:
@@ -44,8 +44,8 @@ def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
             return torch.tensor([float(len(seen))])
 
     with pytest.raises(KeyboardInterrupt):
-        gallery.score(Dies(), "dies", range(8), 1, lambda count: None)
-    assert gallery.scores("dies") == dict(zip(gallery.keys(range(4)), [1.0, 2.0, 3.0, 4.0], strict=True))
+        store.score(Dies(), "dies", range(8), 1, lambda count: None)
+    assert store.scores("dies") == dict(zip(store.keys(range(4)), [1.0, 2.0, 3.0, 4.0], strict=True))
 
 
 def test_the_first_of_two_writers_wins(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from lit_align.evaluation import intervals
 from lit_align.evaluation.intervals import bootstrap, score_interval, sign_test, wilson
-from lit_align.evaluation.noise import prompt_seed
+from lit_align.evaluation.prompts import prompt_seed
 from lit_align.evaluation.report.page import make_templates
 from lit_align.evaluation.tables import compare_all, overview, to_text
 from lit_align.evaluation.win_rates import compare
@@ -157,8 +157,8 @@ def test_tables_of_the_terminal():
 @pytest.mark.parametrize(
     ("tolerances", "message"),
     [
-        ({"c": 0.1}, "'c' is no scorer"),
-        ({"a": -1.0}, "of a is -1.0; it must be 0 or more"),
+        ({"c": 0.1}, "'c' is not a scorer"),
+        ({"a": -1.0}, r"tolerances\.a is -1.0; it must be 0 or more"),
         ({"a": math.inf}, "finite"),
     ],
 )

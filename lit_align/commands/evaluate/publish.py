@@ -1,4 +1,4 @@
-"""What `lit-align test` leaves: pictures, results, the report; and the tables on the terminal."""
+"""Output of `lit-align test`: pictures, results and report in files, tables on the terminal."""
 
 import json
 import shutil
@@ -6,27 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_align.commands.evaluate.comparison import DrawnModel
 from lit_align.common.files import atomic_path, write_text
-from lit_align.evaluation.image_store import Gallery
 from lit_align.evaluation.report.page import write_report
 from lit_align.evaluation.tables import overview, to_text
 
-BASE = "base"  # what models are compared with
+BASE = "base"  # name of the model that the others are compared with
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
-    """Changes with every writing of a file; None where there is none."""
+    """Value that changes whenever a file is written; None where there is no file."""
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def publish(path: Path, results: dict[str, Any], galleries: Mapping[str, Gallery]) -> None:
-    """Write pictures and results, and print the tables."""
-    for name, gallery in galleries.items():
-        for number, image in enumerate(gallery.paths):
+def publish(path: Path, results: dict[str, Any], models: Mapping[str, DrawnModel]) -> None:
+    """Write pictures, results and report, and print the tables.
+
+    Args:
+        path: of results.json.
+        results: its contents.
+        models: by name.
+    """
+    for name, model in models.items():
+        for number, image in enumerate(model.images.paths):
             _link(image, path.parent / "images" / name / f"{number:05d}.png")
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    for name, model in results["models"].items():
-        if name != BASE and model["fingerprint"] == results["models"][BASE]["fingerprint"]:
+    for name, model in models.items():
+        if name != BASE and model.fingerprint == models[BASE].fingerprint:
             print(f"{name} is {BASE}, weight for weight: every prompt is a tie")
     for comparison in results["comparisons"]:
         print(f"\n{to_text(comparison, len(results['prompts']))}")
@@ -39,7 +45,7 @@ def publish(path: Path, results: dict[str, Any], galleries: Mapping[str, Gallery
 
 
 def _link(image: Path, path: Path) -> None:
-    """The same file under another name, or a copy where that is on another disk."""
+    """Hard-link an image under another name, or copy it to another disk."""
     if path.exists() and path.samefile(image):
         return
     with atomic_path(path) as part:

@@ -1,7 +1,7 @@
 "use strict";
 
-const PAGE = 48; // cards at a time: thousands take seconds
-const WORST = 4; // of each scorer, above the others
+const PAGE = 48; // cards at a time; thousands would take seconds
+const WORST = 4; // cards of each scorer under worst regressions
 const MARKS = { win: "▲", tie: "=", loss: "▼" };
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -9,7 +9,7 @@ const scorers = Object.keys(data.scorers);
 const state = { comparison: 0, scorer: "", descending: false, words: "", shown: PAGE };
 const find = (id) => document.getElementById(id);
 
-/** An element; strings among its children stay text, whatever stands in them. */
+/** Make an element. Children that are strings become text, never HTML. */
 function element(tag, attributes, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -28,7 +28,7 @@ function outcome(scorer, number) {
   return value > 0 ? "win" : "loss";
 }
 
-/** Prompts' numbers, by a scorer's difference or, without one, as they came; equal ones as they came. */
+/** Sort numbers of prompts by the difference in a scorer, ties by number; without a scorer by number. */
 function sorted(numbers, scorer, descending) {
   const value = (number) => (scorer ? difference(scorer, number) : number);
   const sign = descending ? -1 : 1;
@@ -53,7 +53,7 @@ function picture(model, number) {
   return element("figure", {}, link, element("figcaption", {}, model));
 }
 
-/** What a scorer says of the pictures of a prompt: score before, score after, marked difference. */
+/** Texts of a scorer for the pictures of a prompt: score before, score after, marked difference. */
 function scoreTexts(scorer, number) {
   const { model, against } = data.comparisons[state.comparison];
   const [before, after] = [against, model].map((name) => fixed(data.scores[scorer][name][number], scorer));
@@ -73,7 +73,7 @@ function scoreRow(scorer, number) {
   );
 }
 
-/** As short as one scorer's scores can be said, under the pictures that name the models. */
+/** One scorer's scores in a line, under the pictures that name the models. */
 function scoreLine(scorer, number) {
   const [before, after, marked] = scoreTexts(scorer, number);
   const kind = outcome(scorer, number);
@@ -88,7 +88,7 @@ function scoreTable(number) {
   return element("table", {}, element("thead", {}, element("tr", {}, ...names)), element("tbody", {}, ...rows));
 }
 
-/** Both pictures of a prompt, and under them the element of their scores. */
+/** Both pictures of a prompt above an element with their scores. */
 function card(number, scores) {
   const { model, against } = data.comparisons[state.comparison];
   const { prompt, seed } = data.prompts[number];
@@ -133,7 +133,7 @@ function showCards() {
   find("direction").textContent = state.descending ? "↓ descending" : "↑ ascending";
 }
 
-/** Another order or choice begins with its first cards. */
+/** Change the order or the choice of cards, and show the first page of it. */
 function choose(changes) {
   Object.assign(state, { shown: PAGE }, changes);
   showCards();
