@@ -1,4 +1,4 @@
-"""`lit-align predict`: images of any model, the same as those of `lit-align test`, drawn once."""
+"""`lit-align predict`: images of any model, each drawn once, equal to the images of `lit-align test`."""
 
 import json
 import multiprocessing
@@ -87,7 +87,7 @@ def test_two_processes_draw_what_one_does(whole, tmp_path, monkeypatch, order, c
 
 @pytest.mark.slow
 def test_devices_draw_what_one_process_does(whole, tmp_path):
-    """Processes that the command starts itself; it ends when all have."""
+    """The command starts the other processes and ends after them."""
     (tmp_path / "prompts.txt").write_text("\n".join(NAMES) + "\n")
     words = ["--prompts=prompts.txt", f"--model={PIPELINE}", "--steps=2", "--images_per_prompt=2", "--output=out"]
     command = [sys.executable, "-m", "lit_align", "predict", "--accelerator=cpu", "--devices=2", *words]
@@ -100,13 +100,13 @@ def test_devices_draw_what_one_process_does(whole, tmp_path):
 
 
 def draw_to_be_killed(*arguments, **options):
-    """With a lock of its own: tqdm's is shared with what was forked, and would stay taken."""
+    """Draw with a new tqdm lock: the default one is shared with the parent and would stay locked."""
     tqdm.set_lock(RLock())
     draw(*arguments, **options)
 
 
-def test_a_killed_run_goes_on(whole, tmp_path, capsys):
-    """What is there stays; what is damaged is drawn again."""
+def test_a_killed_run_resumes(whole, tmp_path, capsys):
+    """Existing images stay; damaged ones are drawn again."""
     options = {"images_per_prompt": 2}
     process = multiprocessing.get_context("fork").Process(target=draw_to_be_killed, args=(tmp_path,), kwargs=options)
     process.start()
@@ -139,7 +139,7 @@ def test_exports(whole, tmp_path, export):
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_checkpoint_in_parts(tmp_path, slash):
-    """A folder as sharded training writes it, by the base that it names."""
+    """A checkpoint folder of sharded training draws with the base that it names."""
     backbone = StableDiffusionXL(str(PIPELINE))
     backbone.denoiser.conv_out.bias.data.add_(0.3)
     weights = {f"backbone.denoiser.{name}": value for name, value in backbone.denoiser.state_dict().items()}
@@ -152,7 +152,7 @@ def test_a_checkpoint_in_parts(tmp_path, slash):
 
 
 def test_another_kind_of_pipeline(sd15, tmp_path):
-    """By its own guidance."""
+    """Another kind of pipeline has another default guidance scale."""
     output = draw(tmp_path, NAMES[:1], model=str(sd15))
     (drawn,) = sampling.generate(StableDiffusion(str(sd15)), NAMES[:1], [prompt_seed(NAMES[0], 0)], 32, 32, 2, 7.5)
     assert torch.equal(pixels(output / "00000-0.png"), drawn)
@@ -160,7 +160,7 @@ def test_another_kind_of_pipeline(sd15, tmp_path):
 
 
 def test_from_the_command_line(tmp_path):
-    """With a config."""
+    """Options come from a config too."""
     (tmp_path / "a.csv").write_text("prompt,caption\nno,fox\nno,fox\nno,bell\n")
     config = f"prompts: {tmp_path}/a.csv\nmodel: {PIPELINE}\nsteps: 1\noutput: {tmp_path}/out\n"
     (tmp_path / "config.yaml").write_text(config)

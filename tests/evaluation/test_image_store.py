@@ -1,4 +1,4 @@
-"""Kept images and scores: which scores are whose, and what a killed run leaves."""
+"""Image store: which image a score belongs to, and what a killed run leaves."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ NAMES = ["anchor", "bacon", "fox", "tulip", "bell", "red apple", "axe", "cactus"
 
 
 def test_a_score_is_of_the_bytes_that_were_read(tmp_path):
-    """Whatever happens to the file while a scorer looks at them."""
+    """The file may change while a scorer works."""
     store = ImageStore(tmp_path, ["fox"], 0)
     first = write_red_image(store.paths[0])
     (key,) = store.keys([0])
@@ -49,7 +49,7 @@ def test_a_killed_run_keeps_its_scores(tmp_path, monkeypatch):
 
 
 def test_the_first_of_two_writers_wins(tmp_path, monkeypatch):
-    """Also where the second one looked before the first had written; a disk without hard links keeps the last."""
+    """The first file stays even if the second writer saw none; without hard links the last file stays."""
     path = tmp_path / "new" / "a.png"
     write_if_absent(path, b"first")
     write_if_absent(path, b"second")

@@ -1,4 +1,4 @@
-"""Files of prompts as benchmarks publish them, and the sets that come with lit-align."""
+"""Files of prompts as benchmarks publish them, and the bundled sets."""
 
 import json
 
@@ -19,7 +19,7 @@ PARTI = (
 
 
 def test_parti_prompts_quotes_nothing(tmp_path):
-    """A prompt of it begins with a quotation mark, and belongs to no quoted cell."""
+    """One of its prompts begins with a quotation mark that quotes no cell."""
     (tmp_path / "PartiPrompts.tsv").write_text(PARTI, newline="")
     found = read_prompts(str(tmp_path / "PartiPrompts.tsv"))
     assert found == (["a red fox", '"G I G G L E" painted in thick letters', "Dogs playing poker"], 0, 0)
@@ -49,7 +49,7 @@ def test_json(tmp_path, content):
 
 
 def test_parquet_of_pick_a_pic(tmp_path):
-    """Its column is the caption, and a prompt has several pairs; of two columns that may be meant neither is chosen."""
+    """The column is `caption`, with several pairs per prompt; if there is a column `prompt` too, neither is chosen."""
     path = tmp_path / "test.parquet"
     captions = pa.array(["a fox", "a fox", None, "an ox"])
     pq.write_table(pa.table({"caption": captions, "label_0": [1, 0, 1, 0]}), path, row_group_size=2)
@@ -87,7 +87,7 @@ def test_parquet_without_the_column(tmp_path):
 
 
 def test_our_sets():
-    """The emoji are those that no training pair shows."""
+    """No training pair shows an emoji of the set."""
     assert set_names() == ["emoji", "general"]
     held_out, trained = (
         {

@@ -32,7 +32,7 @@ NAMES = ["clip", "style", "colour"]
 
 
 def make_images():
-    """Bundled pairs as stand-ins: base drew the rejected image, aligned the chosen one or the same."""
+    """Use bundled pairs as drawn images: the rejected image for base, the chosen one (or base's) for aligned."""
     pairs = [parse_sample(sample) for sample in islice(read_samples(str(PAIRS / "held_out/00000.tar")), COUNT)]
     images = {model: [] for model in MODELS}
     for number, pair in enumerate(pairs):
@@ -51,7 +51,7 @@ def planes(path):
 
 
 def make_results(folder, models):
-    """What `lit-align test` writes; the scores are the bundled scorers'."""
+    """Write the output of `lit-align test`, with scores of the bundled scorers."""
     prompts, images = make_images()
     for model in models:
         (folder / "images" / model).mkdir(parents=True)
@@ -110,7 +110,7 @@ def two(tmp_path_factory, _scorers_path):
 
 @pytest.fixture(scope="session")
 def _scorers_path():
-    """The bundled scorers are named relative to the project."""
+    """Work in the project, to which the paths of the bundled scorers are relative."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         yield
@@ -126,7 +126,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a file, and fails at the end if anything was written to the console, asked of a network or blocked."""
+    """Function that opens a file. Fails at the end after console output, network requests or blocked content."""
     contexts, faults = [], []
 
     def open_page(path, **options):
@@ -148,7 +148,7 @@ def open_page(browser):
 
 
 def shown(page):
-    """Numbers of the prompts in the long list, as they stand."""
+    """Numbers of the prompts in the long list, in its order."""
     return [
         int(number) for number in page.eval_on_selector_all("#cards > article", "all => all.map(a => a.dataset.number)")
     ]
@@ -397,7 +397,7 @@ def test_many_prompts_come_in_parts(two, open_page, tmp_path):
 
 @in_browser
 def test_only_small_drawings_are_enlarged_in_squares(two, open_page, tmp_path, monkeypatch):
-    """By the size that was drawn: many large ones are embedded small, and are photographs all the same."""
+    """The drawn size decides: large images that are embedded small are photographs."""
     folder, results, path = two
     rendering = "all => [...new Set(all.map(i => getComputedStyle(i).imageRendering))]"
     assert open_page(path).eval_on_selector_all("img", rendering) == ["pixelated"]

@@ -1,4 +1,4 @@
-"""Intervals and win rates: against scipy, by hand, and by how often they hold what they promise."""
+"""Intervals and win rates: compared with scipy, by hand, and by simulated coverage."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_wilson_without_ties_and_sign_test_are_scipys(wins, losses):
 
 
 def test_wilson_with_ties_inverts_the_score_test():
-    """At both ends of the interval the rate lies 1.96 standard errors off, as computed at that end."""
+    """Each end is 1.96 standard errors, computed at that end, away from the rate."""
     wins, ties, losses = 40, 20, 12
     n, z2 = 72, stats.norm.ppf(0.975) ** 2
     share = ties / (n + z2)
@@ -57,8 +57,8 @@ def test_wilson_covers_in_95_of_100_samples(n, win, tie):
 
 @pytest.mark.parametrize("n", [40, 72])
 def test_bootstrap_covers_in_95_of_100_samples(n, monkeypatch):
-    """Of the mean of skewed values, whose true mean is 1."""
-    monkeypatch.setattr(intervals, "RESAMPLES", 1000)  # or it takes minutes
+    """Means of skewed values, whose true mean is 1."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 1000)  # the default would take minutes
     torch.manual_seed(2)
     covered = 0
     for _ in range(500):
@@ -94,7 +94,7 @@ def test_compare_by_hand():
 
 
 def test_a_macro_interval_is_as_wide_as_its_prompts_allow():
-    """3 of 3 wins decide little, and scorers that always disagree are as ties; no value leaves 0 to 1."""
+    """3 of 3 wins decide little; scorers that always disagree count as ties; ends stay within 0 and 1."""
     base, wins = torch.zeros(3), torch.ones(3)
     assert compare({"a": wins, "b": wins}, {"a": base, "b": base}).macro_interval == wilson(3, 0, 0)
     assert compare({"a": wins, "b": -wins}, {"a": base, "b": base}).macro_interval == wilson(0, 3, 0)
@@ -108,12 +108,12 @@ def test_a_macro_interval_is_as_wide_as_its_prompts_allow():
 @pytest.mark.parametrize("shift", [0.0, 0.4, 0.9])
 @pytest.mark.parametrize(("scorers", "correlation"), [(2, 0.3), (3, 0.3), (3, 0.8)])
 def test_macro_covers_in_95_of_100_samples(n, shift, scorers, correlation):
-    """Of scorers that agree in part, a tenth of whose prompts are ties or more."""
+    """The scorers agree in part, and at least a tenth of the prompts are ties."""
     torch.manual_seed(3)
     samples = 3000
 
     def averages(*shape):
-        """(..., ) of a prompt: the mean over scorers of 0, 1/2 and 1."""
+        """Simulate prompts: (*shape) means over scorers of 0, 1/2 and 1."""
         common = torch.randn(*shape, 1, dtype=torch.float64) * math.sqrt(correlation)
         own = torch.randn(*shape, scorers, dtype=torch.float64) * math.sqrt(1 - correlation)
         values = common + own + shift
@@ -139,7 +139,7 @@ def test_of_one_prompt_the_difference_has_no_interval():
 
 
 def test_tables_of_the_terminal():
-    """The macro row counts prompts by the majority of scorers; an overview is of models against the base alone."""
+    """The macro row counts prompts by the majority of scorers; the overview lists only models against the base."""
     scores = {"a": {"base": [0.0, 0.0], "x": [1.0, 1.0], "y": [1.0, -1.0]}}
     scores["b"] = {"base": [0.0, 0.0], "x": [1.0, -1.0], "y": [-1.0, -1.0]}
     comparisons = compare_all(scores, {})

@@ -59,7 +59,7 @@ def test_high_contrast_tells_real_styles_apart(held_out):
 
 
 def test_base_draws_both_styles(held_out):
-    """Without a word of style the base has no strong preference of its own. 10 steps draw coarse images of them."""
+    """Prompts name no style, and the base has no strong preference. 10 steps draw coarse images of both."""
     prompts, _, _ = held_out
     images = generate(StableDiffusionXL(str(PIPELINE)), prompts[:26], list(range(26)), 32, 32, 10, 3.0)
     assert 0.25 < high_contrast(images).float().mean() < 0.75
@@ -96,7 +96,7 @@ def test_bundled_scores_are_those_of_the_bundled_scorers(split, tmp_path, monkey
 
 
 def test_bundled_clip_knows_the_emoji_and_style_the_styles(held_out, monkeypatch):
-    """On held-out pairs: which of the 72 names belongs to an image, and which style it has."""
+    """On held-out pairs the CLIP finds the name among 72, and the style scorer tells the styles apart."""
     monkeypatch.chdir(ROOT)
     prompts, chosen, rejected = held_out
     scorers = load_scorers(["clip", "style"], SCORERS / "scorers.yaml")
@@ -109,7 +109,7 @@ def test_bundled_clip_knows_the_emoji_and_style_the_styles(held_out, monkeypatch
 
 
 def test_tolerances_are_the_margins_of_the_vote_in_training(monkeypatch):
-    """About a tenth of each score's deviation on the training pairs."""
+    """They are about a tenth of each score's deviation on the training pairs."""
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load((ROOT / "configs/quickstart_balanced_dpo.yaml").read_text())
     tested = yaml.safe_load((ROOT / "configs/test/emoji_balanced_dpo.yaml").read_text())
