@@ -1,4 +1,4 @@
-"""What the comparison of objectives found: the record, its tables and its plots."""
+"""Results of the comparison of objectives: the record, its tables and its plots."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -30,12 +30,12 @@ intervals, for other seeds and other prompts. Differences with a star have the s
 
 
 class Aligned(NamedTuple):
-    """A method on a base, at its learning rate."""
+    """Results of a method on a base, at the chosen learning rate."""
 
     rate: float
     worths: dict[str, float]  # on training prompts, by learning rate
     seeds: list[Measurements]  # on held-out prompts
-    pairs: int  # that it trained on
+    pairs: int  # of the training
     picture: Path  # of the first seed's images
 
 
@@ -48,12 +48,12 @@ class Findings(NamedTuple):
 
 
 def values_of(findings: Findings, base: str, method: str) -> dict[str, Tensor]:
-    """By measure, (seeds, prompts)."""
+    """Values (seeds, prompts) by measure."""
     return tables.by_seed_and_prompt(findings.aligned[base][method].seeds, findings.bases[base], TOLERANCES)
 
 
 def summarise(study: Study, findings: Findings) -> dict[str, Any]:
-    """Plain values: each base's mismatch, and by method rate, estimates with intervals, errors."""
+    """Summarise a study in plain values: mismatch by base; rate, estimates with intervals and errors by method."""
     found: dict[str, Any] = {}
     for base, before in findings.bases.items():
         methods = {}
@@ -75,7 +75,7 @@ def summarise(study: Study, findings: Findings) -> dict[str, Any]:
 
 
 def differences(study: Study, findings: Findings) -> dict[str, dict[str, Any]]:
-    """The questions, each a difference of two methods by seed and prompt.
+    """Answer the questions of a study, each by the difference of two methods per seed and prompt.
 
     By measure: mean and 95 % interval, as `estimate`; the mean of each seed, as `by_seed`.
     """
@@ -114,7 +114,7 @@ def _difference(findings: Findings, first: tuple[str, str], second: tuple[str, s
 def record(
     studies: Mapping[str, tuple[Study, Findings]], settings: dict[str, Any], costs: Measurements, path: Path
 ) -> str:
-    """Write the JSON, Markdown and pictures beside it; returns the Markdown."""
+    """Write a JSON file, with Markdown and pictures beside it, and return the Markdown."""
     text, found = [HEAD], {"settings": settings, "costs": costs, "studies": {}, "differences": {}}
     for name, (study, findings) in studies.items():
         summary = summarise(study, findings)

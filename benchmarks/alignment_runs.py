@@ -1,4 +1,4 @@
-"""One training of the comparison of objectives, and what its images are worth."""
+"""One training of the comparison of objectives, and measurements of its images."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from lit_align.backbones import StableDiffusionXL
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks import ReferenceUpdate
-from lit_align.common.files import write_text
+from lit_align.common.files import atomic_path, write_text
 from lit_align.data import PreferenceDataModule
 from lit_align.evaluation.prompts import prompt_seed
 from lit_align.objectives import SFT, Objective
@@ -46,7 +46,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Method:
-    """An objective, and what orders its pairs."""
+    """An objective, and the vote that orders its pairs."""
 
     title: str
     objective: Callable[[], Objective]
@@ -58,7 +58,7 @@ class Run(NamedTuple):
     """One training."""
 
     study: str
-    base: str  # of the bases' names
+    base: str  # name
     method: str
     rate: float
     seed: int
@@ -68,7 +68,7 @@ class Run(NamedTuple):
 
 
 def settle() -> None:
-    """What a process needs before its first run."""
+    """Prepare a process for its runs: one thread, no warnings."""
     torch.set_num_threads(1)
     logging.getLogger("lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -78,7 +78,7 @@ def settle() -> None:
 
 
 def load(weights: Path | None) -> StableDiffusionXL:
-    """The bundled model, with other weights of its UNet if there are any."""
+    """Load the bundled model, with other weights of the UNet if they are given."""
     backbone = StableDiffusionXL(PIPELINE)
     if weights is not None:
         backbone.denoiser.load_state_dict(load_file(weights))
@@ -94,14 +94,14 @@ def train(
     stored: dict[str, str | None],
     steps: int = STEPS,
 ) -> tuple[StableDiffusionXL, dict[str, float]]:
-    """Align a base; returns it, and of the training: median `seconds` of a step, `pairs` that there were.
+    """Align a base; return it with the median `seconds` of a step and the number of `pairs`.
 
     Args:
-        method: what to train by.
-        base: weights of the UNet to begin with; none: the bundled ones.
+        method: objective and vote.
+        base: weights of the UNet to start from; none: the bundled ones.
         pairs: folder of `train`.
-        rate: AdamW's, constant.
-        seed: of everything.
+        rate: constant learning rate of AdamW.
+        seed: of weights, data and noise.
         stored: `train_scores` and `train_cache` of the data module.
         steps: optimizer steps.
     """
@@ -139,7 +139,7 @@ def train(
 
 
 class Clock(L.Callback):
-    """Seconds of each training step, with the wait for its data."""
+    """Measure the seconds of each training step, with the wait for its data."""
 
     def __init__(self) -> None:
         self.marks: list[float] = []
@@ -152,15 +152,13 @@ class Clock(L.Callback):
 
 
 def save(backbone: StableDiffusionXL, folder: Path) -> None:
-    """The UNet's weights, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{WEIGHTS}.part"
-    save_file({name: value.contiguous() for name, value in backbone.denoiser.state_dict().items()}, part)
-    part.replace(folder / WEIGHTS)
+    """Write the UNet's weights atomically."""
+    with atomic_path(folder / WEIGHTS) as part:
+        save_file({name: value.contiguous() for name, value in backbone.denoiser.state_dict().items()}, part)
 
 
 def look(backbone: StableDiffusionXL, prompts: list[str], scorers: tuple[str, ...], picture: Path) -> dict[str, Any]:
-    """Draw an image a prompt, and measure it: plain values by prompt, and the images in a picture."""
+    """Draw one image per prompt into a picture, and return measurements, one per prompt."""
     batches = [prompts[first : first + 12] for first in range(0, len(prompts), 12)]
     with backbone.borrowed_encoders():
         images = torch.cat(
@@ -180,7 +178,7 @@ def look(backbone: StableDiffusionXL, prompts: list[str], scorers: tuple[str, ..
 
 @torch.no_grad()
 def diversity(images: Tensor) -> float:
-    """How unlike the images of different prompts are: mean of 1 - cosine of the small CLIP's embeddings."""
+    """Mean of 1 - cosine of the small CLIP's embeddings, over images of different prompts."""
     model = judges()["clip"].model
     pixels = centre_crops(list(images), model.config.vision_config.image_size)
     embedded = normalize(model.get_image_features(pixels).pooler_output, dim=-1)
@@ -191,14 +189,14 @@ def diversity(images: Tensor) -> float:
 
 @functools.cache
 def judges() -> dict[str, Any]:
-    """All scorers, loaded once a process."""
+    """Load all scorers, once per process."""
     names = ("clip", "style", "colour", "sharpness")
     scorers: dict[str, Scorer] = load_scorers(names, PRESETS)
     return {name: scorer.prepare("cpu") for name, scorer in scorers.items()}
 
 
 def draw_tiles(images: Tensor, path: Path, columns: int = 12) -> None:
-    """All images as they are, row after row."""
+    """Draw all images at their size, row after row."""
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * SIZE, rows * SIZE), "white")
     for number, image in enumerate(images):
@@ -209,14 +207,14 @@ def draw_tiles(images: Tensor, path: Path, columns: int = 12) -> None:
 
 @functools.cache
 def held_out(pairs: str) -> list[PreferenceBatch]:
-    """The held-out pairs, ordered by the human label."""
+    """Held-out pairs, ordered by the human label."""
     data = PreferenceDataModule("unused", f"{pairs}/held_out/*.tar", resolution=SIZE, batch_size=24, num_workers=0)
     data.setup("validate")
     return list(data.val_dataloader())
 
 
 def prompts_of(pairs: str, split: str) -> list[str]:
-    """Each prompt of a split once; training prompts are for choosing, so some are enough."""
+    """Prompts of a split without duplicates; of the training prompts, which only choose learning rates, some."""
     if split == "held_out":
         return list(dict.fromkeys(prompt for batch in held_out(pairs) for prompt in batch.prompts))
     data = PreferenceDataModule("unused", f"{pairs}/train/*.tar", resolution=SIZE, batch_size=500, num_workers=0)
@@ -227,7 +225,7 @@ def prompts_of(pairs: str, split: str) -> list[str]:
 
 @torch.no_grad()
 def errors(backbone: StableDiffusionXL, pairs: str) -> dict[str, list[float]]:
-    """Errors of chosen and rejected held-out images, on the same draws for every model."""
+    """Errors of chosen and rejected held-out images, on equal draws for every model."""
     module = AlignmentModule(backbone, SFT(), validation_draws=DRAWS)
     backbone.eval()
     found: dict[str, list[float]] = {"chosen": [], "rejected": []}
@@ -241,5 +239,5 @@ def errors(backbone: StableDiffusionXL, pairs: str) -> dict[str, list[float]]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """As plain text, whole or not at all."""
+    """Write plain values atomically."""
     write_text(path, json.dumps(values))

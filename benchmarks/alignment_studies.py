@@ -1,4 +1,4 @@
-"""The questions of benchmarks/objectives.py: which methods, bases, pairs and judges."""
+"""Studies of benchmarks/objectives.py: methods, bases, pairs and scorers."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,33 +18,33 @@ dpo, balanced = partial(DiffusionDPO, BETA_DPO), partial(BalancedDPO, BETA_DPO)
 
 
 def vote(voters: list[str], rule: Rule = "majority", ties: str = "skip") -> Vote:
-    """A consensus in which near ties abstain."""
+    """A vote in which near ties abstain."""
     margins = {name: TOLERANCES[name] for name in voters if name in TOLERANCES}
     return Vote(voters, rule, ties, margins=margins)
 
 
 def next_rate(worths: dict[float, float]) -> float | None:
-    """The rate to try next, beside the best where that lies at an end of those tried; none: the best is known.
+    """Rate to try next, beside the best if that lies at an end of those tried; none: the best is known.
 
-    Equally good ones: the lowest.
+    Of equally good rates the lowest counts as the best.
     """
     tried = sorted(worths)
     best = max(tried, key=worths.__getitem__)
     step = -1 if best == tried[0] else 1 if best == tried[-1] else 0
-    place = LADDER.index(best) + step
-    return LADDER[place] if step and 0 <= place < len(LADDER) else None
+    index = LADDER.index(best) + step
+    return LADDER[index] if step and 0 <= index < len(LADDER) else None
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question."""
+    """A question, and what answers it."""
 
     pairs: str
     bases: tuple[str, ...]
-    scorers: tuple[str, ...]  # that judge
-    rates: tuple[float, ...]  # of LADDER, that every method tries first
+    scorers: tuple[str, ...]  # of the win rates
+    rates: tuple[float, ...]  # from LADDER; every method tries them first
     methods: dict[str, Method]
-    style_counts: bool  # whether the learning rate is chosen by the share of images in the preferred style too
+    style_counts: bool  # whether the share of images in the preferred style helps to choose the learning rate
 
 
 STUDIES = {

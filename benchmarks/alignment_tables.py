@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from lit_align.common.files import atomic_path
 from lit_align.evaluation.intervals import wilson
 
 RESAMPLES = 10_000
@@ -15,7 +16,7 @@ TILE, SHOWN, LABEL = 32, 12, 190  # pixels of an image, images of a row, pixels 
 
 
 def points(found: Mapping[str, Any], base: Mapping[str, Any], tolerances: Mapping[str, float]) -> dict[str, Tensor]:
-    """By scorer, (prompts,): 1 where the image wins against the base's, 1/2 for a tie, 0 where it loses."""
+    """Points (prompts,) by scorer: 1 where the image wins against the base's image, 1/2 for a tie, 0 for a loss."""
     won = {}
     for name, scores in found["scores"].items():
         difference = torch.tensor(scores, dtype=torch.float64) - torch.tensor(base["scores"][name], dtype=torch.float64)
@@ -24,7 +25,7 @@ def points(found: Mapping[str, Any], base: Mapping[str, Any], tolerances: Mappin
 
 
 def worth(found: Mapping[str, Any], base: Mapping[str, Any], tolerances: Mapping[str, float], style: bool) -> float:
-    """What a learning rate is chosen by: the mean of style share and CLIP's win rate, or the macro win rate."""
+    """Measure that chooses a learning rate: the mean of style share and CLIP's win rate, or the macro win rate."""
     won = points(found, base, tolerances)
     if style:
         return (sum(found["in_style"]) / len(found["in_style"]) + won["clip"].mean().item()) / 2
@@ -42,10 +43,11 @@ def by_seed_and_prompt(
 
 
 def estimate(values: Tensor) -> list[float]:
-    """Mean and 95 % interval of values (seeds, prompts), for both are samples: other seeds, other prompts.
+    """Mean and 95 % interval of values (seeds, prompts), of which both are samples.
 
-    Seeds and prompts are resampled each on their own (the pigeonhole bootstrap, Owen 2007, arXiv 0711.1394), and what
-    few seeds understate is made good. Where all values are 0, or all are 1, Wilson's interval over the prompts.
+    Seeds and prompts are resampled independently (the pigeonhole bootstrap, Owen 2007, arXiv 0711.1394), and the
+    interval is widened because few seeds understate the spread. If all values are 0, or all are 1, it is Wilson's
+    interval over the prompts.
     """
     mean, (seeds, prompts) = values.mean().item(), values.shape
     if values.min() == values.max() and mean in (0.0, 1.0):
@@ -59,14 +61,14 @@ def estimate(values: Tensor) -> list[float]:
 
 
 def _weights(count: int, generator: torch.Generator) -> Tensor:
-    """(RESAMPLES, count): how often each of `count` things was drawn with replacement, over `count`."""
+    """Resample `count` things with replacement: (RESAMPLES, count) shares of each."""
     drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
     ones = torch.ones(RESAMPLES, count, dtype=torch.float64)
     return torch.zeros_like(ones).scatter_add_(1, drawn, ones) / count
 
 
 def about_errors(seeds: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> dict[str, float]:
-    """Held-out errors against the base's, mean over seeds."""
+    """Compare held-out errors with the base's, mean over seeds."""
     before = {side: torch.tensor(base["errors"][side]) for side in ("chosen", "rejected")}
     found = []
     for seed in seeds:
@@ -86,19 +88,19 @@ def about_errors(seeds: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) ->
 
 
 def mismatch(base: Mapping[str, Any]) -> float:
-    """The base's held-out error on chosen images over that on rejected ones."""
+    """Ratio of the base's held-out errors, chosen over rejected."""
     chosen, rejected = (torch.tensor(base["errors"][side]).mean() for side in ("chosen", "rejected"))
     return (chosen / rejected).item()
 
 
 def percent(value: Sequence[float]) -> str:
-    """Mean and interval in per cent."""
+    """Write mean and interval in percent."""
     mean, low, high = (100 * number for number in value)
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def markdown(title: str, rows: Mapping[str, Mapping[str, Any]], scorers: Sequence[str], style: bool) -> str:
-    """A table, a row a method."""
+    """Write a table with a row per method."""
     names = (["style share"] if style else []) + [f"wins, {name}" for name in scorers] + ["macro"] * (not style)
     names += ["accuracy", "chosen error", "rejected error", "diversity", "pairs", "rate"]
     lines = [f"**{title}**", "", f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
@@ -114,7 +116,7 @@ def markdown(title: str, rows: Mapping[str, Mapping[str, Any]], scorers: Sequenc
 
 
 def plot(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], path: Path) -> None:
-    """Dots with intervals: a panel for each measure, in it a colour for each group, a row for each method.
+    """Plot dots with intervals: a panel per measure, a colour per group, a row per method.
 
     Args:
         panels: by title, by group, by method: mean, low, high, as shares of 1.
@@ -127,31 +129,30 @@ def plot(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], path
 
     methods = list(next(iter(next(iter(panels.values())).values())))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(2.6 + 2.3 * len(panels), 0.7 + 0.42 * len(methods)))
-    colours = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito: told apart by colour-blind readers too
+    colours = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito, for colour-blind readers too
     for axis, (title, groups) in zip(axes, panels.items(), strict=True):
         for number, (group, rows) in enumerate(groups.items()):
-            places = [-place + 0.18 * (len(groups) - 1) - 0.36 * number for place in range(len(methods))]
+            heights = [-row + 0.18 * (len(groups) - 1) - 0.36 * number for row in range(len(methods))]
             mean, low, high = (torch.tensor([rows[name][i] for name in methods]) * 100 for i in range(3))
             reach = torch.stack([mean - low, high - mean]).clamp(min=0)
             axis.errorbar(
-                mean, places, xerr=reach, fmt="os^"[number], color=colours[number], capsize=2, ms=4, label=group
+                mean, heights, xerr=reach, fmt="os^"[number], color=colours[number], capsize=2, ms=4, label=group
             )
         axis.axvline(50, color="grey", lw=0.8, ls=":")
-        axis.set(title=title, xlabel="%", xlim=(-4, 104), yticks=[-place for place in range(len(methods))])
+        axis.set(title=title, xlabel="%", xlim=(-4, 104), yticks=[-row for row in range(len(methods))])
         axis.set_yticklabels(methods if axis is axes[0] else [""] * len(methods))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", lw=0.3)
     if len(next(iter(panels.values()))) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="lower left", fontsize=8, frameon=False)
     figure.tight_layout()
-    part = path.with_suffix(".part")
-    figure.savefig(part, dpi=110, format="png")
-    part.replace(path)
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     pyplot.close(figure)
 
 
 def sheet(rows: Mapping[str, Path], path: Path) -> None:
-    """The first images of each picture, one row each, with the name before it."""
+    """Draw the first images of each picture in a row, after its name."""
     picture = Image.new("RGB", (LABEL + SHOWN * TILE * 2, len(rows) * TILE * 2), "white")
     pen = ImageDraw.Draw(picture)
     for number, (name, source) in enumerate(rows.items()):
@@ -159,6 +160,5 @@ def sheet(rows: Mapping[str, Path], path: Path) -> None:
         strip = Image.open(source).convert("RGB").crop((0, 0, SHOWN * TILE, TILE))
         picture.paste(strip.resize((SHOWN * TILE * 2, TILE * 2), Image.Resampling.NEAREST), (LABEL, top))
         pen.text((4, top + TILE - 6), name, fill="black")
-    part = path.with_suffix(".part")
-    picture.quantize(128, dither=Image.Dither.NONE).save(part, "PNG", optimize=True)
-    part.replace(path)
+    with atomic_path(path) as part:
+        picture.quantize(128, dither=Image.Dither.NONE).save(part, "PNG", optimize=True)

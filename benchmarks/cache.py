@@ -1,4 +1,4 @@
-"""How much faster a training step is on a cache: the quickstart's steps on images and on latents, in turns.
+"""Measure how much faster a training step is on a cache: steps of the quickstart on images and on latents, in turns.
 
 python benchmarks/cache.py [--steps 20] [--rounds 3]
 """
@@ -7,13 +7,16 @@ import argparse
 import contextlib
 import io
 import statistics
+import sys
 import tempfile
-import time
-from typing import Any
+from pathlib import Path
 
 import lightning as L
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # finds `benchmarks`
+
+from benchmarks.alignment_runs import Clock
 from lit_align.backbones import StableDiffusionXL
 from lit_align.cli import main as lit_align
 from lit_align.data import PreferenceDataModule
@@ -25,23 +28,8 @@ SHARDS = "assets/emoji/pairs/high_contrast-over-color/train/*.tar"
 PIPELINE = "assets/emoji/pipeline"
 
 
-class Clock(L.Callback):
-    """Seconds of each training step, with the wait for its data."""
-
-    def __init__(self) -> None:
-        self.marks: list[float] = []
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.marks.append(time.perf_counter())
-
-    def seconds(self) -> float:
-        """Median of the steps, without the first two."""
-        steps = [after - before for before, after in zip(self.marks, self.marks[1:], strict=False)]
-        return statistics.median(steps[1:])
-
-
 def time_steps(cache: str | None, steps: int) -> float:
-    """Seconds of a step of 16 pairs."""
+    """Median seconds of a step of 16 pairs, without the first two steps."""
     L.seed_everything(0, verbose=False)
     module = AlignmentModule(
         StableDiffusionXL(PIPELINE), MaPO(), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)
@@ -60,11 +48,11 @@ def time_steps(cache: str | None, steps: int) -> float:
         callbacks=[clock],
     )
     trainer.fit(module, data)
-    return clock.seconds()
+    return statistics.median(clock.seconds()[1:])
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="training steps per round and way")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, in each of which both ways have their turn")

@@ -1,11 +1,11 @@
-"""Pairs per second and core: from the two encoded images of a pair to what a batch is made of.
+"""Measure pairs per second and core, from the two encoded images of a pair to the pixels of a batch.
 
     python benchmarks/data.py
     python benchmarks/data.py --pairs 8 --rounds 3
 
-Photograph-like JPEG files are made in a temporary folder, the same ones each time, and prepared in turns by one process
-with one thread: the way the released code of MaPO goes about it, and ours. Time is CPU time, so that what else runs on
-the machine disturbs it little. Nothing is read from the disk while the time is taken.
+Photograph-like JPEG files, equal in every run, are made in a temporary folder. One process with one thread prepares
+them in turns as the released code of MaPO does and as lit-align does. Time is CPU time, which other programs disturb
+little. Nothing is read from the disk meanwhile.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Prepare = Callable[[Encoded, random.Random], Any]
 
 
 class Released(NamedTuple):
-    """What the released code makes of a pair."""
+    """A pair as the released code prepares it."""
 
     pixels: Tensor  # (6, resolution, resolution) float32 in [-1, 1], both images on the channel dimension
     original: tuple[int, int]  # height, width of image 0
@@ -44,12 +44,12 @@ class Released(NamedTuple):
 
 
 def released_way(encoded: Encoded, draw: random.Random, resolution: int) -> Released:
-    """The steps of the released code of MaPO (github.com/mapo-t2i/mapo, 374b3d3), in its order."""
+    """Prepare a pair by the steps of the released code of MaPO (github.com/mapo-t2i/mapo, 374b3d3), in its order."""
     first, second = (Image.open(io.BytesIO(data)).convert("RGB") for data in encoded)
     if second.size != first.size:
         second = second.resize(first.size)
     both = torch.cat([_unit_floats(first), _unit_floats(second)])
-    width, height = Image.open(io.BytesIO(encoded[0])).convert("RGB").size  # decoded once more, for its size
+    width, height = Image.open(io.BytesIO(encoded[0])).convert("RGB").size  # decoded again for its size
     short = min(both.shape[-2:])
     if short != resolution:
         sides = [max(resolution, int(resolution * side / short)) for side in both.shape[-2:]]
@@ -62,12 +62,12 @@ def released_way(encoded: Encoded, draw: random.Random, resolution: int) -> Rele
 
 
 def _unit_floats(image: Image.Image) -> Tensor:
-    """(3, height, width) float32 in [0, 1]."""
+    """Convert to (3, height, width) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
 
 
 def photograph(image: Image.Image, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A picture whose JPEG file is about as large as a photograph's: an emoji in front of texture, and grain."""
+    """Draw an emoji on texture with grain; its JPEG file is about as large as a photograph's."""
     scene = 0.55 * _texture(width, height, 256, rng) + 0.3 * _texture(width, height, 64, rng)
     scene += 0.15 * _texture(width, height, 16, rng)
     side = round(0.7 * min(width, height))
@@ -81,13 +81,13 @@ def photograph(image: Image.Image, width: int, height: int, rng: np.random.Gener
 
 
 def _texture(width: int, height: int, cell: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Smooth noise (height, width, 3) in [0, 255]; `cell` is the size of its spots in pixels."""
+    """Draw smooth noise (height, width, 3) in [0, 255], with spots of `cell` pixels."""
     few = rng.integers(0, 256, (max(2, height // cell), max(2, width // cell), 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
 def make_pairs(folder: Path, count: int, width: int, height: int) -> list[Encoded]:
-    """Pairs of JPEG files of 90 to 95 quality, the same bytes each time, read back from the folder."""
+    """Make pairs of JPEG files of quality 90 to 95, equal bytes in every run, and read them back."""
     emoji = [parse_sample(sample) for sample in read_samples(str(EMOJI))]
     pairs = []
     for number in tqdm(range(count), desc=f"making {width} x {height}", unit="pair", leave=False):
@@ -103,7 +103,7 @@ def make_pairs(folder: Path, count: int, width: int, height: int) -> list[Encode
 
 
 def measure(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each round by way; the ways take turns, after one round that does not count."""
+    """Measure CPU seconds of each round by way. The ways take turns, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in tqdm(range(rounds + 1), desc="measuring", unit="round", leave=False):
         for name, work in ways.items():
@@ -115,7 +115,7 @@ def measure(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[
 
 
 def compare_ways(pairs: Sequence[Encoded], resolution: int, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds per pair, a number for each round."""
+    """Measure CPU seconds per pair by way, one number per round."""
     transform = PairTransform()
 
     def prepare_all(prepare: Prepare) -> None:
@@ -145,11 +145,11 @@ def compare_ways(pairs: Sequence[Encoded], resolution: int, rounds: int) -> dict
 
 
 def decoders() -> dict[str, Callable[[bytes], NDArray[np.uint8]]]:
-    """Ways from a JPEG file to (height, width, 3) uint8; those that are installed."""
+    """Installed decoders from a JPEG file to (height, width, 3) uint8."""
 
     def with_draft(data: bytes) -> NDArray[np.uint8]:
         image = Image.open(io.BytesIO(data))
-        image.draft("RGB", (image.width * 2 // 3, image.height * 2 // 3))  # 1536 to 1024: less than half does nothing
+        image.draft("RGB", (image.width * 2 // 3, image.height * 2 // 3))  # 1536 to 1024: above a half it does nothing
         return np.asarray(image)
 
     found = {"Pillow": lambda data: np.asarray(decode(data)), "Pillow, draft to 2/3": with_draft}
@@ -160,13 +160,13 @@ def decoders() -> dict[str, Callable[[bytes], NDArray[np.uint8]]]:
 
         turbo = TurboJPEG()
         found["PyTurboJPEG"] = lambda data: turbo.decode(data, pixel_format=TJPF_RGB)
-    except (ImportError, RuntimeError):  # without the library it needs
+    except (ImportError, RuntimeError):  # its shared library may be missing
         pass
     return found
 
 
 def compare_decoders(pairs: Sequence[Encoded], rounds: int) -> list[tuple[str, float, int]]:
-    """Name, median CPU seconds per image, and largest difference from the first one's pixels."""
+    """Compare decoders: name, median CPU seconds per image, largest difference from the first one's pixels."""
     files = [data for pair in pairs for data in pair]
     known = decoders()
     reference, *_ = known.values()
@@ -184,7 +184,7 @@ def compare_decoders(pairs: Sequence[Encoded], rounds: int) -> list[tuple[str, f
 
 
 def main() -> None:
-    """Measure and print the tables."""
+    """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=24, help="pairs of files of each size (default: 24)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (default: 5)")

@@ -1,4 +1,4 @@
-"""Preference objectives compared on the bundled emoji: trainings, win rates, and what they say of two papers' claims.
+"""Compare preference objectives on the bundled emoji, and check the claims of two papers.
 
     python benchmarks/objectives.py --jobs 2 --record benchmarks/objectives.json
 
@@ -10,11 +10,10 @@ Study `votes` (BalancedDPO, arXiv 2503.12575: the vote keeps every metric from l
 DPO on pairs of both preferences, ordered by each single scorer, by the baselines `vanilla`, `normalized` and `random`,
 and by the majority of three scorers with a static and with a moving reference.
 
-All trainings have the same steps and pairs a step; pairs on which a vote is undecided are left out. Each method's
-learning rate is the one with the best score on training prompts with the first seed, by the same rule for all: of the
-same rates, and of further ones as long as the best lies at an end of those tried. Then all seeds are measured on
-held-out prompts. Every part (a training, a measurement) is kept in `--output`, so a killed comparison goes on where it
-stopped.
+All trainings have equal numbers of steps and of pairs per step; pairs on which a vote is undecided are left out. Each
+method's learning rate is the one with the best score on training prompts with the first seed. All methods try equal
+rates, and further ones as long as the best lies at an end of those tried. Then all seeds are measured on held-out
+prompts. Every part (a training, a measurement) is kept in `--output`, so a killed comparison resumes where it stopped.
 """
 
 import argparse
@@ -29,113 +28,32 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `benchmarks` is found, in worker processes too
+sys.path.insert(0, str(Path(__file__).parents[1]))  # worker processes find `benchmarks` too
 
+from benchmarks import alignment_parts as parts
 from benchmarks import alignment_runs as runs
 from benchmarks import alignment_tables as tables
 from benchmarks.alignment_conclusions import Aligned, Findings, record
-from benchmarks.alignment_runs import PRESETS, WEIGHTS, Method, Run
+from benchmarks.alignment_runs import Run
 from benchmarks.alignment_studies import BETA_DPO, BETA_PAPER, STUDIES, TOLERANCES, UPDATE_EVERY, next_rate
-from lit_align.cli import main as lit_align
-from lit_align.objectives import MaPO
-from lit_align.scoring.vote import Vote
 
 SEEDS = (0, 1, 2)
-TURN_STEPS, TURN_RATE = 100, 1e-4  # of the training that turns the bundled model away from high contrast
-COST_STEPS, COST_RATE = 30, 1e-6
-TRAINED = "trained.json"
-
-
-# -- the parts: each writes one file, and is done once the file is there
-
-
-def base_weights(output: Path, base: str) -> Path | None:
-    """What a training begins with; none: the bundled weights."""
-    return None if base == "bundled" else output / base / WEIGHTS
-
-
-def turn(output: Path) -> None:
-    """The base of the large mismatch: MaPO prefers the colour images."""
-    away = Method("", MaPO, Vote(["colour"], "single"))
-    backbone, _ = runs.train(
-        away, None, STUDIES["mismatch"].pairs, TURN_RATE, 0, stored(output, "mismatch"), TURN_STEPS
-    )
-    runs.save(backbone, output / "turned")
-
-
-def stored(output: Path, study: str) -> dict[str, str | None]:
-    """Where scores and latents are; those of the bundled scorers lie beside the shards."""
-    scores = str(output / "scores") if study == "mismatch" else None
-    return {"train_scores": scores, "train_cache": str(output / "cache" / study)}
-
-
-def train(run: Run, output: Path) -> None:
-    """Weights, and what there is to say of the training."""
-    study, folder = STUDIES[run.study], run.folder(output)
-    base = base_weights(output, run.base)
-    where = stored(output, run.study)
-    backbone, about = runs.train(study.methods[run.method], base, study.pairs, run.rate, run.seed, where)
-    runs.save(backbone, folder)
-    runs.write_json(folder / TRAINED, about)
-
-
-def measure(run: Run, output: Path, split: str) -> None:
-    """`tuning` or `held_out`."""
-    study, folder = STUDIES[run.study], run.folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    base = base_weights(output, run.base)
-    backbone = runs.load(base if run.method == "base" else folder / WEIGHTS)
-    prompts = runs.prompts_of(study.pairs, split)
-    found = {"prompts": prompts} | runs.look(backbone, prompts, study.scorers, folder / f"{split}.png")
-    if split == "held_out":
-        found["errors"] = runs.errors(backbone, study.pairs)
-    runs.write_json(folder / f"{split}.json", found)
-
-
-def prepare(output: Path) -> None:
-    """Scores, caches, and the second base."""
-    shards = f"--shards={STUDIES['mismatch'].pairs}/train/*.tar"
-    scorers = [f"--scorers={','.join(TOLERANCES)}", f"--presets={PRESETS}"]
-    lit_align(["score", shards, *scorers, f"--output={output}/scores", "--accelerator=cpu"])
-    for name, study in STUDIES.items():
-        config = ["--config=configs/quickstart.yaml", f"--data.train_shards={study.pairs}/train/*.tar"]
-        lit_align(["encode", *config, f"--output={output}/cache/{name}", "--accelerator=cpu"])
-    if not (output / "turned" / WEIGHTS).exists():
-        turn(output)
-
-
-def cost(name: str, output: Path) -> dict[str, float]:
-    """Seconds of a step, and how far the memory rises while training; in a process of its own, alone, on Linux."""
-    method, where = STUDIES["mismatch"].methods[name], stored(output, "mismatch")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak, which a new process has from its parent
-    before = peak_megabytes()
-    _, about = runs.train(method, None, STUDIES["mismatch"].pairs, COST_RATE, 0, where, COST_STEPS)
-    return {"step_seconds": about["seconds"], "megabytes": peak_megabytes() - before}
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has held, in 2^20 bytes."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-# -- the order of the parts
 
 
 def make(run: Run, split: str, output: Path) -> None:
-    """A measurement, and its training if that is not there."""
-    if run.method != "base" and not (run.folder(output) / TRAINED).exists():
-        train(run, output)
-    measure(run, output, split)
+    """Measure a run, after its training if that is missing."""
+    if run.method != "base" and not (run.folder(output) / parts.TRAINED).exists():
+        parts.train(run, output)
+    parts.measure(run, output, split)
 
 
 def result_of(run: Run, split: str, output: Path) -> Path:
-    """Where a measurement is kept."""
+    """File of a measurement."""
     return run.folder(output) / f"{split}.json"
 
 
 def complete(wanted: list[tuple[Run, str]], output: Path, jobs: int) -> None:
-    """Make the measurements that are missing, `jobs` at a time."""
+    """Make the missing measurements, `jobs` at a time."""
     missing = [(run, split) for run, split in wanted if not result_of(run, split, output).exists()]
     if not missing:
         return
@@ -146,18 +64,18 @@ def complete(wanted: list[tuple[Run, str]], output: Path, jobs: int) -> None:
             future.result()
             run, split = waiting[future]
             left = (time.monotonic() - begun) / done * (len(missing) - done) / 60
-            place = run.folder(output).relative_to(output)
-            print(f"{split} {place}: {done} of {len(missing)}, {left:.0f} min left of these", flush=True)
+            name = run.folder(output).relative_to(output)
+            print(f"{split} {name}: {done} of {len(missing)}, {left:.0f} min left of these", flush=True)
 
 
 def read(run: Run, split: str, output: Path) -> dict[str, Any]:
-    """A measurement."""
+    """Read a measurement."""
     found: dict[str, Any] = json.loads(result_of(run, split, output).read_text(encoding="utf-8"))
     return found
 
 
 def tune(name: str, output: Path, jobs: int) -> dict[tuple[str, str], dict[float, float]]:
-    """By base and method: the worth on training prompts of each learning rate that was tried, in rising order."""
+    """Worth of each learning rate that was tried, in rising order, on training prompts; by base and method."""
     study = STUDIES[name]
     tried = {pair: list(study.rates) for pair in product(study.bases, study.methods)}
     while True:
@@ -175,13 +93,13 @@ def tune(name: str, output: Path, jobs: int) -> dict[tuple[str, str], dict[float
 
 
 def worth(run: Run, output: Path) -> float:
-    """What a run's learning rate is chosen by."""
+    """Measure by which the learning rate of a run is chosen."""
     before = read(Run(run.study, run.base, "base", 0.0, 0), "tuning", output)
     return tables.worth(read(run, "tuning", output), before, TOLERANCES, STUDIES[run.study].style_counts)
 
 
 def investigate(name: str, output: Path, jobs: int) -> Findings:
-    """Make what a study lacks, and read it."""
+    """Make the missing parts of a study, and read all."""
     study = STUDIES[name]
     bases = {base: Run(name, base, "base", 0.0, 0) for base in study.bases}
     complete([(run, split) for run in bases.values() for split in ("tuning", "held_out")], output, jobs)
@@ -194,7 +112,7 @@ def investigate(name: str, output: Path, jobs: int) -> Findings:
     aligned: dict[str, dict[str, Aligned]] = {base: {} for base in bases}
     for (base, method), seeds in final.items():
         found = [read(run, "held_out", output) for run in seeds]
-        about = json.loads((seeds[0].folder(output) / TRAINED).read_text(encoding="utf-8"))
+        about = json.loads((seeds[0].folder(output) / parts.TRAINED).read_text(encoding="utf-8"))
         by_rate = {f"{rate:g}": worth for rate, worth in worths[base, method].items()}
         picture = seeds[0].folder(output) / "held_out.png"
         aligned[base][method] = Aligned(chosen[base, method], by_rate, found, about["pairs"], picture)
@@ -203,7 +121,7 @@ def investigate(name: str, output: Path, jobs: int) -> Findings:
 
 
 def count_costs(output: Path) -> dict[str, Any]:
-    """Time and memory of each method of the first study, one after the other; kept like every part."""
+    """Measure time and memory of each method of the first study, one after the other."""
     path = output / "costs.json"
     if not path.exists():
         found = {}
@@ -211,17 +129,17 @@ def count_costs(output: Path) -> dict[str, Any]:
             with ProcessPoolExecutor(
                 1, mp_context=multiprocessing.get_context("spawn"), initializer=runs.settle
             ) as alone:
-                found[STUDIES["mismatch"].methods[method].title] = alone.submit(cost, method, output).result()
+                found[STUDIES["mismatch"].methods[method].title] = alone.submit(parts.cost, method, output).result()
         runs.write_json(path, found)
     costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return costs
 
 
 def settings_of(output: Path) -> dict[str, Any]:
-    """What all parts are made with.
+    """Settings of all parts, also written into the folder.
 
     Raises:
-        ValueError: if the folder was begun with other settings, whose parts would be taken for these.
+        ValueError: if the folder was begun with other settings, whose parts do not fit these.
     """
     settings: dict[str, Any] = {
         "steps": runs.STEPS,
@@ -230,7 +148,7 @@ def settings_of(output: Path) -> dict[str, Any]:
         "beta_dpo": BETA_DPO,
         "beta_paper": BETA_PAPER,
         "reference_copied_every": UPDATE_EVERY,
-        "turned_by": [TURN_STEPS, TURN_RATE],
+        "turned_by": [parts.TURN_STEPS, parts.TURN_RATE],
         "tuning_prompts": runs.TUNING_PROMPTS,
         "sampling_steps": runs.SAMPLING_STEPS,
         "guidance_scale": runs.GUIDANCE,
@@ -249,7 +167,7 @@ def settings_of(output: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing, then tables and plots."""
+    """Make the missing parts, then tables and plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/objectives"), help="folder of all parts")
     parser.add_argument("--record", type=Path, help="file for the results, JSON; tables and plots beside it")
@@ -260,7 +178,7 @@ def main() -> None:
         parser.error("--record is for all studies; leave --studies out")
     runs.settle()
     settings = settings_of(arguments.output)
-    prepare(arguments.output)
+    parts.prepare(arguments.output)
     studies = {name: (STUDIES[name], investigate(name, arguments.output, arguments.jobs)) for name in arguments.studies}
     costs = count_costs(arguments.output)
     settings |= {"cores": os.cpu_count()} | {name: version(name) for name in ("torch", "lightning", "diffusers")}
