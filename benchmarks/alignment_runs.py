@@ -24,6 +24,7 @@ from lit_align.backbones import StableDiffusionXL
 from lit_align.backbones.sampling import generate
 from lit_align.callbacks import ReferenceUpdate
 from lit_align.common.files import atomic_path, write_text
+from lit_align.common.pixels import to_image
 from lit_align.data import PreferenceDataModule
 from lit_align.evaluation.prompts import prompt_seed
 from lit_align.objectives import SFT, Objective
@@ -200,8 +201,7 @@ def draw_tiles(images: Tensor, path: Path, columns: int = 12) -> None:
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * SIZE, rows * SIZE), "white")
     for number, image in enumerate(images):
-        tile = Image.fromarray(image.permute(1, 2, 0).numpy())
-        sheet.paste(tile, (number % columns * SIZE, number // columns * SIZE))
+        sheet.paste(to_image(image), (number % columns * SIZE, number // columns * SIZE))
     sheet.save(path)
 
 
