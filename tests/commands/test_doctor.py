@@ -104,8 +104,8 @@ def test_all_errors_are_reported_at_once_beside_the_rest(capsys, tmp_path):
             [
                 "'./nowhere' is neither a folder nor a hub id (OWNER/NAME). Correct the path",
                 "There are no scores by 'hpsv2.1' for",
-                "/train is no cache: it has no fingerprint.json. Make one with lit-align encode",
-                "/val is no cache: it has no fingerprint.json. Make one with lit-align encode",
+                "/train is not a cache: it has no fingerprint.json. Make one with lit-align encode",
+                "/val is not a cache: it has no fingerprint.json. Make one with lit-align encode",
             ],
         ),
         (
@@ -136,7 +136,7 @@ def test_missing_weights_are_reported_and_memory_is_still_estimated(capsys, tmp_
     assert "2 tokenizers" in report
     assert "trainable   16,384 of 4,132,036 parameters" in report
     assert "of 24.00 GB a device: fits" in report
-    assert "says force_upcast, for its activations overflow in fp16" in report
+    assert "says force_upcast, because its activations overflow in fp16" in report
 
 
 def test_caches_are_checked_one_by_one(capsys, tmp_path):
@@ -151,7 +151,7 @@ def test_caches_are_checked_one_by_one(capsys, tmp_path):
     assert "encoders 4.5 MB" not in report
     report = diagnose(capsys, *words, "--data.val_cache=nowhere")[1]
     assert f"train: {cache} fits resolution" in report
-    assert "caches: nowhere is no cache" in report
+    assert "caches: nowhere is not a cache" in report
     assert "or go back to the old values" in diagnose(capsys, *words, "--data.resolution=64")[1]
 
 
