@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "inspect": Command(
             "report what is in shards, and what is broken", "lit_align.commands.inspect.command:inspect"
         ),
-        "generate": Command("make pairs from a model's own images", "lit_align.commands.generate.command:generate"),
+        "generate": Command("make pairs from a model's own images", "lit_align.commands.generate.command:Generate"),
         "score": Command("score the images of pairs, for votes", "lit_align.commands.score.command:score"),
         "encode": Command(
             "cache latents and prompt embeddings, for faster training",

@@ -15,7 +15,7 @@ from PIL import Image
 from lit_align.backbones import StableDiffusion, StableDiffusionXL, sampling
 from lit_align.backbones.loading.denoisers import backbone_class, load_denoiser
 from lit_align.cli import main
-from lit_align.commands.generate.command import generate
+from lit_align.commands.generate.command import Generate
 from lit_align.commands.generate.recipes import PRESETS, choose_prefixes, pair_seeds
 from lit_align.data.shards.index import read_index, read_rows
 from lit_align.data.shards.layout import parse_sample, read_samples
@@ -40,7 +40,7 @@ def make(folder, names=NAMES, output="out", **options):
     """Two guidance scales from the same noise, unless told otherwise."""
     sides = {"chosen_guidance_scale": 5.0, "rejected_guidance_scale": 1.0}
     options = {**sides, "repo": str(PIPELINE), "steps": 2, "pairs_per_shard": 2, "accelerator": "cpu", **options}
-    generate(write_prompts(folder, names), folder / output, **options)
+    Generate(prompts=write_prompts(folder, names), output=folder / output, **options).run()
     return folder / output
 
 
@@ -293,6 +293,27 @@ def test_a_trained_unet_against_the_base(whole, tmp_path, export):
         untouched = pixels(sides(*base[key])["chosen"]).float()  # the base's image from this noise
         assert (images["rejected"] - untouched).abs().max() <= 1
         assert {more[f"image_{i}"]["unet"] for i in (0, 1)} == {str(folder), None}
+
+
+def test_options_of_one_side_reach_that_side(sd15, tmp_path):
+    """`--rejected_unet` and `--chosen_repo`, which no other test gives."""
+    folder, same = darker(tmp_path / "export"), {"chosen_guidance_scale": 5.0, "rejected_guidance_scale": 5.0}
+    ((pair, more),) = pairs(
+        make(tmp_path, NAMES[:1], "unet", rejected_unet=str(folder), same_noise=True, **same)
+    ).values()
+    images = {side: pixels(data).float() for side, data in sides(pair, more).items()}
+    assert {more[f"image_{i}"]["side"]: more[f"image_{i}"]["unet"] for i in (0, 1)} == {
+        "chosen": None,
+        "rejected": str(folder),
+    }
+    assert (images["rejected"] - by_diffusers(folder, pair.prompt, more["image_0"]["seed"])).abs().max() <= 1
+    assert (images["chosen"] - images["rejected"]).abs().mean() > 2
+    output = make(tmp_path, NAMES[:1], "repo", repo=str(small_sdxl()), chosen_repo=str(sd15), **same)
+    ((_, more),) = pairs(output).values()
+    assert {more[f"image_{i}"]["side"]: more[f"image_{i}"]["repo"] for i in (0, 1)} == {
+        "chosen": str(sd15),
+        "rejected": str(small_sdxl()),
+    }
 
 
 def test_a_retrained_unet_under_the_old_name_is_another_plan(tmp_path):
