@@ -26,31 +26,31 @@ log = logging.getLogger(__name__)
 
 
 class PreferenceDataModule(L.LightningDataModule):
-    """Streams pairs from WebDataset shards; the label decides which image is the chosen one.
+    """Stream pairs from WebDataset shards; the human label, or a vote, decides which image is chosen.
 
     Args:
         train_shards: tar files, local or `http(s):`, `s3:`, `gs:`, `hf:`; braces `{000..127}` and wildcards `*` are
             expanded. Or the `index.json` of an import.
-        val_shards: held-out shards, or none.
+        val_shards: held-out shards; null trains without validation.
         resolution: side of the square that both images are resized and cropped to, pixels.
-        aspect_buckets: train in SDXL's shapes of about that many pixels instead, each pair in the nearest.
+        aspect_buckets: train in SDXL's shapes of about as many pixels instead of squares, each pair in the nearest.
         batch_size: pairs per device and micro-batch.
         num_workers: reading and decoding processes per device; 0 reads in the training process.
-        shuffle_window: pairs among which one is shuffled, after the shards have been; a run reads in about that many
-            places at a time.
+        shuffle_window: number of consecutive pairs that are shuffled among themselves, after the shards have been
+            shuffled; larger windows shuffle better and read from more shards at a time.
         crop: `center`, or `random` with one draw per pair.
         flip_probability: chance of flipping both training images of a pair horizontally.
-        on_error: `raise` on a broken sample, or `skip` it: it is named in the log and counted at the end.
-        skip_limit: broken samples, of a split or read by a device, after which `skip` raises nevertheless.
-        read_timeout: seconds until a read counts as broken; none waits forever.
-        allow_pipe: let `pipe:` addresses run their shell commands.
-        vote: order pairs by the vote of scorers, on the scores that `lit-align score` has stored.
-        train_scores: folder of the training shards' side files; none: beside the shards.
-        val_scores: the same of the held-out shards.
-        train_cache: folder in which `lit-align encode` has the training shards' latents and conditioning.
-        val_cache: the same of the held-out shards. Where all pairs are cached neither VAE nor text encoders are loaded.
-        scorers: score while training, by these scorers, in place of stored scores; names are those of the voters.
-        seed: of order and augmentation; the command line sets it from `seed_everything`.
+        on_error: `raise` on a broken sample, or `skip` it: then it is named in the log and counted at the end.
+        skip_limit: number of broken samples in a split, or read by a device, above which `skip` raises nevertheless.
+        read_timeout: seconds until a read counts as broken; null waits forever.
+        allow_pipe: whether `pipe:` addresses may run their shell commands.
+        vote: choose images by a vote of scorers instead of the human label, on stored scores (`lit-align score`).
+        train_scores: folder of the training shards' scores; null: beside the shards.
+        val_scores: folder of the held-out shards' scores; null: beside the shards.
+        train_cache: folder of the training shards' latents and conditioning, from `lit-align encode`.
+        val_cache: folder of the held-out shards'; if all pairs are cached, neither VAE nor text encoders are loaded.
+        scorers: scorers by the names that `vote` uses, which score while training instead of stored scores.
+        seed: of order and augmentation; the command line sets it to `seed_everything`.
     """
 
     def __init__(
@@ -100,20 +100,20 @@ class PreferenceDataModule(L.LightningDataModule):
         if val_shards is not None:
             still = PairTransform("center", 0.0)
             self.val = Split("val", val_shards, val_scores, val_cache, still, self.reading)
-        self.unreadable: dict[str, None] = {}  # why pairs that this rank wanted could not be read, each once
+        self.unreadable: dict[str, None] = {}  # distinct reasons why pairs of this rank could not be read
         self._resumed_order: dict[str, Any] | None = None
-        self._loaders: list[PairLoader] = []  # that have workers
+        self._loaders: list[PairLoader] = []  # to be released
 
     @property
     def encoded(self) -> bool:
-        """Whether all pairs come as latents and conditioning, so that nobody needs to load what makes them."""
+        """Whether all pairs are cached, so that neither VAE nor text encoders are needed."""
         return all(split.cache is not None for split in (self.train, self.val) if split is not None)
 
     def setup(self, stage: str) -> None:
         wanted = [self.train, self.val] if stage == "fit" else [self.val]
         for split in wanted:
             if split is not None and not split.shards:
-                split.look(self.vote, self.live_vote, self.aspect_buckets)
+                split.scan(self.vote, self.live_vote, self.aspect_buckets)
 
     def train_dataloader(self) -> PairLoader:
         order = self._order(self.train, self.shuffle_window)
@@ -121,7 +121,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self._check_resumed()
         out = order.pairs - order.batches * order.batch_size * order.world_size
         devices = f" on each of {order.world_size} devices" if order.world_size > 1 else ""
-        rank_zero_info(f"an epoch: {order.batches:,} batches{devices}; {out:,} pairs sit it out")
+        rank_zero_info(f"an epoch: {order.batches:,} batches{devices}; {out:,} leftover pairs are dropped")
         return self._loader(PairLoader(self._dataset(self.train, order), self.num_workers, self._position))
 
     def val_dataloader(self) -> "PairLoader | list[PairLoader]":
@@ -132,7 +132,7 @@ class PreferenceDataModule(L.LightningDataModule):
         return self._loader(PairLoader(self._dataset(self.val, order), self.num_workers, lambda: (0, 0)))
 
     def check_train(self, order: Order) -> None:
-        """Refuse training pairs that do not fill a batch on every device."""
+        """Refuse fewer training pairs than one batch on every device."""
         if order.batches == 0:
             buckets = f" in {len(self.shapes)} buckets" if self.aspect_buckets else ""
             raise UserValueError(
@@ -141,7 +141,7 @@ class PreferenceDataModule(L.LightningDataModule):
             )
 
     def check_val(self, order: Order) -> None:
-        """Refuse held-out pairs that leave a device without any."""
+        """Refuse held-out pairs that leave a device without a batch."""
         if order.whole_batches < order.world_size:
             raise UserValueError(
                 f"data.val_shards hold {order.pairs} pairs, {order.whole_batches} batches of data.batch_size "
@@ -159,7 +159,7 @@ class PreferenceDataModule(L.LightningDataModule):
         return PairDataset(order, reader, self.reading, split.labels.voted, pending)
 
     def _agree(self, split: Split, order: Order) -> None:
-        """Refuse to begin where devices have found other pairs, or another checkpoint: they would wait forever."""
+        """Refuse to begin if the devices found different pairs or checkpoints: they would hang."""
         if self.trainer is None or self.trainer.world_size == 1:
             return
         strategy, (epoch, batch) = self.trainer.strategy, self._position()
@@ -179,12 +179,12 @@ class PreferenceDataModule(L.LightningDataModule):
         return self.order(split, shuffle_window, rank, world_size)
 
     def order(self, split: Split, shuffle_window: int, rank: int, world_size: int) -> Order:
-        """A rank's order of a split that has been looked at; without a window, that of validation."""
+        """Make the order of a rank in a scanned split; a shuffle window of 0 gives the order of validation."""
         decides = split.labels.describe()
         return Order(split.shards, self.batch_size, self.shapes, rank, world_size, self.seed, shuffle_window, decides)
 
     def _position(self) -> tuple[int, int]:
-        """Epoch and batches trained in it, from the Trainer's own counters, which checkpoints restore."""
+        """Epoch and number of batches trained in it, by the Trainer's counters, which checkpoints restore."""
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -208,7 +208,7 @@ class PreferenceDataModule(L.LightningDataModule):
             self._loaders.pop().release()
 
     def on_exception(self, exception: BaseException) -> None:
-        self._release()  # there is no `teardown` then
+        self._release()  # Lightning does not call `teardown` after an exception
 
     def teardown(self, stage: str) -> None:
         self._release()
@@ -231,7 +231,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self._resumed_order = state_dict
 
     def _check_resumed(self) -> None:
-        """Refuse to continue a run in another order than it began in."""
+        """Refuse to resume a run with another order."""
         if not self._resumed_order:
             return
         if changed := differences(self._resumed_order, self.state_dict()):
@@ -242,7 +242,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
 
 def check_least(**options: tuple[int, int]) -> None:
-    """Refuse options of the data module whose value, given first, is below the least one, given second.
+    """Refuse options below their minimum; each argument is a value and its minimum.
 
     Raises:
         UserValueError: naming the option.

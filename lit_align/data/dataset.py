@@ -1,4 +1,4 @@
-"""The dataset: from the numbers of the pairs of a batch to the batch, read, checked, decoded and collated."""
+"""The dataset: reads, checks, decodes and collates the pairs of a batch."""
 
 import random
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ from lit_align.types import EncodedBatch, PairInfo, PreferenceBatch
 
 
 class ReadPair(NamedTuple):
-    """A pair as it was read."""
+    """A pair in the order of the shard."""
 
     images: Tensor  # (2, ...) image 0 and image 1: pixels, or moments of latents
     time_ids: Tensor  # (2, 6) int64, see `PreferenceBatch`
@@ -31,7 +31,7 @@ class ReadPair(NamedTuple):
 
 
 class PairReader(ABC):
-    """Reads single pairs, and makes a batch of those that were read."""
+    """Reads single pairs, and makes batches of them."""
 
     @abstractmethod
     def read(self, shard: Shard, row: int, rng: random.Random, shape: tuple[int, int]) -> ReadPair:
@@ -54,7 +54,7 @@ class ShardPairReader(PairReader):
     """Reads pairs of encoded images from tar files, and checks them against the scan of the shard.
 
     Args:
-        transform: from encoded images to pixels.
+        transform: decodes and crops both images.
         options: timeout of a read, and whether `pipe:` commands may run, in worker processes too.
     """
 

@@ -1,4 +1,4 @@
-"""One set of shards, training or held out: which pairs it has, what orders them, and where they are read."""
+"""The training or the held-out set of shards: its pairs, their labels and their reader."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,15 +22,17 @@ from lit_align.user_errors import UserValueError
 
 @dataclass
 class Split:
-    """Named by its options: `train` or `val`.
+    """Set of shards, named `train` or `val` after its options.
 
     Args:
-        name: of the options.
+        name: `train` or `val`.
         patterns: of the shards.
-        scores: folder of the side files; none: beside the shards.
-        cache: folder of latents and conditioning; none: images are decoded.
+        scores: folder of the side files; None: beside the shards.
+        cache: folder of latents and conditioning; None: images are decoded.
         transform: of the images.
         reading: how shards are read.
+        shards: result of `scan`.
+        labels: rule that chooses images, set by `scan`.
     """
 
     name: str
@@ -39,19 +41,19 @@ class Split:
     cache: str | None
     transform: PairTransform
     reading: ReadOptions
-    shards: tuple[Shard, ...] = ()  # once `look` has been
+    shards: tuple[Shard, ...] = ()
     labels: Labels = field(default_factory=HumanLabels)
 
-    def look(self, vote: Vote | None, live_vote: LiveVote | None, sizes: bool) -> None:
-        """Find the shards and look at all labels, and say what there is.
+    def scan(self, vote: Vote | None, live_vote: LiveVote | None, sizes: bool) -> None:
+        """Find the shards, read all labels, and log the numbers of pairs and faults.
 
         Args:
-            vote: orders the pairs by stored scores.
-            live_vote: orders them while training.
-            sizes: whether the images' sizes are wanted.
+            vote: chooses images by stored scores.
+            live_vote: chooses images while training.
+            sizes: also read the images' sizes.
 
         Raises:
-            SampleError, ValueError, FileNotFoundError: if something is wrong with the shards or their scores.
+            SampleError, ValueError, FileNotFoundError: if shards or scores are missing, broken or contradictory.
         """
         option, reading = f"data.{self.name}_shards", self.reading
         files = find_shards(self.patterns, reading, must_exist=reading.on_error == "raise" and self.cache is None)
@@ -85,19 +87,19 @@ class Split:
             if missing and self.reading.on_error == "raise":
                 raise UserValueError(
                     f"data.{self.name}_shards: {len(missing)} of {len(paths)} shards have no scores by {scorer!r}, "
-                    f"first {missing[0]}. Run lit-align score again with the same options: it goes on where it stopped."
+                    f"first {missing[0]}. Run lit-align score again with the same options to resume it."
                 )
         return VotedLabels(vote, self.scores, surveys)
 
     def reader(self, expected: Mapping[str, Any]) -> PairReader:
-        """Make the reader of the pairs: of shards, or of the cache.
+        """Make the reader of the pairs, from shards or from the cache.
 
         Args:
-            expected: what a cache must have been made of, see `cache_files.rules`.
+            expected: entries that a cache's fingerprint must have, see `cache.format.rules`.
 
         Raises:
-            ValueError: if the cache is of something else, or lacks a shard.
-            FileNotFoundError: if there is no cache where there should be one.
+            ValueError: if the cache does not fit, or lacks a shard.
+            FileNotFoundError: if the folder holds no cache.
         """
         if self.cache is None:
             return ShardPairReader(self.transform, self.reading)
@@ -115,5 +117,5 @@ class Split:
                 "or encode with --flips both."
             )
         if self.name == "val" and cache.moments == 1:
-            rank_zero_info(f"{self.cache} holds samples, not modes: its errors are not those of uncached validation.")
+            rank_zero_info(f"{self.cache} holds samples, not means: errors differ from uncached validation.")
         return CachedPairReader(cache, self.transform.flip_probability)

@@ -55,7 +55,7 @@ class DataCheck:
             self.unindexed = bare
         if any(is_url(path) for path in bare):
             return [f"{len(files):,} shards, {len(bare):,} of them remote and without an index: not checked"]
-        split.look(self.data.vote, self.data.live_vote, self.data.aspect_buckets)
+        split.scan(self.data.vote, self.data.live_vote, self.data.aspect_buckets)
         pairs, ties = sum(map(len, split.shards)), sum(shard.ties for shard in split.shards)
         broken = sum(len(shard.broken) for shard in split.shards)
         return [

@@ -36,8 +36,8 @@ class LiveVote:
             )
         if vote.needs_data_set:
             raise UserValueError(
-                f"data.vote.rule {vote.rule} looks at the whole data set, which a batch is not. "
-                "Run lit-align score first and leave data.scorers out."
+                f"data.vote.rule {vote.rule} looks at the whole data set, not only at a batch. "
+                "Run lit-align score first, and leave out data.scorers."
             )
         self.vote = vote
         self.scorers = {name: scorers[name] for name in vote.scorers}

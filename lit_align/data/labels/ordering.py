@@ -11,7 +11,7 @@ from lit_align.types import PairInfo
 class Decisions(NamedTuple):
     """Which image of each pair is chosen, and who decided."""
 
-    sign: Tensor  # (batch,) int64: 1 where image 0 is chosen, -1 where image 1 is, 0 where nobody decided
+    sign: Tensor  # (batch,) int64: 1: image 0 is chosen, -1: image 1 is, 0 if undecided
     vote_share: Tensor  # (batch,) float32, see `PairInfo`
     voted: bool
 
