@@ -376,7 +376,7 @@ def test_broken_samples_are_skipped_or_stop_it(tmp_path, capsys):
 def test_what_cannot_be_cached_is_refused(shards, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"data.crop is random, of which a cache would keep one draw"):
         main(words(shards, tmp_path / "random", "--data.crop=random"))
-    with pytest.raises(FileNotFoundError, match="is no cache"):
+    with pytest.raises(FileNotFoundError, match="is not a cache"):
         Cache.open(tmp_path)
     vae = AutoencoderKL.from_pretrained(PIPELINE, subfolder="vae")
     vae.quant_conv.weight.data *= 1e6

@@ -111,7 +111,7 @@ def test_what_does_not_fit_the_cache_is_named(tmp_path, caches):
     vae.save_pretrained(other / "vae")
     refused(r"encoders\.vae was \"\w+\", is \"\w+\"", StableDiffusionXL(str(other)))
     refused(r"data\.train_cache .* lacks 2 of 2 shards", train_cache=caches["val_cache"])
-    with pytest.raises(FileNotFoundError, match="is no cache"):
+    with pytest.raises(FileNotFoundError, match="is not a cache"):
         fit(make_module(), make_data(**caches | {"train_cache": str(tmp_path)}), tmp_path, 1)
     with pytest.raises(ValueError, match=r"data\.crop is random; a cache holds the centre"):
         make_data(**caches, crop="random")
