@@ -156,7 +156,9 @@ def make_cli(kind: type[CLI], words: list[str], run: bool, prog: str) -> CLI:
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         parser_class=Parser,
-        parser_kwargs=_help(prog, kind) | {name: _help(f"{prog} {name}", kind) for name in kind.subcommands() if run},
+        parser_kwargs={"prog": prog} | {name: _help(f"{prog} {name}", kind) for name in kind.subcommands()}
+        if run
+        else _help(prog, kind),
     )
 
 

@@ -32,7 +32,7 @@ MISTAKES = {
     # The command line itself.
     "unknown command": ("ftt", "'ftt'. Do you mean fit?"),
     "unknown command, no near one": ("--config configs/quickstart.yaml", "lit-align --help"),
-    "unknown option": ("inspect --shrads x", "--shrads x Do you mean --shards?"),
+    "unknown option": ("inspect --shrads x", "--shrads x. Do you mean --shards?"),
     "unknown option of fit": (FIT + " --data.batchsize 3", "Do you mean --data.batch_size?"),
     "unknown import": ("import foldr", "'folder'"),
     "import of nothing": ("import", "pick-a-pic"),
