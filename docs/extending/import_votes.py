@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.data.importers.import_run import import_source
-from lit_align.data.importers.source import Reject, Rejected, load_image, new_pair, outcome
+from lit_align.data.importers.rejects import Reject, Rejected
+from lit_align.data.importers.source import convert_row, load_image, new_pair
 from lit_align.data.shards.writer import NewPair
 
 
@@ -25,7 +26,7 @@ class VotesPart:
 
     def outcomes(self) -> Iterator[NewPair | Reject]:
         for row, line in enumerate(self.lines, self.begin):
-            yield outcome(row, f"line {row + 1}", partial(self._pair, json.loads(line)))
+            yield convert_row(row, f"line {row + 1}", partial(self._pair, json.loads(line)))
 
     def _pair(self, row: dict[str, Any], key: str) -> NewPair:
         first, second = row["votes"]
