@@ -24,7 +24,7 @@ class VotesPart:
     folder: Path
     remote: bool = False  # True: a failed read is tried again
 
-    def outcomes(self) -> Iterator[NewPair | Reject]:
+    def pairs_and_rejects(self) -> Iterator[NewPair | Reject]:
         for row, line in enumerate(self.lines, self.begin):
             yield convert_row(row, f"line {row + 1}", partial(self._pair, json.loads(line)))
 
@@ -49,7 +49,7 @@ class Votes:
     def rows(self) -> int:
         return len(self._lines())
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Describe what decides the pairs: another file cannot continue an interrupted import."""
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         return {"files": [{"name": self.path.name, "sha256": digest}], "options": {}}
