@@ -40,7 +40,7 @@ class StepProgress(ProgressBar):
     ) -> None:
         if self.bar is not None and trainer.global_step > self.bar.n:
             self.bar.set_postfix(self.values(trainer, pl_module))
-            self.bar.update(trainer.global_step - self.bar.n)
+            self.bar.update(trainer.global_step - int(self.bar.n))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()

@@ -46,7 +46,8 @@ class AlignmentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # Our own options come first in --help, before the long list of the Trainer's.
-        parser._action_groups.sort(key=lambda group: (group.title or "").startswith("Customize every aspect"))
+        groups: Any = parser._action_groups  # a list, typed as a sequence
+        groups.sort(key=lambda group: (group.title or "").startswith("Customize every aspect"))
         parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=integer_seed)
 

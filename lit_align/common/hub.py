@@ -38,7 +38,7 @@ class ModelLocation(NamedTuple):
 
         where, here = self.folder or None, not download
         try:
-            path = hf_hub_download(self.repo, name, subfolder=where, revision=self.revision, local_files_only=here)
+            found = hf_hub_download(self.repo, name, subfolder=where, revision=self.revision, local_files_only=here)
         except errors.EntryNotFoundError:
             return None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
@@ -46,7 +46,7 @@ class ModelLocation(NamedTuple):
                 f"{self.repo!r} is neither a folder nor a repository of the hub that you can read. Check its name and "
                 f"revision ({self.revision or 'main'}); for a private or gated repository run hf auth login."
             ) from error
-        return Path(path)
+        return Path(found)
 
     def require(self, name: str) -> Path:
         """Find a file, downloading it if needed.

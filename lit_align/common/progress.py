@@ -35,7 +35,7 @@ class Progress(Protocol):
 class ProgressBar(tqdm):
     """A bar on a terminal."""
 
-    def set_postfix(self, values: Mapping[str, str]) -> None:  # type: ignore[override]
+    def set_postfix(self, values: Mapping[str, str]) -> None:
         """Set the values that stand behind the count; the next update shows them."""
         super().set_postfix(values, refresh=False)
 

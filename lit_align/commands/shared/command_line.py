@@ -51,7 +51,8 @@ def run_command(command: Command, words: list[str], prog: str) -> None:
             return run_command(command[words[0]], words[1:], f"{prog} {words[0]}")
     else:
         words = spell_flags(command, words)
-    made = auto_cli(command, args=words, as_positional=False, return_instance=True, parser_class=ShortErrors, prog=prog)
+    kind: Any = command  # jsonargparse types no dict of functions
+    made = auto_cli(kind, args=words, as_positional=False, return_instance=True, parser_class=ShortErrors, prog=prog)
     if dataclasses.is_dataclass(made):
         made.run()  # type: ignore[union-attr]
 
