@@ -88,7 +88,7 @@ def main(package: str, tests: str | None = None) -> None:
     total = sum(size for size, _ in files)
     print(f"files                                {len(files)}, {total:,} lines")
     print(f"median / ninth decile / largest file {measure(files)}")
-    functions = [length for tree in trees.values() for length in function_lengths(tree)]
+    functions = [(size, f"{path}:{name}") for path, tree in trees.items() for size, name in function_lengths(tree)]
     print(f"functions                            {len(functions)}")
     print(f"median / ninth decile / longest      {measure(functions)}")
     found = cycles({name: imports(trees[path], known) - {name} for name, path in names.items()})

@@ -29,7 +29,7 @@ def test_measures_of_a_small_package(package, capsys):
     assert lines[0].split(None, 1)[1] == "4, 11 lines"
     assert lines[1].split("file ")[1].startswith("2 / ")
     assert lines[2].split() == ["functions", "1"]
-    assert lines[3].endswith("3 / 3 / 3 (f)")  # without the docstring
+    assert lines[3].endswith("3 / 3 / 3 (package/c.py:f)")  # without the docstring
     assert lines[4].split() == ["import", "cycles", "1"]
     assert lines[5].split() == ["package.a", "package.b"]  # an import inside a function is none
     assert lines[6].endswith("11 / 11 = 1.00")
