@@ -79,10 +79,6 @@ class PreferenceDataModule(L.LightningDataModule):
         super().__init__()
         check_least(resolution=(resolution, 8), batch_size=(batch_size, 1), num_workers=(num_workers, 0))
         check_least(shuffle_window=(shuffle_window, 1), skip_limit=(skip_limit, 0))
-        if not 0 <= flip_probability <= 1:
-            raise UserValueError(f"data.flip_probability is {flip_probability}; it must lie between 0 and 1.")
-        if read_timeout is not None and not read_timeout > 0:
-            raise UserValueError(f"data.read_timeout is {read_timeout}; it must be greater than 0, or null.")
         if train_cache is not None and crop != "center":
             raise UserValueError(f"data.crop is {crop}; a cache holds the centre. Set it to center, or no train_cache.")
         if scorers is not None and not (train_cache is None and val_cache is None):
@@ -94,11 +90,10 @@ class PreferenceDataModule(L.LightningDataModule):
         self.resolution, self.aspect_buckets, self.seed = resolution, aspect_buckets, seed
         self.shapes = tuple(bucket_shapes(resolution) if aspect_buckets else [(resolution, resolution)])
         self.reading = ReadOptions(on_error, skip_limit, read_timeout, allow_pipe)
-        transform = PairTransform(crop, flip_probability)
+        transform, still = PairTransform(crop, flip_probability), PairTransform("center", 0.0)
         self.train = Split("train", train_shards, train_scores, train_cache, transform, self.reading)
         self.val = None
         if val_shards is not None:
-            still = PairTransform("center", 0.0)
             self.val = Split("val", val_shards, val_scores, val_cache, still, self.reading)
         self.unreadable: dict[str, None] = {}  # distinct reasons why pairs of this rank could not be read
         self._resumed_order: dict[str, Any] | None = None

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lit_align.user_errors import UserValueError
+
 Crop = Literal["center", "random"]
 ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory; meaningless to a reader
 JPEG = b"\xff\xd8\xff"  # first bytes of a file
@@ -41,6 +43,10 @@ class PairTransform:
 
     crop: Crop = "center"
     flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip_probability <= 1:
+            raise UserValueError(f"data.flip_probability is {self.flip_probability}; it must lie between 0 and 1.")
 
     def __call__(self, encoded: tuple[bytes, bytes], draw: random.Random, shape: tuple[int, int]) -> PairImages:
         """Decode both images, and resize and crop each to `shape` (height, width; pixels) without distortion.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_align.data.shards.layout import SampleError
+from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ class ReadOptions:
     skip_limit: int = 100
     timeout: float | None = None
     allow_pipe: bool = False
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise UserValueError(f"data.read_timeout is {self.timeout}; it must be greater than 0, or null.")
 
     def skip_or_raise(self, error: SampleError) -> None:
         """Log a broken sample as skipped, or raise its error, as `on_error` says."""
