@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from lit_align.backbones.encoder_parts import EncoderParts
+from lit_align.common.manifest import differences, in_words
 from lit_align.types import CacheOrigin, EncodedBatch, Moments, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
@@ -53,11 +54,9 @@ class Encoders(EncoderParts):
     def _check_origin(self, origin: CacheOrigin | None) -> None:
         if origin is None or origin == self._accepted:
             return
-        known, own = origin.encoders, self.encoders_identity()
-        changed = [f'encoders.{k} was "{known.get(k)}", is "{own[k]}"' for k in own if known.get(k) != own[k]]
-        if changed:
+        if changed := differences({"encoders": origin.encoders}, {"encoders": self.encoders_identity()}):
             raise UserValueError(
-                f"The cache {origin.folder} does not fit this run: {'; '.join(changed)}. Encode into another folder "
+                f"The cache {origin.folder} does not fit this run: {in_words(changed)}. Encode into another folder "
                 "with the config of this run (lit-align encode --config ... --output ...), or restore the old values."
             )
         self._accepted = origin

@@ -86,9 +86,13 @@ def test_foreign_checkpoints_are_refused(tmp_path, lora_run, sd15):
         (
             make_module(lora=LoRA(rank=2, alpha=16)),
             whole,
-            r"began with lora \{'rank': 2, 'alpha': 8, .*'alpha': 16, .*Resume with the model\.backbone",
+            r"began with another backbone: lora\.alpha was 8, is 16\. Resume with the model\.backbone",
         ),
-        (other_target(lora), whole, "began with prediction_type epsilon, not v_prediction"),
+        (
+            other_target(lora),
+            whole,
+            r"began with another backbone: prediction_type was \"epsilon\", is \"v_prediction\"",
+        ),
     ):
         before = weights(module)
         with pytest.raises((ValueError, FileNotFoundError), match=message):

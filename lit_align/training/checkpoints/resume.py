@@ -1,11 +1,12 @@
 """Checks before a run resumes: the checkpoint holds this module's weights, and the run began with these settings."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from lit_align.common.manifest import differences, in_words
 from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,10 @@ def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite
             f"The run began with the objective {began['objective']}, not {objective}. Resume with that; or export its "
             f"weights, replace the pipeline's UNet by them, and begin a run with {objective} there."
         )
-    for then, here, what in _differences(began, now):
+    if changed := _backbone_differences(began, now):
         raise UserValueError(
-            f"The run began with {what} {then}, not {here}. Resume with the model.backbone that the run began with."
+            f"The run began with another backbone: {in_words(changed)}. Resume with the model.backbone that the run "
+            "began with."
         )
     if began.get("fault") and non_finite == "stop":
         raise UserValueError(
@@ -74,12 +76,8 @@ def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite
         )
 
 
-def _differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[Any, Any, str]]:
-    """Yield old value, new value and name of each setting of the backbone that differs without changing shapes."""
-    for name in ("pipeline", "prediction_type", "lora"):
-        if name in began and began[name] != now[name]:
-            yield began[name], now[name], name
-    then, here = began.get("denoiser_config", {}), now["denoiser_config"]
-    for name in then:
-        if then[name] != here.get(name):
-            yield then[name], here.get(name), f"the UNet's {name}"
+def _backbone_differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe the settings of the backbone that differ although no shape does; unknown settings are skipped."""
+    old = {name: began[name] for name in ("pipeline", "prediction_type", "lora", "denoiser_config") if name in began}
+    config = {name: now["denoiser_config"].get(name) for name in old.get("denoiser_config", {})}
+    return differences(old, {name: config if name == "denoiser_config" else now[name] for name in old})
