@@ -19,9 +19,8 @@ class Command(NamedTuple):
 
     line: str  # what it does
     path: str  # module:name of a function or dataclass
-    # How the words of the command line reach it: parsed as its parameters or fields, parsed together with the
-    # config of a training run, or as they are.
-    takes: Literal["options", "config", "words"] = "options"
+    # How the words of the command line reach it: parsed as its parameters or fields, or as they are.
+    takes: Literal["options", "words"] = "options"
 
 
 GROUPS: dict[str, dict[str, Command]] = {
@@ -42,8 +41,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         "score": Command("score the images of pairs, for votes", "lit_align.commands.score.command:score"),
         "encode": Command(
             "cache latents and prompt embeddings, for faster training",
-            "lit_align.commands.encode.command:encode",
-            "config",
+            "lit_align.commands.encode.encode_cli:run_encode",
+            "words",
         ),
     },
     "judge": {
@@ -94,11 +93,6 @@ def run(name: str, words: list[str]) -> None:
     command = load(name)
     if COMMANDS[name].takes == "words":
         command(words)
-    elif COMMANDS[name].takes == "config":
-        from lit_align.commands.shared.command_line import spell_flags
-        from lit_align.commands.shared.training_config import run_with_config
-
-        run_with_config(command, spell_flags(command, words), prog=f"lit-align {name}")
     else:
         from lit_align.commands.shared.command_line import run_command
 

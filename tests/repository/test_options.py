@@ -7,6 +7,7 @@ from importlib import import_module
 
 from lit_align import backbones, callbacks, objectives, scoring
 from lit_align.cli import COMMANDS
+from lit_align.commands.encode.command import encode
 from lit_align.data import PreferenceDataModule
 from lit_align.training.module import AlignmentModule
 from tests.support.paths import ROOT
@@ -26,6 +27,7 @@ def commands() -> Iterator[Callable]:
         module, _, name = command.path.partition(":")
         found = getattr(import_module(module), name)
         yield from found.values() if isinstance(found, dict) else [found]
+    yield encode
 
 
 def options(owner: Callable) -> list[str]:
