@@ -14,7 +14,7 @@ import transformers
 
 from lit_align.backbones.sampling import SAMPLING_VERSION
 from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
-from lit_align.commands.shared.models import Model, ModelSpec, Sampling, at_a_time, load_models, place_models
+from lit_align.commands.shared.models import Model, ModelSpec, Sampling, at_a_time, load_models, move_models
 from lit_align.commands.shared.process_group import ProcessGroup
 from lit_align.common.progress import Progress, show_progress
 from lit_align.evaluation.image_store import ImageStore
@@ -79,7 +79,7 @@ class ModelComparison:
             if not is_whole(store.paths[number])
         ]
         if todo:
-            place_models(models, self.group.device, self.sampling.precision)
+            move_models(models, self.group.device, self.sampling.precision)
         with self._bar(f"drawing {name}", len(todo)) as bar:
             plain = draw_images(models[0], todo, self.guidance_scale, self.sampling, self.batch_size, bar.update)
         note_plain(self.group, name, plain)

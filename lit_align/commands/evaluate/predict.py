@@ -15,7 +15,7 @@ from lit_align.commands.shared.models import (
     find_base,
     is_pipeline,
     load_models,
-    place_models,
+    move_models,
     spec_of,
 )
 from lit_align.commands.shared.process_group import ALONE, ProcessGroup, join_process_group
@@ -58,7 +58,7 @@ class Predict(DrawingOptions):
         sampling = self.sampling([spec.repo], group.device)
         (model,) = load_models([spec], self.vae_repo, self.variant)
         check_manifest(self.output / MANIFEST, self._manifest(prompts, spec, model, sampling), made=["*.png"])
-        place_models([model], group.device, sampling.precision)
+        move_models([model], group.device, sampling.precision)
         if group.rank == 0:
             print(prompts)
         rows = _rows(prompts.unique, self.images_per_prompt, self.seed)

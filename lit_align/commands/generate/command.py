@@ -15,8 +15,8 @@ from lit_align.commands.shared.models import (
     default_guidance_scale,
     default_precision,
     load_models,
+    move_models,
     native_size,
-    place_models,
 )
 from lit_align.commands.shared.options import DeviceOptions, SamplingOptions
 from lit_align.commands.shared.process_group import ProcessGroup
@@ -119,7 +119,7 @@ class Generate(SamplingOptions, DeviceOptions):
         }
         with locked_folder(self.output, "generate", group.run):
             check_manifest(self.output / MANIFEST, manifest, made=["*.tar"])
-            place_models(models, group.device, sampling.precision)
+            move_models(models, group.device, sampling.precision)
             ranking = None if scorer is None else scorer.prepare(group.device)
             maker = PairMaker(recipe, models, ranking, sampling, storing, self.seed)
             if group.rank == 0:

@@ -1,4 +1,4 @@
-"""Images of prompts in files, those that are not there yet."""
+"""Draw images of prompts into files that are still missing."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from lit_align.common.pixels import encode_image
 
 
 class Wanted(NamedTuple):
-    """An image that is to be there."""
+    """An image to draw."""
 
     prompt: str
     seed: int  # of its noise
@@ -23,7 +23,7 @@ class Wanted(NamedTuple):
 
 
 def is_whole(path: Path) -> bool:
-    """Whether there is a PNG whose checksums are right."""
+    """Whether a PNG exists and its checksums are right."""
     try:
         with Image.open(path) as image:
             image.verify()
@@ -40,15 +40,15 @@ def draw_images(
     batch_size: int,
     drawn: Callable[[int], object],
 ) -> int:
-    """Draw images, write each as soon as its batch is there, and return how many are of one colour.
+    """Draw images, write each batch as soon as it is drawn, and return how many images have one colour.
 
     Args:
-        model: where it computes.
-        images: that are missing.
+        model: on its device.
+        images: the missing ones.
         guidance_scale: of classifier-free guidance.
-        how: they are drawn.
-        batch_size: at a time, see `at_a_time`.
-        drawn: is told how many more are written.
+        how: size, steps and precision.
+        batch_size: images per batch, see `at_a_time`.
+        drawn: called with the number of images of each batch.
     """
     count, plain = at_a_time(batch_size, model.denoiser.device), 0
     with ThreadPoolExecutor() as pool:  # PIL encodes without the interpreter's lock
@@ -63,19 +63,13 @@ def draw_images(
 
 
 def note_plain(group: ProcessGroup, name: str, plain: int) -> None:
-    """Say that a model draws images that show nothing, if it does: an over-optimised one may.
-
-    Args:
-        group: of this process.
-        name: of the model.
-        plain: images of one colour.
-    """
+    """Print how many images of a model have one colour, if any: an over-optimised model may draw such."""
     if plain:
         print(f"{group}: {name} drew {plain} images of one colour alone; their numbers are finite, and they count")
 
 
 def _write(path: Path, image: Tensor) -> None:
-    """Write an image unless another run was first: it may have scored its own already."""
+    """Write an image, unless another run has written it: that run may have scored its image already."""
     if is_whole(path):
         return
     path.unlink(missing_ok=True)

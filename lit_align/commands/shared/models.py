@@ -1,4 +1,4 @@
-"""Models that draw: where they come from, and how."""
+"""Models that draw images: how to find, load and run them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -24,14 +24,14 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelSpec(NamedTuple):
-    """What a model is loaded from."""
+    """Where a model is loaded from."""
 
     repo: str  # hub id or local folder of a pipeline
-    unet: str | None  # folder or file that takes the place of the UNet in `repo`, or is a LoRA on it
+    unet: str | None  # folder or file that replaces the UNet of `repo`, or a LoRA on it
 
 
 class Sampling(NamedTuple):
-    """How images are drawn."""
+    """Size, steps and precision of drawn images."""
 
     height: int  # pixels
     width: int
@@ -41,17 +41,17 @@ class Sampling(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A denoiser and the rest of its pipeline, which other denoisers share."""
+    """A denoiser with its pipeline, which other denoisers share."""
 
     backbone: Backbone
     denoiser: Denoiser
     fingerprint: str
 
     def draw(self, prompts: list[str], seeds: list[int], guidance_scale: float, how: Sampling) -> Tensor:
-        """Images (n, 3, height, width) uint8 on the CPU.
+        """Draw images (n, 3, height, width) uint8 on the CPU.
 
         Raises:
-            ValueError: if the numbers of one are not finite; as an image it would be of one colour.
+            UserValueError: if an image is not finite; written to a file, it would have one colour.
         """
         self.backbone.denoiser = self.denoiser
         device = self.denoiser.device.type
@@ -70,7 +70,7 @@ class Model(NamedTuple):
 
 
 def load_models(specs: Sequence[ModelSpec], vae_repo: str | None, variant: str | None) -> list[Model]:
-    """The models, in float32 on the CPU; what they have in common is there once."""
+    """Load models in float32 on the CPU; models of one pipeline share its other parts."""
     backbones: dict[str, Backbone] = {}
     models: dict[ModelSpec, Model] = {}
     for spec in specs:
@@ -81,14 +81,14 @@ def load_models(specs: Sequence[ModelSpec], vae_repo: str | None, variant: str |
             backbones[spec.repo] = backbone
         backbone = backbones[spec.repo]
         if spec not in models:
-            # `Model.draw` exchanges the backbone's denoiser, but nothing is drawn before all are loaded.
+            # `Model.draw` replaces the backbone's denoiser, but all models are loaded before the first image.
             denoiser = backbone.denoiser if spec.unet is None else load_denoiser(backbone, spec.unet)
             models[spec] = Model(backbone, denoiser, fingerprint(backbone, denoiser))
     return [models[spec] for spec in specs]
 
 
-def place_models(models: Sequence[Model], device: torch.device, precision: Precision) -> None:
-    """Move them to where they draw. Text encoders stay in float32: SDXL's sizes are cast to their precision."""
+def move_models(models: Sequence[Model], device: torch.device, precision: Precision) -> None:
+    """Move models to a device. Text encoders stay in float32, because SDXL casts `time_ids` to their precision."""
     for model in models:
         model.backbone.denoiser = model.denoiser
         model.backbone.to(device)
@@ -96,7 +96,7 @@ def place_models(models: Sequence[Model], device: torch.device, precision: Preci
 
 
 def check_numbers(counts: dict[str, int], sizes: dict[str, int | None]) -> None:
-    """Raise a ValueError that names the option: counts are at least 1, sizes in pixels are what the VAE can draw."""
+    """Raise a UserValueError unless counts are at least 1 and sizes in pixels are multiples of 8."""
     for name, value in counts.items():
         if value < 1:
             raise UserValueError(f"{name} is {value}; it must be at least 1.")
@@ -106,26 +106,26 @@ def check_numbers(counts: dict[str, int], sizes: dict[str, int | None]) -> None:
 
 
 def default_precision(device: torch.device) -> Precision:
-    """What is quick there and still draws."""
+    """Return the fastest precision in which models draw well on the device."""
     return "fp16" if device.type == "cuda" else "fp32"
 
 
 def default_guidance_scale(repo: str) -> float:
-    """That of the pipeline's own call: 5 for SDXL, 7.5 for Stable Diffusion."""
+    """Return the default of the pipeline's `__call__`: 5 for SDXL, 7.5 for Stable Diffusion."""
     return float(signature(backbone_class(repo).pipeline_class.__call__).parameters["guidance_scale"].default)
 
 
 def native_size(repos: Iterable[str], vae_repo: str | None) -> int:
-    """The side in pixels that pipelines draw by themselves; no weights are read.
+    """Return the default side of a pipeline's images in pixels. Reads no weights.
 
     Raises:
-        ValueError: if they do not agree.
+        UserValueError: if the pipelines have different sizes.
     """
     sizes = set()
     for repo in repos:
         wanted = UNet2DConditionModel.load_config(repo, subfolder="unet")["sample_size"]
         encoders = backbone_class(repo).without_denoiser(repo=repo, vae_repo=vae_repo)
-        _, latents, _ = encoders.latent_shape(1 << 16, 1 << 16)  # whose size grows evenly with the image's
+        _, latents, _ = encoders.latent_shape(1 << 16, 1 << 16)  # proportional to the image's size
         sizes.add((wanted << 16) // latents)
     if len(sizes) > 1:
         raise UserValueError(f"The models draw {sorted(sizes)} pixels by themselves. Say --height and --width.")
@@ -133,10 +133,10 @@ def native_size(repos: Iterable[str], vae_repo: str | None) -> int:
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether the name of a model is that of a whole pipeline, by what is on the disk; a hub id is one.
+    """Whether a model's name is a folder of a pipeline or a hub id, rather than weights of a UNet.
 
     Raises:
-        FileNotFoundError: if it is nothing that draws.
+        UserFileNotFoundError: if it is neither.
     """
     path = Path(name)
     if path.is_file() or is_sharded(path) or any((path / file).is_file() for file in ("config.json", LORA_FILE)):
@@ -150,10 +150,10 @@ def is_pipeline(name: str) -> bool:
 
 
 def find_base(models: Iterable[str], base: str | None) -> str:
-    """The pipeline that models are trained from: `base`, or else the one that their checkpoints name.
+    """Return the pipeline that models were trained from: `base`, or the one named by their checkpoints.
 
     Raises:
-        ValueError: if nothing names one, or if they name several.
+        UserValueError: if the checkpoints name none or several.
     """
     if base is not None:
         return base
@@ -165,14 +165,14 @@ def find_base(models: Iterable[str], base: str | None) -> str:
 
 
 def spec_of(model: str, base: str) -> ModelSpec:
-    """Where to load a model from: it is a pipeline, or takes the place of the UNet in `base`."""
+    """Return where to load a model from: its own pipeline, or `base` with the model's UNet."""
     return ModelSpec(model, None) if is_pipeline(model) else ModelSpec(base, model)
 
 
 def at_a_time(batch_size: int, device: torch.device) -> int:
-    """How many images to draw, or to score, in one pass.
+    """Return how many images to draw or score in one pass.
 
-    One on the CPU, where more are hardly faster: in a larger batch torch rounds otherwise, and a result would depend on
-    the batch size and on how many processes share the work.
+    Always 1 on the CPU, where larger batches are hardly faster but round differently: results would depend on the batch
+    size and the number of processes.
     """
     return 1 if device.type == "cpu" else batch_size

@@ -10,7 +10,7 @@ from lit_align.data.shards.filesystems import is_url
 from lit_align.user_errors import UserValueError
 
 MANIFEST = "import.json"
-RECORDS = ".import"  # a folder with one file for each shard that is done, while not all are
+RECORDS = ".import"  # folder with one file per finished shard, until all are finished
 LEFTOVER = re.compile(
     r"\.(.*\.tar|.*\.index\.parquet|\d+\.json|import\.json|index\.json|rejects\.jsonl)\.[0-9a-f]{8}\.part"
 )
@@ -31,7 +31,7 @@ def local_folder(output: str) -> Path:
 
 @contextmanager
 def locked_import_folder(folder: Path) -> Iterator[None]:
-    """Keep the folder for one import, and remove what killed ones left half written.
+    """Lock the folder for one import, and remove partial files of killed imports.
 
     Raises:
         UserRuntimeError: if another import writes to the folder.

@@ -1,4 +1,4 @@
-"""Work shared among processes, which end with the one that started them."""
+"""A pool of worker processes, which end when the process that started them ends."""
 
 import multiprocessing
 import os
@@ -12,15 +12,15 @@ from typing import TypeVar
 
 from lit_align.user_errors import UserRuntimeError, UserValueError
 
-Task = TypeVar("Task")
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def worker_count(workers: int | None) -> int:
-    """As many as asked for, or one for each core that this process may use, up to 16: each may take a gigabyte.
+    """Return `workers`; None means one for each usable core, up to 16, as each may take a gigabyte.
 
     Raises:
-        ValueError: for none at all.
+        UserValueError: if workers is below 1.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -30,37 +30,37 @@ def worker_count(workers: int | None) -> int:
     return workers
 
 
-def shared(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """What `work` returns for each task, in the order in which it is done; one worker is this process itself.
+def shared(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    """Yield the result of `work` for each job, in order of completion; a single worker runs in this process.
 
     Raises:
-        RuntimeError: if a process was killed.
+        UserRuntimeError: if a worker process was killed.
     """
     if workers == 1:
-        yield from map(work, tasks)
+        yield from map(work, jobs)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])  # imported once, not by every worker
-    left = iter(tasks)
+    left = iter(jobs)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
-        running: set[Future[Result]] = {pool.submit(work, task) for task in islice(left, 2 * workers)}
+        running: set[Future[Result]] = {pool.submit(work, job) for job in islice(left, 2 * workers)}
         try:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(work, task) for task in islice(left, len(done))}
+                running |= {pool.submit(work, job) for job in islice(left, len(done))}
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
             raise UserRuntimeError(
                 f"One of {workers} worker processes was killed, perhaps because memory ran out. "
-                "The same command goes on where it stopped; try it with fewer --workers."
+                "The same command resumes the import; try it with fewer --workers."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin() -> None:
-    """Leave interrupts to the first process, and end when it ends, even if it is killed."""
+    """Ignore interrupts, which the parent process handles, and exit when the parent exits, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
