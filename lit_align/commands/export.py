@@ -1,4 +1,4 @@
-"""`lit-align export`: from a training checkpoint to weights that diffusers loads in one line."""
+"""`lit-align export`: writes a checkpoint's weights in the layout of diffusers."""
 
 import shutil
 import tempfile
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lit_align.common.choices import Precision
 from lit_align.user_errors import UserFileExistsError
 
-if TYPE_CHECKING:  # what needs torch is imported by the functions that use it: --help does without
+if TYPE_CHECKING:  # functions import modules that need torch, so that --help does not
     import torch
 
     from lit_align.backbones.loading.trained import Trained
@@ -18,14 +18,14 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
     """Write the trained weights of a checkpoint as safetensors in diffusers' layout.
 
     Args:
-        ckpt_path: a checkpoint that `lit-align fit` wrote.
+        ckpt_path: a checkpoint of `lit-align fit`.
         output: new folder; it becomes a UNet folder, or holds `pytorch_lora_weights.safetensors`.
         precision: of the weights in the files.
         overwrite: replace `output` if it exists.
 
     Raises:
-        FileExistsError: if `output` exists and is not to be replaced.
-        ValueError: if the file is not a checkpoint of lit-align.
+        UserFileExistsError: if `output` exists and `overwrite` is false.
+        UserValueError: if the file is not a checkpoint of lit-align.
     """
     from lit_align.backbones.encoder_parts import DTYPES
     from lit_align.backbones.loading.trained import read_trained
@@ -35,7 +35,7 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
     trained = read_trained(ckpt_path)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as part:
-        folder = Path(part) / output.name  # complete before it gets its name
+        folder = Path(part) / output.name  # renamed once complete
         write = _write_unet if trained.info["lora"] is None else _write_lora
         how_to_load = write(trained, DTYPES[precision], folder)
         if output.exists():
@@ -56,7 +56,7 @@ def _write_unet(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
 
 
 def _write_lora(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
-    """peft names a trained factor after its adapter; files have no adapter name."""
+    """Write a LoRA without peft's adapter name, which files do not have."""
     import diffusers
 
     from lit_align.backbones.reference import POLICY

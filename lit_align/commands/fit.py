@@ -115,6 +115,23 @@ class AlignmentCLI(LightningCLI):
         return {"fit": skipped, "validate": skipped}
 
 
+class ConfigCLI(AlignmentCLI):
+    """Parses the config of a training run without instantiating it."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint from which the run would resume")
+        parser.add_argument(
+            "--weights_only", type=bool | None, help="accepted because configs of runs have it; not used"
+        )
+
+    def _set_seed(self) -> None:
+        """Leave the global seed alone: nothing here is random."""
+
+    def instantiate_classes(self) -> None:
+        """Instantiate nothing."""
+
+
 CLI = TypeVar("CLI", bound=AlignmentCLI)
 
 

@@ -135,9 +135,6 @@ def batches(shards, cache, flipped):
     return PreferenceBatch(images, time_ids, prompts, info), cached
 
 
-# -- what is in a cache
-
-
 @pytest.mark.parametrize("flipped", [False, True])
 def test_cached_values_are_those_of_the_encoders_in_half_precision(shards, folder, backbone, flipped):
     cache = Cache.open(folder)
@@ -243,10 +240,7 @@ def test_shards_of_one_name_keep_their_folders(tmp_path):
     ]
 
 
-# -- how it is written
-
-
-def test_a_killed_run_goes_on(shards, folder, tmp_path):
+def test_a_killed_run_resumes(shards, folder, tmp_path):
     killed, first = fork(lambda: main(words(shards, tmp_path))), tmp_path / "00000.latents.safetensors"
     while not first.exists() and killed.is_alive():
         time.sleep(0.002)
@@ -391,9 +385,6 @@ def test_what_cannot_be_cached_is_refused(shards, tmp_path, monkeypatch):
     cache = Cache.open(tmp_path / "full")
     with pytest.raises(ValueError, match="has no mirrored images"):
         cache.latents("00000.tar", 0, True)
-
-
-# -- training on it
 
 
 @pytest.fixture

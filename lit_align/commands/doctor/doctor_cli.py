@@ -5,11 +5,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.commands.doctor.command import doctor
 from lit_align.commands.doctor.run_parts import RunParts
-from lit_align.commands.fit import AlignmentCLI, make_cli
+from lit_align.commands.fit import ConfigCLI, make_cli
 
 
-class DoctorCLI(AlignmentCLI):
-    """Parses the options of `fit` without instantiating them."""
+class DoctorCLI(ConfigCLI):
+    """Parses the options of `fit`; `RunParts` instantiates them part by part."""
 
     description = (
         "Check, without training, whether a run would start, what memory it needs and what to change. "
@@ -25,16 +25,6 @@ class DoctorCLI(AlignmentCLI):
             type=PositiveFloat | None,
             help="GB (10^9 bytes) of each GPU, to check a run on another machine's GPUs",
         )
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint from which the run would resume")
-        parser.add_argument(
-            "--weights_only", type=bool | None, help="accepted because configs of runs have it; not used"
-        )
-
-    def _set_seed(self) -> None:
-        """Leave the global seed alone: nothing here is random."""
-
-    def instantiate_classes(self) -> None:
-        """Instantiate nothing: `RunParts` does, part by part."""
 
     def run(self) -> int:
         """Print the report and return the exit code."""

@@ -1,4 +1,4 @@
-"""`lit-align encode`: latents of all pairs and conditioning of all prompts, once, in a cache."""
+"""`lit-align encode`: caches the latents of all pairs and the conditioning of all prompts."""
 
 import shutil
 import time
@@ -55,27 +55,28 @@ def encode(
     accelerator: str = "auto",
     devices: int | str = "auto",
 ) -> None:
-    """Encode all images and prompts of a training config's shards into a cache; a killed run goes on where it stopped.
+    """Encode all images and prompts of a training config's shards into a cache; a killed run resumes.
 
-    Under torchrun or SLURM, or with more than one device, the processes share the shards; each holds the latents of one
-    in memory. Two commands on the same output at a time would hinder each other.
+    Under torchrun or SLURM, or with several devices, processes share the shards. Each holds one shard's latents in
+    memory.
 
     Args:
         backbone: class and arguments; its denoiser is not loaded.
-        data: of the data module: shards, resolution, aspect_buckets, crop, flip_probability and on_error count.
+        data: arguments of the data module; uses its shards, resolution, aspect_buckets, crop, flip_probability and the
+            options of reading.
         output: folder of the cache.
         split: `train` encodes data.train_shards, `val` data.val_shards.
-        flips: `both` encodes each image mirrored too; not given: so for a training split that flips, else `none`.
-        posterior: `moments` keeps mean and deviation, of which training samples anew each time; `sample` keeps one
-            sample, half the size.
-        batch_size: pairs that are encoded at a time; each is two images, four with both flips.
+        flips: `both` adds each image mirrored; by default `both` for a training split that flips, else `none`.
+        posterior: `moments` keeps mean and deviation, so that training samples at each step; `sample` keeps one sample
+            in half the space.
+        batch_size: pairs per batch; each has two images, or four with both flips.
         accelerator: `auto`, `cpu` or `gpu`.
-        devices: of one machine, a number, or `auto` for all; torchrun and SLURM say it themselves.
+        devices: number on this machine, or `auto` for all; torchrun and SLURM set it themselves.
 
     Raises:
         SampleError: on a broken sample, if data.on_error is `raise`.
-        ValueError: if data.crop is random, or the folder holds a cache of something else.
-        OSError: if the disk has less space than is needed.
+        UserValueError: if data.crop is random, or the folder holds a cache of other data.
+        UserOSError: if the disk has too little space.
     """
     patterns = _shards(data, split, batch_size)
     group = join_process_group(accelerator, devices)
@@ -101,28 +102,25 @@ def encode(
 
 
 def _shards(data: Namespace, split: str, batch_size: int) -> str | list[str]:
-    """The patterns of the shards to encode."""
+    """Return the patterns of the shards to encode."""
     if batch_size < 1:
         raise UserValueError(f"batch_size is {batch_size}; it must be at least 1.")
-    if split == "val":
-        if data.val_shards is None:
-            raise UserValueError("split is val, but data.val_shards is not set.")
-        val: str | list[str] = data.val_shards
-        return val
-    if data.crop != "center":
+    if split == "val" and data.val_shards is None:
+        raise UserValueError("split is val, but data.val_shards is not set.")
+    if split == "train" and data.crop != "center":
         raise UserValueError(
             f"data.crop is {data.crop}, of which a cache would keep one draw. Set data.crop to center, or train "
             "without a cache."
         )
-    train: str | list[str] = data.train_shards
-    return train
+    patterns: str | list[str] = data.val_shards if split == "val" else data.train_shards
+    return patterns
 
 
 def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, group: ProcessGroup) -> None:
-    """Say what the folder is a cache of.
+    """Write the fingerprint and the prompts of the cache.
 
     Raises:
-        ValueError: if it is one of something else.
+        UserValueError: if the folder holds a cache of other data.
     """
     path = output / FINGERPRINT
     if any(output.rglob("*.safetensors")):
@@ -133,10 +131,10 @@ def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, group: Proc
 
 
 class Todo(NamedTuple):
-    """What a process has to do."""
+    """Files that a process has to write."""
 
     shards: list[PlannedShard]
-    prompts: dict[str, list[str]]  # by the file that they go to
+    prompts: dict[str, list[str]]  # by file name
 
 
 def _todo(output: Path, plan: Plan, group: ProcessGroup) -> Todo:
@@ -152,10 +150,10 @@ def _todo(output: Path, plan: Plan, group: ProcessGroup) -> Todo:
 
 
 def _announce(output: Path, plan: Plan, todo: Todo, work: Work) -> None:
-    """Say how large the cache will be and how long it will take.
+    """Print the size of the cache and the expected time.
 
     Raises:
-        OSError: if there is not so much space.
+        UserOSError: if the disk has too little space.
     """
     sizes = file_sizes(plan, work)
     needed = sum(size for name, size in sizes.items() if not (output / name).is_file())
@@ -178,7 +176,7 @@ def _announce(output: Path, plan: Plan, todo: Todo, work: Work) -> None:
 
 
 def file_sizes(plan: Plan, work: Work) -> dict[str, int]:
-    """Bytes of the cache's files of tensors, by name."""
+    """Return the bytes of the cache's tensor files by name."""
     shapes = {key: value.shape[1:] for key, value in encode_prompts([""], work).items()}
     sizes = {}
     for number, name in enumerate(prompts_files(len(plan.prompts))):
@@ -193,13 +191,13 @@ def file_sizes(plan: Plan, work: Work) -> dict[str, int]:
 
 
 def _seconds(todo: Todo, work: Work) -> float:
-    """How long it takes, from the first batch of images and of prompts; images are decoded while others are encoded."""
+    """Estimate the time from the first batches. Decoding and encoding overlap, so the slower one counts."""
     seconds = 0.0
     if shard := next((shard for shard in todo.shards if shard.pairs), None):
         begin = time.perf_counter()
         batch = next(prepared_batches(shard, work), [])
         decoding, encoding = time.perf_counter() - begin, 0.0
-        for _ in range(2):  # the first one warms up
+        for _ in range(2):  # the first pass warms up
             begin = time.perf_counter()
             encode_pairs(batch, work)
             encoding = time.perf_counter() - begin
@@ -214,8 +212,8 @@ def _seconds(todo: Todo, work: Work) -> float:
 
 
 def _work(output: Path, todo: Todo, work: Work, group: ProcessGroup) -> int:
-    """Encode what is to be done; returns how many samples were skipped."""
-    hidden, skipped = group.rank > 0, 0  # the bars show the first process's share
+    """Encode prompts and shards, and return the number of skipped samples."""
+    hidden, skipped = group.rank > 0, 0  # only rank 0 shows bars, of its own share
     for name, prompts in track(todo.prompts.items(), len(todo.prompts), "prompts", "file", hidden=hidden):
         save(output / name, encode_prompts(prompts, work))
     images = sum(shard.pairs for shard in todo.shards) * work.images_per_pair

@@ -3,11 +3,11 @@
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.commands.encode.command import encode
-from lit_align.commands.fit import AlignmentCLI, make_cli
+from lit_align.commands.fit import ConfigCLI, make_cli
 
 
-class EncodeCLI(AlignmentCLI):
-    """Parses the config of a training run, and instantiates nothing of it."""
+class EncodeCLI(ConfigCLI):
+    """Parses the options of `fit` and of `encode`."""
 
     description = "Encode all images and prompts of a training config's shards into a cache; a killed run resumes."
     example = "--config configs/mapo_sdxl.yaml --output cache/train"
@@ -15,17 +15,9 @@ class EncodeCLI(AlignmentCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         self.options = parser.add_function_arguments(encode, skip={"backbone", "data"}, as_positional=False)
-        for name in ("ckpt_path", "weights_only"):
-            parser.add_argument(f"--{name}", help="accepted because configs of runs have it; not used")
-
-    def _set_seed(self) -> None:
-        """Leave the global seed alone: nothing here is random."""
 
     def before_instantiate_classes(self) -> None:
         """Skip the checks of a training run."""
-
-    def instantiate_classes(self) -> None:
-        """Instantiate nothing: `encode` loads the encoders alone."""
 
     def run(self) -> None:
         """Encode with the config's backbone and data."""

@@ -1,4 +1,4 @@
-"""What there is to encode: all samples of all shards, and each prompt once."""
+"""Plan of an encoding: all samples of all shards, and each prompt once."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from lit_align.data.shards.scan import ShardFile, find_shards
 
 
 class PlannedSample(NamedTuple):
-    """What is known of a sample before its images are read."""
+    """Prompt and shape of a sample, known before its images are read."""
 
-    prompt: int  # its id; -1 where the sample is broken
+    prompt: int  # id; -1 for a broken sample
     shape: Shape  # of the prepared images
 
 
 class PlannedShard(NamedTuple):
-    """A shard that is to be encoded."""
+    """A shard to encode."""
 
     path: str
     name: str  # in the cache
@@ -40,13 +40,13 @@ class PlannedShard(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The same on all processes."""
+    """Shards and prompts to encode, identical on all processes."""
 
     shards: list[PlannedShard]
-    prompts: list[str]  # by id; the empty one is the first
+    prompts: list[str]  # by id; the empty prompt has id 0
 
     def describe(self) -> dict[str, Any]:
-        """For the fingerprint of the cache."""
+        """Return counts and a digest for the cache's fingerprint."""
         digest = hashlib.blake2b(json.dumps(self.prompts).encode(), digest_size=12).hexdigest()
         return {
             "prompts": {"count": len(self.prompts), "digest": digest},
@@ -63,7 +63,7 @@ def make_plan(
     options: ReadOptions,
     quiet: bool = False,
 ) -> Plan:
-    """Look at the labels of all shards: in their index, or in the shards themselves, whose images are skipped.
+    """Read the labels of all shards from their index, or else from the shards, skipping images.
 
     Raises:
         SampleError: on a broken sample, if `options.on_error` is `raise`.
@@ -86,7 +86,7 @@ def _rows(file: ShardFile, sizes: bool, timeout: float | None) -> pa.Table:
 
 
 def target_shapes(rows: pa.Table, resolution: int, aspect_buckets: bool) -> list[Shape]:
-    """The shape that each sample trains in; anything for a broken one."""
+    """Return the shape in which each sample trains; arbitrary for a broken sample."""
     if not aspect_buckets:
         return [(resolution, resolution)] * len(rows)
     sizes = np.stack([rows[name].to_numpy() for name in SIZES], 1)
@@ -95,7 +95,7 @@ def target_shapes(rows: pa.Table, resolution: int, aspect_buckets: bool) -> list
 
 
 def _samples(rows: pa.Table, shapes: Sequence[Shape], ids: dict[str, int], options: ReadOptions) -> list[PlannedSample]:
-    """A shard's samples; prompts that are new get the next id."""
+    """Return a shard's samples; a new prompt gets the next id."""
     samples = []
     for fault, prompt, shape in zip(rows["fault"].to_pylist(), rows["prompt"].to_pylist(), shapes, strict=True):
         if fault is None:

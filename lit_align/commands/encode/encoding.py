@@ -1,4 +1,4 @@
-"""The work of `lit-align encode`: pairs of a shard to latents, prompts to conditioning."""
+"""Encode the pairs of a shard to latents, and prompts to conditioning."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -23,19 +23,19 @@ PROMPTS_AT_A_TIME = 64
 
 
 class Prepared(NamedTuple):
-    """A pair that is ready for the VAE."""
+    """A pair prepared for the VAE."""
 
     row: int
     location: str
     key: str
-    content: str  # its digest
+    content: str  # digest of images and prompt
     images: Tensor  # (flips, 2, 3, height, width) uint8
     time_ids: Tensor  # (2, 6)
 
 
 @dataclass(frozen=True)
 class Work:
-    """How pairs are encoded."""
+    """Encoders and options for pairs and prompts."""
 
     encoders: Encoders
     device: torch.device
@@ -54,20 +54,17 @@ class Work:
         return 2 * len(self.mirrored)
 
     def latents_shape(self, shape: Shape) -> tuple[int, ...]:
-        """Of a pair, see `CachedShard.latents`."""
+        """Return the shape of a pair's latents, see `CachedShard.latents`."""
         moments = 2 if self.posterior == "moments" else 1
         return len(self.mirrored), 2, moments, *self.encoders.latent_shape(*shape)
 
 
-# -- pairs
-
-
 def encode_shard(shard: PlannedShard, work: Work, progress: Callable[[int], object]) -> CachedShard:
-    """All pairs of a shard; `progress` is told of images as they are done.
+    """Encode all pairs of a shard; `progress` gets the number of images of each batch.
 
     Raises:
-        SampleError: on a broken sample that is not to be skipped, or where the shard is no longer what was planned.
-        ValueError: if latents are not finite.
+        SampleError: on a broken sample that may not be skipped, or if the shard has changed since planning.
+        UserValueError: if latents are not finite.
     """
     samples = len(shard.samples)
     prompt = torch.full((samples,), -1, dtype=torch.int32)
@@ -84,15 +81,15 @@ def encode_shard(shard: PlannedShard, work: Work, progress: Callable[[int], obje
 
 
 def signed(number: int) -> int:
-    """The int64 with the bits of a uint64."""
+    """Reinterpret a uint64 as an int64."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def prepared_batches(shard: PlannedShard, work: Work) -> Iterator[list[Prepared]]:
-    """Pairs of one shape at a time, decoded by threads one batch ahead of the VAE.
+    """Yield batches of pairs of one shape, which threads decode one batch ahead of the VAE.
 
-    Which pairs are together depends on the shard alone: a VAE rounds by the batch, and a resumed run shall write the
-    same bytes.
+    A batch depends on the shard alone: a VAE's rounding depends on the batch, and a resumed run must write identical
+    bytes.
     """
     waiting: dict[Shape, list[Prepared]] = {}
     for pair in _prepared(shard, work):
@@ -104,7 +101,7 @@ def prepared_batches(shard: PlannedShard, work: Work) -> Iterator[list[Prepared]
 
 
 def _prepared(shard: PlannedShard, work: Work) -> Iterator[Prepared]:
-    """The readable pairs of a shard, in its order."""
+    """Yield the readable pairs of a shard in order."""
     samples, count = enumerate(read_samples(shard.path)), 0
     for batch in decode_ahead(lambda numbered: _prepare(shard, *numbered, work), samples, work.batch_size):
         count += len(batch)
@@ -116,7 +113,7 @@ def _prepared(shard: PlannedShard, work: Work) -> Iterator[Prepared]:
 def _prepare(shard: PlannedShard, row: int, sample: Sample, work: Work) -> Prepared | None:
     planned = shard.samples[row] if row < len(shard.samples) else PlannedSample(-1, (0, 0))
     if planned.prompt < 0:
-        return None  # named when the labels were read
+        return None  # reported when the labels were read
     try:
         pair = parse_sample(sample)
         if pair.prompt != work.prompts[planned.prompt]:
@@ -129,7 +126,7 @@ def _prepare(shard: PlannedShard, row: int, sample: Sample, work: Work) -> Prepa
 
 
 def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """Images (flips, 2, 3, height, width) uint8 and time_ids (2, 6) of a pair, exactly as training prepares them.
+    """Prepare a pair as training does: images (flips, 2, 3, height, width) uint8 and time_ids (2, 6).
 
     Raises:
         SampleError: if an image cannot be decoded.
@@ -146,10 +143,10 @@ def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tup
 
 
 def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:
-    """The latents of each pair, see `CachedShard.latents`.
+    """Encode pairs of one shape to latents, see `CachedShard.latents`.
 
     Raises:
-        ValueError: if they are not finite.
+        UserValueError: if latents are not finite.
     """
     if not pairs:
         return []
@@ -168,20 +165,17 @@ def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:
 
 
 def _sample(moments: Tensor, content: str) -> Tensor:
-    """A sample of each posterior, on noise that both images share, as in training, and that depends on the pair."""
+    """Sample each posterior; as in training, both images share the noise, which depends on the pair's content."""
     mean, deviation = moments.split(1, dim=2)  # of (flips, 2, moments, channels, h, w)
     generator = torch.Generator().manual_seed(int(content, 16) >> 1)
     return mean + deviation * torch.randn((len(mean), 1, *mean.shape[2:]), generator=generator)
 
 
-# -- prompts
-
-
 def encode_prompts(prompts: Sequence[str], work: Work) -> dict[str, Tensor]:
-    """Conditioning of prompts, (prompts, ...) float16 each.
+    """Encode prompts to conditioning tensors (prompts, ...) float16 by name.
 
     Raises:
-        ValueError: if it is not finite.
+        UserValueError: if a tensor is not finite.
     """
     parts = []
     for start in range(0, len(prompts), PROMPTS_AT_A_TIME):

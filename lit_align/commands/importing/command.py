@@ -1,6 +1,6 @@
-"""`lit-align import SOURCE`: shards with an index, from preference data as others publish or keep it.
+"""`lit-align import SOURCE`: makes shards with an index from published or local preference data.
 
-A killed import goes on where it stopped, and one that is done changes nothing. What is left out is counted and listed.
+A killed import resumes, and a finished one changes nothing. Rows left out are counted and listed.
 """
 
 from collections.abc import Callable
@@ -27,20 +27,20 @@ def pick_a_pic(
 ) -> None:
     """Pick-a-Pic v1, v2 and sets with their columns: Parquet files, local or on the Hugging Face hub.
 
-    Columns: jpg_0, jpg_1 (encoded images, copied byte for byte), label_0, label_1, caption (or original_prompt). The
-    other columns are kept as JSON. Ties are kept, as ties; rows whose has_label is false are left out.
+    Columns: jpg_0, jpg_1 (encoded images, copied byte for byte), label_0, label_1, caption (or original_prompt). Other
+    columns are kept as JSON. Ties are kept; rows whose has_label is false are left out.
 
     Args:
         output: folder of the shards.
         files: Parquet files or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded.
-        repo: data set on the hub, OWNER/NAME, instead of files; a token is taken from where `hf auth login` puts it.
-        revision: of the data set: branch or, so that it cannot change meanwhile, commit.
-        pattern: which of its files.
-        pairs_per_shard: rows of the source that a shard is made of; rows that are left out make it smaller.
-        workers: processes; none: one for each core, up to 16.
+        repo: data set on the hub, OWNER/NAME, instead of files; uses the token of `hf auth login`.
+        revision: branch of the data set, or a commit, which cannot change during the import.
+        pattern: files of the data set to import.
+        pairs_per_shard: rows of the source per shard; rows left out make the shard smaller.
+        workers: processes; by default one per core, up to 16.
 
     Raises:
-        ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
+        UserValueError: if columns are missing, the folder holds another import, or no row is a pair.
     """
     from lit_align.data.importers.import_run import import_source
     from lit_align.data.importers.pick_a_pic import hub_files, open_files
@@ -49,24 +49,23 @@ def pick_a_pic(
         raise UserValueError("Name --files or --repo, one of the two.")
     source = open_files(hub_files(repo, revision, pattern) if files is None and repo is not None else files or [])
     print(f"{len(source.tables)} files, {source.rows:,} rows, {format_bytes(source.bytes)}")
-    _tell(import_source(source, output, pairs_per_shard, workers))
+    _report(import_source(source, output, pairs_per_shard, workers))
 
 
 def webdataset(shards: str | list[str], output: str | None = None, workers: int | None = None) -> None:
-    """Tar shards that have the layout already: they are read once and get an index; nothing is copied.
+    """Tar shards of the right layout: reads them once and writes an index; copies nothing.
 
     Args:
         shards: tar files or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded.
-        output: folder of the index, for shards on the network or a read-only disk, which it names in full; none: beside
-            the shards.
-        workers: processes; none: one for each core, up to 16.
+        output: folder of the index, for shards on the network or a read-only disk; by default beside the shards.
+        workers: processes; by default one per core, up to 16.
 
     Raises:
-        ValueError: if the folder has the index of other shards, or not one sample is a pair.
+        UserValueError: if the folder has the index of other shards, or no sample is a pair.
     """
     from lit_align.data.importers.webdataset import index_shards
 
-    _tell(index_shards(shards, output, workers))
+    _report(index_shards(shards, output, workers))
 
 
 def hpd(
@@ -76,25 +75,25 @@ def hpd(
     pairs_per_shard: int = 1000,
     workers: int | None = None,
 ) -> None:
-    """HPDv2: train.json or test.json with its folder of images; every two images of a prompt are a pair.
+    """HPDv2: train.json or test.json with its folder of images; every two images of a prompt make a pair.
 
     Args:
         output: folder of the shards.
         annotations: JSON file, a list of entries with prompt, file_path or image_path (n images, which make
-            n (n - 1) / 2 pairs in the file's order), and a judgement, the first that is there of: human_preference (a
-            value for each image, 1 for the preferred one; two unpreferred ones of several are left out),
-            raw_annotations (the majority of the annotators' rankings; an even vote is a tie), rank (smaller is better).
-        images: folder that the names are relative to; none: the one beside the file, train/ for train.json.
-        pairs_per_shard: pairs of the source that a shard is made of; those that are left out make it smaller.
-        workers: processes; none: one for each core, up to 16.
+            n (n - 1) / 2 pairs in the file's order), and a judgement, the first found of: human_preference (a value per
+            image, 1 for the preferred one; pairs of two unpreferred images are left out), raw_annotations (majority of
+            the annotators' rankings; an even vote is a tie), rank (smaller is better).
+        images: folder to which names are relative; by default beside the file, train/ for train.json.
+        pairs_per_shard: pairs of the source per shard; pairs left out make the shard smaller.
+        workers: processes; by default one per core, up to 16.
 
     Raises:
-        ValueError: if the folder holds another import, or there is not one pair.
+        UserValueError: if the folder holds another import, or there is no pair.
     """
     from lit_align.data.importers.hpd import open_annotations
     from lit_align.data.importers.import_run import import_source
 
-    _tell(import_source(open_annotations(annotations, images), output, pairs_per_shard, workers))
+    _report(import_source(open_annotations(annotations, images), output, pairs_per_shard, workers))
 
 
 def folder(
@@ -112,27 +111,27 @@ def folder(
     pairs_per_shard: int = 1000,
     workers: int | None = None,
 ) -> None:
-    """Pairs of your own: a table (CSV, TSV, JSON lines) of image files, or a folder of chosen and one of rejected ones.
+    """Your own pairs: a table (CSV, TSV, JSON lines) of image files, or a folder of chosen and one of rejected images.
 
-    A chosen image becomes image 0 or image 1 as a hash of the pair's key falls, so that its place tells nothing.
+    A hash of the pair's key decides whether the chosen image becomes image 0 or 1, so that its position is random.
 
     Args:
         output: folder of the shards.
-        table: .csv, .tsv or .jsonl; paths in it are relative to it; columns it has besides are kept as JSON.
-        chosen: folder of preferred images, instead of a table; folders in it are looked through too.
-        rejected: folder of the others, of the same names; the endings may differ.
-        captions: folder of NAME.txt; none: beside the chosen images, else beside the rejected ones.
-        image_0_column: name of the column of one image.
-        image_1_column: of the other.
-        label_column: 1: image 0 is preferred; 0: image 1 is; 0.5: a tie.
-        chosen_column: of the preferred image, in a table without labels.
-        rejected_column: of the other.
-        prompt_column: of the prompt.
-        pairs_per_shard: rows of the source that a shard is made of; rows that are left out make it smaller.
-        workers: processes; none: one for each core, up to 16.
+        table: .csv, .tsv or .jsonl; its paths are relative to its folder; other columns are kept as JSON.
+        chosen: folder of preferred images, searched with its subfolders, instead of a table.
+        rejected: folder of rejected images with matching names; suffixes may differ.
+        captions: folder of NAME.txt; by default beside the chosen images, else beside the rejected ones.
+        image_0_column: column of image 0.
+        image_1_column: column of image 1.
+        label_column: column of labels; 1: image 0 is preferred; 0: image 1 is; 0.5: a tie.
+        chosen_column: column of the preferred image, in a table without labels.
+        rejected_column: column of the rejected image.
+        prompt_column: column of the prompt.
+        pairs_per_shard: rows of the source per shard; rows left out make the shard smaller.
+        workers: processes; by default one per core, up to 16.
 
     Raises:
-        ValueError: if columns are missing, the folder holds another import, or not one row is a pair.
+        UserValueError: if columns are missing, the folder holds another import, or no row is a pair.
     """
     from lit_align.data.importers.folders import open_folders
     from lit_align.data.importers.import_run import import_source
@@ -140,9 +139,9 @@ def folder(
 
     if table is not None and chosen is None and rejected is None and captions is None:
         names = (image_0_column, image_1_column, label_column, chosen_column, rejected_column, prompt_column)
-        _tell(import_source(open_table(table, Columns(*names)), output, pairs_per_shard, workers))
+        _report(import_source(open_table(table, Columns(*names)), output, pairs_per_shard, workers))
     elif table is None and chosen is not None and rejected is not None:
-        _tell(import_source(open_folders(chosen, rejected, captions), output, pairs_per_shard, workers))
+        _report(import_source(open_folders(chosen, rejected, captions), output, pairs_per_shard, workers))
     else:
         raise UserValueError("Name --table, or --chosen and --rejected (and --captions, if they lie elsewhere).")
 
@@ -155,7 +154,7 @@ IMPORTERS: dict[str, Callable[..., None]] = {
 }
 
 
-def _tell(summary: "Summary") -> None:
+def _report(summary: "Summary") -> None:
     from lit_align.data.importers.rejects import REJECTS
     from lit_align.data.importers.shard_records import MAY_RETURN
     from lit_align.data.shards.index import INDEX
