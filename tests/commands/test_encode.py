@@ -103,6 +103,7 @@ def sd15_folder(shards, sd15, tmp_path_factory):
     torch.set_num_threads(1)
     config = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     config["model"]["backbone"] = {"class_path": "StableDiffusion", "init_args": {"repo": str(sd15)}}
+    config |= {"ckpt_path": "last", "weights_only": True}  # as the config.yaml of a run
     (path := tmp_path_factory.mktemp("config") / "sd15.yaml").write_text(yaml.safe_dump(config))
     folder = tmp_path_factory.mktemp("cache") / "sd15"
     main(words(shards, folder, "--posterior=sample", config=path))
