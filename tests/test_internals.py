@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from lit_align import internals
-from lit_align.commands.doctor.doctor_cli import DoctorCLI
+from lit_align.commands.fit import ConfigCLI
 from lit_align.diffusion import NoiseSchedule
 from tests.support.paths import ROOT
 
@@ -301,7 +301,7 @@ def test_overridden_private_methods_exist():
     """Subclasses override these by name; a library that renames them would silently call its own instead."""
     for kind, name in ((L.pytorch.cli.LightningCLI, "_set_seed"), (torch.nn.Module, "_apply")):
         assert callable(getattr(kind, name))
-    assert "_set_seed" in vars(DoctorCLI)
+    assert "_set_seed" in vars(ConfigCLI)
     assert callable(L.pytorch.cli.LightningCLI._instantiate_trainer)
     assert "_apply" in vars(NoiseSchedule)
     assert L.LightningModule()._trainer is None
