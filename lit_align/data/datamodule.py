@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_align.common.choices import OnError
 from lit_align.common.manifest import differences, in_words
 from lit_align.data.buckets import bucket_shapes
 from lit_align.data.dataset import PairDataset
@@ -13,7 +14,7 @@ from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels.live_vote import LiveVote
 from lit_align.data.loader import PairLoader
 from lit_align.data.order import Order
-from lit_align.data.read_options import OnError, ReadOptions
+from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.split import Split
 from lit_align.scoring.base import Scorer

@@ -3,14 +3,12 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from lit_align.common.choices import OnError
 from lit_align.data.shards.layout import SampleError
 from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
-
-OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,26 @@ def test_a_glance_imports_no_library(words):
         assert [line.split()[0] for line in text if line.startswith("  ")] == list(COMMANDS)
 
 
+@pytest.mark.parametrize(
+    "command", ["export", "inspect", "import folder", "score", "generate", "predict", "test", "completion bash"]
+)
+def test_help_of_a_command_imports_no_library_that_it_does_not_need(command):
+    code = f"""
+import sys
+from lit_align.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code
+print([name for name in {HEAVY[:4]} if name in sys.modules])
+"""
+    result = python(code, *command.split(), *([] if command.startswith("completion") else ["--help"]))
+    assert result.returncode == 0, result.stderr
+    *text, imported = result.stdout.splitlines()
+    assert text
+    assert imported == "[]"
+
+
 def test_every_line_fits_a_terminal(capsys):
     main([])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 90

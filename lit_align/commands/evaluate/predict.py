@@ -4,25 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_align.commands.evaluate.options import DrawingOptions
-from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
-from lit_align.commands.shared.models import (
-    Model,
-    ModelSpec,
-    Sampling,
-    find_base,
-    is_pipeline,
-    load_models,
-    move_models,
-    spec_of,
-)
-from lit_align.commands.shared.process_group import ALONE, ProcessGroup, join_process_group
 from lit_align.common.files import write_text
 from lit_align.common.manifest import check_manifest
 from lit_align.common.progress import show_progress
 from lit_align.evaluation.prompts import Prompts, prompt_seed, read_prompts
+
+if TYPE_CHECKING:  # functions import what they need, so that --help imports no torch
+    from lit_align.commands.shared.models import Model, ModelSpec, Sampling
+    from lit_align.commands.shared.process_group import ProcessGroup
 
 MANIFEST, FORMAT = "predict.json", 1
 TABLE = "images.jsonl"
@@ -51,10 +43,12 @@ class Predict(DrawingOptions):
         Raises:
             ValueError: if options do not fit each other, or `output` was begun with others.
         """
-        self.check_numbers(images_per_prompt=self.images_per_prompt)
+        from lit_align.commands.shared.models import find_base, is_pipeline, load_models, move_models, spec_of
+
+        self.check_numbers(batch_size=self.batch_size, images_per_prompt=self.images_per_prompt)
         prompts = read_prompts(self.prompts, self.prompt_column)
         spec = spec_of(self.model, self.model if is_pipeline(self.model) else find_base([self.model], self.base))
-        group = join_process_group(self.accelerator, self.devices, pin_threads=True)
+        group = self.join(pin_threads=True)
         sampling = self.sampling([spec.repo], group.device)
         (model,) = load_models([spec], self.vae_repo, self.variant)
         check_manifest(self.output / MANIFEST, self._manifest(prompts, spec, model, sampling), made=["*.png"])
@@ -66,7 +60,7 @@ class Predict(DrawingOptions):
         group.wait()
         _write_table(self.output, rows, group)
 
-    def _manifest(self, prompts: Prompts, spec: ModelSpec, model: Model, sampling: Sampling) -> dict[str, Any]:
+    def _manifest(self, prompts: Prompts, spec: "ModelSpec", model: "Model", sampling: "Sampling") -> dict[str, Any]:
         return {
             "format": FORMAT,
             "prompts": {"count": len(prompts.unique), "digest": prompts.digest()},
@@ -78,7 +72,11 @@ class Predict(DrawingOptions):
             "drawing": {"guidance_scale": self.guidance_for(spec.repo), **sampling._asdict()},
         }
 
-    def _draw(self, model: Model, rows: Sequence[dict[str, Any]], sampling: Sampling, group: ProcessGroup) -> None:
+    def _draw(
+        self, model: "Model", rows: Sequence[dict[str, Any]], sampling: "Sampling", group: "ProcessGroup"
+    ) -> None:
+        from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
+
         share = [Wanted(row["prompt"], row["seed"], self.output / row["file"]) for row in rows]
         todo = [image for image in share if not is_whole(image.path)]
         scale = self.guidance_for(model.backbone.repo)
@@ -96,8 +94,9 @@ def _rows(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[dic
     ]
 
 
-def _write_table(output: Path, rows: Sequence[dict[str, Any]], group: ProcessGroup) -> None:
+def _write_table(output: Path, rows: Sequence[dict[str, Any]], group: "ProcessGroup") -> None:
     """Write the table once all images exist. Processes that end together write equal files."""
+    from lit_align.commands.shared.process_group import ALONE
 
     def missing() -> int:
         return sum(not (output / row["file"]).is_file() for row in rows)

@@ -4,12 +4,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lit_align.commands.evaluate.comparison import DrawnModel
 from lit_align.common.files import atomic_path, write_text
-from lit_align.evaluation.report.page import write_report
-from lit_align.evaluation.tables import overview, to_text
+
+if TYPE_CHECKING:
+    from lit_align.commands.evaluate.comparison import DrawnModel
 
 BASE = "base"  # name of the model that the others are compared with
 
@@ -19,7 +19,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def publish(path: Path, results: dict[str, Any], models: Mapping[str, DrawnModel]) -> None:
+def publish(path: Path, results: dict[str, Any], models: "Mapping[str, DrawnModel]") -> None:
     """Write pictures, results and report, and print the tables.
 
     Args:
@@ -27,6 +27,9 @@ def publish(path: Path, results: dict[str, Any], models: Mapping[str, DrawnModel
         results: its contents.
         models: by name.
     """
+    from lit_align.evaluation.report.page import write_report  # here: imports torch
+    from lit_align.evaluation.tables import overview, to_text
+
     for name, model in models.items():
         for number, image in enumerate(model.images.paths):
             _link(image, path.parent / "images" / name / f"{number:05d}.png")

@@ -5,26 +5,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import diffusers
-import torch
-import transformers
+from typing import TYPE_CHECKING, Any
 
 import lit_align
-from lit_align.commands.evaluate.comparison import DrawnModel, Judge, ModelComparison
 from lit_align.commands.evaluate.options import DrawingOptions
 from lit_align.commands.evaluate.publish import BASE, publish, stamp
-from lit_align.commands.shared.models import ModelSpec, find_base, spec_of
-from lit_align.commands.shared.process_group import ALONE, ProcessGroup, join_process_group
 from lit_align.common.lock import folder_turn
 from lit_align.common.manifest import read_manifest, refuse_differences
 from lit_align.evaluation.prompts import Prompts, prompt_seed, read_prompts
-from lit_align.evaluation.report.page import FORMAT
-from lit_align.evaluation.tables import Scores, compare_all
-from lit_align.evaluation.win_rates import check_tolerance
-from lit_align.scoring.presets import load_scorers, scorer_names
 from lit_align.user_errors import UserValueError
+
+if TYPE_CHECKING:  # functions import what they need, so that --help imports no torch
+    from lit_align.commands.evaluate.comparison import DrawnModel, Judge, ModelComparison
+    from lit_align.commands.shared.models import ModelSpec
+    from lit_align.commands.shared.process_group import ProcessGroup
+    from lit_align.evaluation.tables import Scores
 
 RESULTS = "results.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a model, which names a folder
@@ -62,6 +57,10 @@ class WinRateTest(DrawingOptions):
         Raises:
             ValueError: if options do not fit each other, or `output` holds results of other options.
         """
+        from lit_align.commands.evaluate.comparison import Judge
+        from lit_align.commands.shared.process_group import ALONE
+        from lit_align.scoring.presets import load_scorers
+
         self._check()
         found = read_prompts(self.prompts, self.prompt_column)
         prompts = found if self.prompt_limit is None else found.spread(self.prompt_limit)
@@ -89,7 +88,11 @@ class WinRateTest(DrawingOptions):
 
     def _check(self) -> None:
         """Raise a ValueError before hours of drawing."""
-        self.check_numbers(prompt_limit=1 if self.prompt_limit is None else self.prompt_limit)
+        from lit_align.evaluation.win_rates import check_tolerance
+
+        self.check_numbers(
+            batch_size=self.batch_size, prompt_limit=1 if self.prompt_limit is None else self.prompt_limit
+        )
         names = self._scorer_names
         if not self.models:
             raise UserValueError("models is empty; name at least one, such as --models.aligned last.ckpt.")
@@ -107,15 +110,21 @@ class WinRateTest(DrawingOptions):
 
     @property
     def _scorer_names(self) -> list[str]:
+        from lit_align.scoring.presets import scorer_names
+
         return scorer_names(self.scorers)
 
-    def _specs(self) -> dict[str, ModelSpec]:
+    def _specs(self) -> "dict[str, ModelSpec]":
         """Where to load the base and the models from, by name."""
+        from lit_align.commands.shared.models import ModelSpec, find_base, spec_of
+
         base = find_base(self.models.values(), self.base)
         return {BASE: ModelSpec(base, None)} | {name: spec_of(model, base) for name, model in self.models.items()}
 
-    def _comparison(self, prompts: Prompts, specs: Mapping[str, ModelSpec]) -> ModelComparison:
-        group = join_process_group(self.accelerator, self.devices, pin_threads=True)
+    def _comparison(self, prompts: Prompts, specs: "Mapping[str, ModelSpec]") -> "ModelComparison":
+        from lit_align.commands.evaluate.comparison import ModelComparison
+
+        group = self.join(pin_threads=True)
         return ModelComparison(
             prompts=prompts.unique,
             seed=self.seed,
@@ -134,12 +143,15 @@ class WinRateTest(DrawingOptions):
 
     def _results(
         self,
-        comparison: ModelComparison,
-        judges: Mapping[str, Judge],
-        models: Mapping[str, DrawnModel],
-        scores: Scores,
+        comparison: "ModelComparison",
+        judges: "Mapping[str, Judge]",
+        models: "Mapping[str, DrawnModel]",
+        scores: "Scores",
     ) -> dict[str, Any]:
         """Contents of results.json: what was compared, how, and the outcome."""
+        from lit_align.evaluation.report.page import FORMAT
+        from lit_align.evaluation.tables import compare_all
+
         seed, tolerances = self.seed, self.tolerances or {}
         how = {"guidance_scale": comparison.guidance_scale, **comparison.sampling._asdict()}
         return {
@@ -162,6 +174,8 @@ class WinRateTest(DrawingOptions):
 
 def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> None:
     """Raise a ValueError if there are results of other options or prompts. Results of equal ones are replaced."""
+    from lit_align.evaluation.report.page import FORMAT
+
     if not path.is_file():
         return
     known = read_manifest(path)
@@ -183,11 +197,17 @@ def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> 
     refuse_differences(path.parent, began, now)
 
 
-def _device_name(group: ProcessGroup) -> str:
+def _device_name(group: "ProcessGroup") -> str:
+    import torch
+
     on_gpu = group.device.type == "cuda"
     return torch.cuda.get_device_name(group.device) if on_gpu else f"CPU, threads: {torch.get_num_threads()}"
 
 
 def _versions() -> dict[str, str]:
+    import diffusers
+    import torch
+    import transformers
+
     modules = (lit_align, torch, diffusers, transformers)
     return {module.__name__: str(module.__version__) for module in modules}

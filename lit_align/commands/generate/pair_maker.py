@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lit_align.commands.generate.recipes import SIDES, Recipe, pair_seeds
 from lit_align.commands.shared.models import Model, Sampling
+from lit_align.common.choices import ImageFormat
 from lit_align.common.pixels import encode_image, from_image
 from lit_align.data.images import decode
 from lit_align.data.shards.writer import NewPair
 from lit_align.scoring.base import Scorer
-
-ImageFormat = Literal["png", "jpeg", "webp"]
 
 
 class Storing(NamedTuple):
@@ -33,6 +32,12 @@ class Item(NamedTuple):
     @property
     def key(self) -> str:
         return f"{self.number:08d}-{self.pair}"
+
+
+def divide(prompts: Sequence[str], pairs_per_prompt: int, pairs_per_shard: int) -> list[list[Item]]:
+    """Divide the pairs of all prompts into shards."""
+    items = [Item(row, prompt, pair) for row, prompt in enumerate(prompts) for pair in range(pairs_per_prompt)]
+    return [items[start : start + pairs_per_shard] for start in range(0, len(items), pairs_per_shard)]
 
 
 class PairMaker(NamedTuple):
