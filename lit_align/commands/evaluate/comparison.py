@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 import transformers
 
+import lit_align
 from lit_align.backbones.sampling import SAMPLING_VERSION
 from lit_align.commands.shared.image_files import Wanted, draw_images, is_whole, note_plain
 from lit_align.commands.shared.models import Model, ModelSpec, Sampling, at_a_time, load_models, move_models
@@ -100,6 +101,17 @@ class ModelComparison:
         how = [model.fingerprint, self.sampling._asdict(), self.guidance_scale, self.group.device.type, threads]
         versions = [SAMPLING_VERSION, str(torch.__version__), diffusers.__version__, transformers.__version__]
         return hashlib.blake2b(json.dumps([*how, *versions]).encode()).hexdigest()[:16]
+
+    def made_with(self) -> dict[str, Any]:
+        """Versions of the libraries, and the device."""
+        on_gpu, cpu = self.group.device.type == "cuda", f"CPU, threads: {torch.get_num_threads()}"
+        return {
+            "lit_align": lit_align.__version__,
+            "torch": str(torch.__version__),
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+            "device": torch.cuda.get_device_name(self.group.device) if on_gpu else cpu,
+        }
 
     def score(self, judges: Mapping[str, Judge], models: Mapping[str, DrawnModel]) -> None:
         """Score the share's images that have no score yet."""

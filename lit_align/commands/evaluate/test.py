@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lit_align
 from lit_align.commands.evaluate.options import DrawingOptions
 from lit_align.commands.evaluate.publish import BASE, publish, stamp
 from lit_align.common.lock import folder_turn
@@ -18,7 +17,6 @@ from lit_align.user_errors import UserValueError
 if TYPE_CHECKING:  # functions import what they need, so that --help imports no torch
     from lit_align.commands.evaluate.comparison import DrawnModel, Judge, ModelComparison
     from lit_align.commands.shared.models import ModelSpec
-    from lit_align.commands.shared.process_group import ProcessGroup
     from lit_align.evaluation.tables import Scores
 
 RESULTS = "results.json"
@@ -156,7 +154,7 @@ class WinRateTest(DrawingOptions):
         how = {"guidance_scale": comparison.guidance_scale, **comparison.sampling._asdict()}
         return {
             "format": FORMAT,
-            "made_with": _versions() | {"device": _device_name(comparison.group), "options": self._options()},
+            "made_with": comparison.made_with() | {"options": self._options()},
             "sampling": {**how, "seed": seed},
             "prompts": [{"prompt": prompt, "seed": prompt_seed(prompt, seed)} for prompt in comparison.prompts],
             "models": {
@@ -195,19 +193,3 @@ def _refuse_others(path: Path, options: Mapping[str, Any], prompts: Prompts) -> 
         for values, digest in zip((before, options), digests, strict=True)
     )
     refuse_differences(path.parent, began, now)
-
-
-def _device_name(group: "ProcessGroup") -> str:
-    import torch
-
-    on_gpu = group.device.type == "cuda"
-    return torch.cuda.get_device_name(group.device) if on_gpu else f"CPU, threads: {torch.get_num_threads()}"
-
-
-def _versions() -> dict[str, str]:
-    import diffusers
-    import torch
-    import transformers
-
-    modules = (lit_align, torch, diffusers, transformers)
-    return {module.__name__: str(module.__version__) for module in modules}

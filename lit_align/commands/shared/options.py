@@ -1,7 +1,4 @@
-"""Options that several commands share: a command is a dataclass that inherits them and has a method `run`.
-
-Methods import what they need, so that --help imports no torch.
-"""
+"""Options that several commands share: a command is a dataclass that inherits them and has a method `run`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lit_align.common.choices import Precision
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # methods import what they need, so that --help imports no torch
     import torch
 
     from lit_align.commands.shared.models import Sampling
