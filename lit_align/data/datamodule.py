@@ -110,6 +110,7 @@ class PreferenceDataModule(L.LightningDataModule):
         for split in wanted:
             if split is not None and not split.shards:
                 split.scan(self.vote, self.live_vote, self.aspect_buckets)
+                split.reader(self._expected)  # refuses a cache of something else before any batch is read
 
     def train_dataloader(self) -> PairLoader:
         order = self._order(self.train, self.shuffle_window)
@@ -150,9 +151,13 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def _dataset(self, split: Split, order: Order) -> PairDataset:
         self._agree(split, order)
-        reader = split.reader({"resolution": self.resolution, "aspect_buckets": self.aspect_buckets})
         pending = self.live_vote is not None
-        return PairDataset(order, reader, self.reading, split.labels.voted, pending)
+        return PairDataset(order, split.reader(self._expected), self.reading, split.labels.voted, pending)
+
+    @property
+    def _expected(self) -> dict[str, Any]:
+        """What a cache must have been made with; the backbone checks the encoders, see `Encoders.encode`."""
+        return {"resolution": self.resolution, "aspect_buckets": self.aspect_buckets}
 
     def _agree(self, split: Split, order: Order) -> None:
         """Refuse to begin if the devices found different pairs or checkpoints: they would hang."""

@@ -187,7 +187,7 @@ def test_a_checkpoint_that_would_choose_wrongly_is_refused(tmp_path, changes, me
         ({"prompts": ["fox", "rose", "fox"]}, "has 'fox' twice"),
         ({"every_n_steps": 0}, "every_n_steps is 0"),
         ({"tolerances": {"clip": 0.1}}, "'clip' is not a scorer here; choose from style, colour"),
-        ({"tolerances": {"style": -1.0}}, "that of style is -1"),
+        ({"tolerances": {"style": -1.0}}, r"tolerances\.style is -1"),
         ({"scorers": {"macro": Sharpness()}}, "'macro' is the name of their mean"),
     ],
 )

@@ -240,9 +240,9 @@ def test_options_that_a_sharding_strategy_refuses_are_errors_and_no_advice(capsy
     code, report = diagnose(capsys, *words, *refused, "--memory=24")
     assert code == 1
     assert report.endswith("3 errors: fit would not run\n"), report
-    assert "trainer.precision is 16-mixed, but FSDP2 is for 32-true and bf16-mixed" in report
-    assert "model.optimizer is bitsandbytes.optim.adamw.AdamW8bit, but FSDP2 is for the optimizers of torch" in report
-    assert "model.backbone.lora is set, but FSDP2 shares the weights of a whole denoiser out" in report
+    assert "trainer.precision is 16-mixed, but FSDP2 supports 32-true and bf16-mixed" in report
+    assert "model.optimizer is bitsandbytes.optim.adamw.AdamW8bit, but FSDP2 supports the optimizers of torch" in report
+    assert "model.backbone.lora is set, but FSDP2 shards a full denoiser" in report
     whole = [*words, "--model.backbone.init_args.lora=null", "--trainer.strategy=lit_align.training.strategies.ZeRO2"]
     code, report = diagnose(capsys, *whole, "--memory=0.005")
     assert report.endswith("1 error: fit would not run\n"), report

@@ -56,7 +56,7 @@ def test_all_overlays_are_here_and_say_what_they_are():
         assert first.startswith("# Hardware overlay: ")
         assert f"--config configs/hardware/{name}.yaml" in first
         assert "Not run on such" in first or "not on GPUs or nodes" in first
-        assert f"`{name}.yaml`" in (ROOT / "README.md").read_text()
+        assert f"`{name}.yaml`" in (ROOT / "docs/training.md").read_text()
 
 
 @pytest.mark.parametrize(("overlay", "config"), PAIRS)
