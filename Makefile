@@ -32,7 +32,7 @@ quickstart_balanced_dpo: $(INSTALLED)
 	$(BIN)/lit-align test --config configs/test/emoji_balanced_dpo.yaml
 
 # The comparison of objectives: about 80 minutes on two cores; a killed run goes on where it stopped.
-objectives_table: $(INSTALLED)
+objectives_table: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/objectives.py --jobs 2 --record benchmarks/objectives.json
 
 # A process per core, up to 8, for each takes up to 2 GB; a file's tests stay together, for they share what they made.

@@ -126,7 +126,7 @@ def check_configs(words: list[str]) -> None:
     named = [after for word, after in pairwise(words) if word == "--config"]
     named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     for path in map(Path, named):
-        if "\n" in str(path) or not path.is_file():
+        if "\n" in str(path) or len(path.name) > 255 or not path.is_file():  # a config may stand on the command line
             continue
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))

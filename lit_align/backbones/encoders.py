@@ -1,6 +1,7 @@
 """Encode images into latents and prompts into conditioning, with a pipeline's frozen VAE and text encoders."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,7 +19,7 @@ class Encoders(EncoderParts):
     """Encodes images and prompts of batches; images and latents can also be converted on their own."""
 
     _empty: dict[str, Tensor] | None = None  # memo of `empty_conditioning`
-    _accepted: CacheOrigin | None = None  # the last cache that was made by these encoders
+    _accepted: Mapping[str, str] | None = None  # encoders of accepted caches: digesting the own ones takes a while
 
     def cast_frozen(self, dtype: torch.dtype) -> None:
         self._empty = None
@@ -43,7 +44,7 @@ class Encoders(EncoderParts):
             UserValueError: if other encoders made the cache.
         """
         if isinstance(batch, EncodedBatch):
-            self._check_origin(batch.origin)
+            self.check_origin(batch.origin)
             return batch._replace(
                 conditioning={name: value.to(self.text_dtype) for name, value in batch.conditioning.items()}
             )
@@ -51,15 +52,20 @@ class Encoders(EncoderParts):
         conditioning = self.encode_prompts(batch.prompts)
         return EncodedBatch(Moments(moments), batch.time_ids, conditioning, self.empty_conditioning(), batch.pairs)
 
-    def _check_origin(self, origin: CacheOrigin | None) -> None:
-        if origin is None or origin == self._accepted:
+    def check_origin(self, origin: CacheOrigin | None) -> None:
+        """Refuse a cache of other encoders.
+
+        Raises:
+            UserValueError: naming what differs.
+        """
+        if origin is None or origin.encoders == self._accepted:
             return
         if changed := differences({"encoders": origin.encoders}, {"encoders": self.encoders_identity()}):
             raise UserValueError(
                 f"The cache {origin.folder} does not fit this run: {in_words(changed)}. Encode into another folder "
                 "with the config of this run (lit-align encode --config ... --output ...), or restore the old values."
             )
-        self._accepted = origin
+        self._accepted = origin.encoders
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape (channels, h, w) of an image's latents; height and width in pixels."""

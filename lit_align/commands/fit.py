@@ -14,12 +14,14 @@ import lit_align.objectives  # noqa: F401  # imported so that short class names 
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
 from lit_align.commands.shared.command_line import ShortErrors
 from lit_align.data import PreferenceDataModule
+from lit_align.data.cache.reader import Cache
 from lit_align.internals import is_lightning_child
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
 from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, last_checkpoint
 from lit_align.training.config_checks import choose_version, inherited_init_args, integer_seed
 from lit_align.training.module import AlignmentModule
 from lit_align.training.strategy_checks import check_strategy, name_of
+from lit_align.types import CacheOrigin
 from lit_align.user_errors import UserError, UserValueError
 
 
@@ -86,6 +88,7 @@ class AlignmentCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Replace `--ckpt_path last` by the path of the last complete checkpoint, or by none to start from step 0."""
+        self._check_caches()
         folders = checkpoint_folders(self.trainer)
         if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
             check_writable(folders[0])
@@ -97,6 +100,13 @@ class AlignmentCLI(LightningCLI):
                 else f"ckpt_path last: no checkpoint in {', '.join(map(str, folders))}; the run starts from step 0."
             )
             self.config_init.fit.ckpt_path = None if found is None else str(found.path)
+
+    def _check_caches(self) -> None:
+        """Refuse caches of other encoders before callbacks generate images; Python users meet it at the first batch."""
+        for split in (self.datamodule.train, self.datamodule.val):
+            if split is not None and split.cache is not None:
+                encoders = Cache.open(split.cache).fingerprint["encoders"]
+                self.model.backbone.check_origin(CacheOrigin(split.cache, encoders))
 
     @property
     def exit_code(self) -> int:

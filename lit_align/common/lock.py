@@ -90,6 +90,7 @@ def _open_locked(path: Path, lock: Callable[[int], None]) -> int | None:
             path.unlink(missing_ok=True)
             log.warning("%s cannot be locked (%s). Start no second command on it.", path.parent, error)
             return None
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
         os.close(handle)  # another process has deleted the file meanwhile

@@ -43,18 +43,21 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_manifest(path: Path) -> Any:
+def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
-        UserValueError: if it is not JSON.
+        UserValueError: if it is not a JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not an object")
     except ValueError as error:
         raise UserValueError(
             f"output: {path} cannot be read: {error}. Choose another folder, or delete this one."
         ) from error
+    return found
 
 
 def refuse_differences(folder: Path, began: Mapping[str, Any], now: Mapping[str, Any]) -> None:

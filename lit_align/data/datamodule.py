@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_align.common.choices import OnError
 from lit_align.common.manifest import differences, in_words
 from lit_align.data.buckets import bucket_shapes
-from lit_align.data.dataset import PairDataset
+from lit_align.data.dataset import PairDataset, PairReader
 from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels.live_vote import LiveVote
 from lit_align.data.loader import PairLoader
@@ -80,8 +80,6 @@ class PreferenceDataModule(L.LightningDataModule):
         super().__init__()
         check_least(resolution=(resolution, 8), batch_size=(batch_size, 1), num_workers=(num_workers, 0))
         check_least(shuffle_window=(shuffle_window, 1), skip_limit=(skip_limit, 0))
-        if train_cache is not None and crop != "center":
-            raise UserValueError(f"data.crop is {crop}; a cache holds the centre. Set it to center, or no train_cache.")
         if scorers is not None and not (train_cache is None and val_cache is None):
             raise UserValueError(
                 "data.scorers look at pixels, which a cache does not hold. Run lit-align score instead."
@@ -98,6 +96,7 @@ class PreferenceDataModule(L.LightningDataModule):
             self.val = Split("val", val_shards, val_scores, val_cache, still, self.reading)
         self.unreadable: dict[str, None] = {}  # distinct reasons why pairs of this rank could not be read
         self._resumed_order: dict[str, Any] | None = None
+        self._readers: dict[str, PairReader] = {}
         self._loaders: list[PairLoader] = []  # to be released
 
     @property
@@ -106,11 +105,13 @@ class PreferenceDataModule(L.LightningDataModule):
         return all(split.cache is not None for split in (self.train, self.val) if split is not None)
 
     def setup(self, stage: str) -> None:
+        # The backbone checks the encoders of a cache, see `Encoders.check_origin`.
+        expected = {"resolution": self.resolution, "aspect_buckets": self.aspect_buckets}
         wanted = [self.train, self.val] if stage == "fit" else [self.val]
         for split in wanted:
             if split is not None and not split.shards:
                 split.scan(self.vote, self.live_vote, self.aspect_buckets)
-                split.reader(self._expected)  # refuses a cache of something else before any batch is read
+                self._readers[split.name] = split.reader(expected)  # refuses a cache that does not fit
 
     def train_dataloader(self) -> PairLoader:
         order = self._order(self.train, self.shuffle_window)
@@ -152,12 +153,7 @@ class PreferenceDataModule(L.LightningDataModule):
     def _dataset(self, split: Split, order: Order) -> PairDataset:
         self._agree(split, order)
         pending = self.live_vote is not None
-        return PairDataset(order, split.reader(self._expected), self.reading, split.labels.voted, pending)
-
-    @property
-    def _expected(self) -> dict[str, Any]:
-        """What a cache must have been made with; the backbone checks the encoders, see `Encoders.encode`."""
-        return {"resolution": self.resolution, "aspect_buckets": self.aspect_buckets}
+        return PairDataset(order, self._readers[split.name], self.reading, split.labels.voted, pending)
 
     def _agree(self, split: Split, order: Order) -> None:
         """Refuse to begin if the devices found different pairs or checkpoints: they would hang."""

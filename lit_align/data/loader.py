@@ -13,6 +13,7 @@ from lit_align.data.dataset import PairDataset
 from lit_align.data.order import Batch
 from lit_align.internals import shut_down_workers
 from lit_align.types import EncodedBatch, PreferenceBatch
+from lit_align.user_errors import UserError
 
 
 class PairLoader:
@@ -44,7 +45,10 @@ class PairLoader:
 
     def __iter__(self) -> Iterator[PreferenceBatch | EncodedBatch]:
         # The body of a generator runs at the first `next`: by then the Trainer has restored its counters.
-        yield from self.loader
+        try:
+            yield from self.loader
+        except UserError as error:  # torch puts the traceback of a worker in front of the message
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
     def release(self) -> None:
         """Shut the workers down now, even if a traceback still holds their iterator.

@@ -44,6 +44,12 @@ class Split:
     shards: tuple[Shard, ...] = ()
     labels: Labels = field(default_factory=HumanLabels)
 
+    def __post_init__(self) -> None:
+        if self.cache is not None and self.transform.crop != "center":
+            raise UserValueError(
+                f"data.crop is {self.transform.crop}; a cache holds the centre. Set it to center, or no train_cache."
+            )
+
     def scan(self, vote: Vote | None, live_vote: LiveVote | None, sizes: bool) -> None:
         """Find the shards, read all labels, and log the numbers of pairs and faults.
 

@@ -174,6 +174,9 @@ def test_unreadable_image_is_named_or_weighs_nothing(tmp_path, caplog, bad):
     shards = look(shard)
     with pytest.raises(SampleError, match=f"shard {shard}, key 0003: an image cannot be decoded"):
         list(stream(shards))
+    with pytest.raises(SampleError) as error:
+        list(stream(shards, workers=2))
+    assert str(error.value).startswith(f"shard {shard}, key 0003: an image cannot be decoded")  # no worker's traceback
     batches = list(stream(shards, on_error="skip"))
     weight = {n: w for b in batches for n, w in zip(b.pairs.numbers.tolist(), b.pairs.weight.tolist(), strict=True)}
     assert weight == {0: 1, 1: 1, 2: 1, 3: 0, 4: 1, 5: 1}

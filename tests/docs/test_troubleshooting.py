@@ -15,9 +15,14 @@ FOREIGN = {  # of other programs
 
 
 def texts():
-    """All text of the package's string constants, f-strings with their parts in a row, one a line."""
+    """Yield the text of string constants without docstrings; of an f-string the parts in a row."""
     for path in (ROOT / "lit_align").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        holders = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        docstrings = {id(node.body[0].value) for node in holders if ast.get_docstring(node) is not None}
+        for node in ast.walk(tree):
+            if id(node) in docstrings:
+                continue
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
                 yield "".join(parts)

@@ -7,7 +7,7 @@ import torch
 
 from lit_align.callbacks import DivergenceGuard
 from lit_align.objectives import DiffusionDPO, MaPO
-from lit_align.types import EncodedBatch
+from lit_align.types import CacheOrigin, EncodedBatch
 from tests.support.runs import fit, make_data, make_module
 
 
@@ -71,6 +71,19 @@ def test_the_empty_prompt_of_a_validation_serves_training(tmp_path):
         module.validation_step(batch, 0)
     assert not any(value.is_inference() for value in module.backbone.empty_conditioning().values())
     fit(module, make_data(), tmp_path, steps=1)
+
+
+def test_encoders_are_digested_once_for_all_caches_that_they_made(monkeypatch):
+    module, data = make_module(), make_data()
+    data.setup("fit")
+    encoded = module.backbone.encode(next(iter(data.val_dataloader())))
+    own, calls = module.backbone.encoders_identity(), Counter()
+    monkeypatch.setattr(module.backbone, "encoders_identity", lambda: calls.update(["identity"]) or own)
+    for folder in ("train", "val", "train"):
+        module.backbone.encode(encoded._replace(origin=CacheOrigin(folder, dict(own))))
+    assert calls["identity"] == 1
+    with pytest.raises(ValueError, match=r'The cache other does not fit this run: encoders\.vae was "x", is '):
+        module.backbone.encode(encoded._replace(origin=CacheOrigin("other", own | {"vae": "x"})))
 
 
 def test_dropped_prompts_become_the_empty_one():

@@ -105,6 +105,7 @@ def test_logged_means_cover_all_micro_batches_of_the_interval(tmp_path):
 
     class Losses(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert outputs["loss"].dtype == torch.float32
             losses.append(outputs["loss"].item() * 2)  # Lightning divides by the accumulation
 
     fit(

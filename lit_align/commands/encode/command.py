@@ -125,8 +125,8 @@ def _begin(output: Path, fingerprint: Mapping[str, Any], plan: Plan, group: Proc
     path = output / FINGERPRINT
     if any(output.rglob("*.safetensors")):
         check_manifest(path, fingerprint, made=["**/*.safetensors"])
+    write_manifest(path, fingerprint)  # every process writes equal bytes: any of them may be the first to need it
     if group.rank == 0:
-        write_manifest(path, fingerprint)
         write_prompts(output / PROMPTS, plan.prompts)
 
 

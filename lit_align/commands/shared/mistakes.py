@@ -31,11 +31,9 @@ REMEDIES = {  # by the name of a library's exception
     "ConnectError": "Check the network, or set HF_HUB_OFFLINE=1 if all files are in the local cache.",
     "ConnectionError": "Check the network, or set HF_HUB_OFFLINE=1 if all files are in the local cache.",
     "MisconfigurationException": "Correct the option of `trainer` that it names.",
-    "OutOfMemoryError": "Lower data.batch_size (and raise trainer.accumulate_grad_batches); lit-align doctor estimates "
-    "what a run needs.",
+    "OutOfMemoryError": "Lower the batch size (data.batch_size with a higher trainer.accumulate_grad_batches, or "
+    "--batch_size); lit-align doctor estimates what a run needs.",
     "SafetensorError": "The file of weights is damaged or incomplete: fetch or write it again.",
-    "ArrowInvalid": "The file is not what its name says, or damaged.",
-    "UnicodeDecodeError": "The file is no UTF-8 text.",
     "YAMLError": "Correct the YAML file.",
 }
 NO_GPU = "accelerator: this machine has no GPU that torch can use. Set it to cpu (fit: --trainer.accelerator cpu)."
@@ -50,7 +48,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return explain_parsing(message) if "Parser key" in message else "\n".join(message.splitlines()[:3])
     for kind in type(error).__mro__:
-        if kind.__name__ in REMEDIES:
+        if kind.__name__ in REMEDIES and kind.__module__ != "builtins":
             return f"{shorten(message)}\n{REMEDIES[kind.__name__]}"
     if isinstance(error, ModuleNotFoundError):
         return missing_extra(message)

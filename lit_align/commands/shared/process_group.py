@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from subprocess import Popen
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +14,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 LOOKS, PAUSE = 15, 2.0  # seconds: half a minute, by which network disks show what others have written
 ALONE = "If none is running, run the same command again."  # where others are waited for
 # What tells two runs apart: torchrun's id may be the default `none`, but two masters do not share address and port.
+RUN = "LIT_ALIGN_PROCESS_RUN"  # names the run of a command to the processes that it starts
 RUN_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 T = TypeVar("T")
 
@@ -81,7 +83,7 @@ def _join(accelerator: str, devices: int | str) -> ProcessGroup:
             run = " ".join(os.environ.get(name, "") for name in RUN_VARIABLES)
             return ProcessGroup(found.global_rank(), found.world_size(), fabric.device, run=run)
     fabric = Fabric(accelerator=accelerator, devices=devices)
+    run = os.environ.setdefault(RUN, uuid.uuid4().hex) if fabric.world_size > 1 else None  # processes inherit it
     fabric.launch()
     children = getattr(fabric.strategy.launcher, "procs", [])  # that of one device is None
-    port = os.environ.get("MASTER_PORT") if fabric.world_size > 1 else None
-    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children), port)
+    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children), run)

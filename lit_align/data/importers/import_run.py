@@ -118,6 +118,8 @@ def write_job(job: ShardJob) -> int:
     else:
         try:
             record = _write_shard(job)
+        except (AssertionError, AttributeError, KeyError, TypeError):  # faults of an importer keep their traceback
+            raise
         except Exception as error:  # errors of network libraries cannot be pickled for the main process
             raise UserOSError(
                 f"{job.path.name} cannot be written: {type(error).__name__}: {error}. "
