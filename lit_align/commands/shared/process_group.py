@@ -83,7 +83,7 @@ def _join(accelerator: str, devices: int | str) -> ProcessGroup:
             run = " ".join(os.environ.get(name, "") for name in RUN_VARIABLES)
             return ProcessGroup(found.global_rank(), found.world_size(), fabric.device, run=run)
     fabric = Fabric(accelerator=accelerator, devices=devices)
-    run = os.environ.setdefault(RUN, uuid.uuid4().hex) if fabric.world_size > 1 else None  # processes inherit it
+    own = os.environ.setdefault(RUN, uuid.uuid4().hex) if fabric.world_size > 1 else None  # processes inherit it
     fabric.launch()
     children = getattr(fabric.strategy.launcher, "procs", [])  # that of one device is None
-    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children), run)
+    return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children), own)
