@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class PairInfo(NamedTuple):
-    """What is known of the pairs of a batch beside their images and prompts."""
+    """Numbers, weights and labels of the pairs of a batch."""
 
     numbers: Tensor  # (batch,) int64: number of the pair in its data set, the seed of a fixed draw
     weight: Tensor  # (batch,) float32: 1 for a pair that counts, 0 for an unreadable or undecided one
@@ -108,7 +108,7 @@ class PairErrors(NamedTuple):
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective makes of the errors, pair by pair."""
+    """Loss, margin and logged terms of each pair."""
 
     losses: Tensor  # (batch,) with gradients
     margin: Tensor  # (batch,) detached logit: positive where the policy prefers the chosen image

@@ -14,7 +14,7 @@ from lit_align.training.module import AlignmentModule
 
 
 class Sampling(NamedTuple):
-    """How an image is generated, in the order of `generate`."""
+    """Settings of image generation, in the order of the arguments of `generate`."""
 
     height: int  # pixels
     width: int

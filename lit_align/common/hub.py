@@ -1,4 +1,4 @@
-"""Where a model's files are: a local folder, the hub's local cache, or the hub itself."""
+"""Location of a model's files: a local folder, the hub's local cache, or the hub."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

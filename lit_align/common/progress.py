@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """What a bar and the lines of a log file have in common."""
+    """Interface of progress bars and of progress lines in a log file."""
 
     n: int | float
 

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read shards.
+    """Options for reading shards.
 
     Args:
         on_error: `raise` on the first broken sample or shard, or `skip` it and name it in the log.

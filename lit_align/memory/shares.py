@@ -12,7 +12,7 @@ Gathered = Literal["nothing", "layers", "all"]  # full weights of the policy whi
 
 
 class Shares(NamedTuple):
-    """By how many devices memory is divided, and which weights are gathered during a step.
+    """Number of devices that share memory, and the weights that are gathered during a step.
 
     Gradients of layers in use, before they are reduced to their devices, are not counted.
     """

@@ -1,4 +1,4 @@
-"""What lit-align refuses of a Trainer's strategy, with what to set instead."""
+"""Refuse strategies of the Trainer that lit-align does not support, and say what to set instead."""
 
 from typing import Any
 

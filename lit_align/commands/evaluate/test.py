@@ -113,7 +113,7 @@ class WinRateTest(DrawingOptions):
         return scorer_names(self.scorers)
 
     def _specs(self) -> "dict[str, ModelSpec]":
-        """Where to load the base and the models from, by name."""
+        """Locations of the base and the models, by name."""
         from lit_align.commands.shared.models import ModelSpec, find_base, spec_of
 
         base = find_base(self.models.values(), self.base)

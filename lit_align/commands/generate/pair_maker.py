@@ -1,4 +1,4 @@
-"""From prompts to pairs: each side's model draws, and a scorer may decide."""
+"""Make pairs from prompts: the model of each side generates an image, and a scorer may decide which is preferred."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from lit_align.scoring.base import Scorer
 
 
 class Storing(NamedTuple):
-    """How images are encoded."""
+    """Settings of image encoding."""
 
     image_format: ImageFormat
     quality: int  # of jpeg and webp

@@ -1,4 +1,4 @@
-"""What tells the two sides of a self-generated pair apart, and what is drawn for each pair."""
+"""Recipe of self-generated pairs: how the two sides differ, and the seeds of each pair."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ PresetName = Literal["pick-style-cartoon", "pick-style-pixel-art", "pick-safety"
 
 
 class Prefixes(NamedTuple):
-    """What a published data set puts before its prompts; None where we do not know it."""
+    """Prompt prefixes of a published data set; None if unknown."""
 
     chosen: str | None
     rejected: str | None
@@ -29,7 +29,7 @@ PRESETS: dict[PresetName, Prefixes] = {
 
 @dataclass(frozen=True)
 class Side:
-    """How one image of a pair is drawn."""
+    """Settings by which one image of a pair is generated."""
 
     prefix: str
     repo: str
@@ -91,7 +91,7 @@ def choose_prefixes(preset: PresetName | None, chosen: str | None, rejected: str
 
 
 class PairSeeds(NamedTuple):
-    """What chance decides in a pair."""
+    """Random part of a pair."""
 
     seeds: tuple[int, int]  # of the noise: chosen side, rejected side
     rejected_first: bool  # whether the rejected side's image is image 0

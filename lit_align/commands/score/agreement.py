@@ -1,4 +1,4 @@
-"""How far preference scorers agree with the human label and with each other."""
+"""Agreement of preference scorers with the human label and with each other."""
 
 import json
 from collections.abc import Sequence

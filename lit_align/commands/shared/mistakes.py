@@ -1,4 +1,4 @@
-"""What the command line says of a user's mistake: one to three lines in place of a traceback."""
+"""Explain a user's mistake in one to three lines in place of a traceback."""
 
 import difflib
 import re

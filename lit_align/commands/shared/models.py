@@ -24,7 +24,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelSpec(NamedTuple):
-    """Where a model is loaded from."""
+    """Location of a model that generates images."""
 
     repo: str  # hub id or local folder of a pipeline
     unet: str | None  # folder or file that replaces the UNet of `repo`, or a LoRA on it

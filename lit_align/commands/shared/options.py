@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # methods import what they need, so that --help imports no to
 
 @dataclass(kw_only=True)
 class DeviceOptions:
-    """Where a command computes.
+    """Options of the device that a command computes on.
 
     Args:
         accelerator: `auto`, `cpu` or `gpu`.
@@ -34,7 +34,7 @@ class DeviceOptions:
 
 @dataclass(kw_only=True)
 class SamplingOptions:
-    """How images are sampled.
+    """Options of image sampling.
 
     Args:
         steps: of the sampler, per image.

@@ -46,7 +46,7 @@ class ProcessGroup(NamedTuple):
             )
 
     def patiently(self, look: Callable[[], T | None]) -> T | None:
-        """What `look` finds; where several processes share the work, it may look several times."""
+        """Return what `look` finds; with several processes, look again for a while before giving up."""
         for _ in range(LOOKS if self.world_size > 1 else 0):
             if (found := look()) is not None:
                 return found

@@ -61,7 +61,7 @@ def colourfulness(images: Tensor) -> Tensor:
 
 
 def high_contrast(images: Tensor) -> Tensor:
-    """(n,) bool of images (n, 3, h, w) uint8: colourfulness under 20, and 70 % of the pixels near black or near white.
+    """Find images (n, 3, h, w) uint8 of colourfulness under 20 and 70 % of pixels near black or white: (n,) bool.
 
     So a grey smear is not high contrast. `examples/emoji/README.md` says how far the two limits, ours, can be trusted.
     """
