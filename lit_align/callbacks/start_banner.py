@@ -18,6 +18,8 @@ class StartBanner(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
+        if not trainer.datamodule.encoded:  # type: ignore[attr-defined]  # set by Trainer.fit
+            pl_module.backbone.load_encoders()  # so that they are counted here, and not timed with the first step
         rank_zero_info(self.text(trainer, pl_module))
 
     def text(self, trainer: L.Trainer, module: AlignmentModule) -> str:
@@ -39,8 +41,6 @@ class StartBanner(L.Callback):
         device, strategy = trainer.strategy.root_device, trainer.strategy
         if device.type != "cuda" or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             return []
-        if not trainer.datamodule.encoded:  # type: ignore[attr-defined]  # set by Trainer.fit
-            module.backbone.load_encoders()  # the first batch would
         bucket_view = bool(ddp_options(strategy).get("gradient_as_bucket_view"))
         shares = Shares.of("ddp", trainer.world_size, bucket_view)
         return [memory_line(module, shares, torch.cuda.get_device_properties(device).total_memory)]

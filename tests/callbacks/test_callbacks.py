@@ -156,7 +156,7 @@ def test_throughput_leaves_validation_and_sampling_out(tmp_path):
         make_data(),
         tmp_path,
         steps=4,
-        callbacks=[SlowGrid(["fox"], every_n_steps=2, height=32, width=32, steps=1), callback, Nap()],
+        callbacks=[StartBanner(), SlowGrid(["fox"], every_n_steps=2, height=32, width=32, steps=1), callback, Nap()],
         log_every_n_steps=4,
         limit_val_batches=1,
         val_check_interval=2,

@@ -2,10 +2,11 @@
 
 from collections import Counter
 
+import lightning as L
 import pytest
 import torch
 
-from lit_align.callbacks import DivergenceGuard
+from lit_align.callbacks import DivergenceGuard, StartBanner
 from lit_align.objectives import DiffusionDPO, MaPO
 from lit_align.types import CacheOrigin, EncodedBatch
 from tests.support.runs import fit, make_data, make_module
@@ -49,6 +50,17 @@ def test_the_guard_measures_its_start_with_the_policy_and_one_encoding(tmp_path,
     assert calls["posterior"] == 2  # of the guard, and of the step
     assert calls["denoise"] == 8 + 1
     assert calls["denoise_by_reference"] == 1
+
+
+def test_the_banner_loads_the_encoders_before_the_first_step(tmp_path):
+    loaded = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            loaded.append(len(pl_module.backbone.loaded_encoders()))
+
+    fit(make_module(), make_data(), tmp_path, steps=1, callbacks=[StartBanner(), Look()])
+    assert loaded == [2]  # the VAE, and the list of text encoders
 
 
 def test_an_encoded_batch_passes_through():
