@@ -179,7 +179,7 @@ def test_a_fault_keeps_its_traceback(error, monkeypatch):
         (ModuleNotFoundError("No module named 's3fs'"), "lit-align's extra s3"),
         (PermissionError(13, "Permission denied", "/shards"), "/shards: Permission denied"),
         (OSError(28, "No space left on device", "/shards"), "the space on the disk"),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "Lower data.batch_size"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "Lower the batch size"),
         (type("GatedRepoError", (OSError,), {})("Access denied"), "hf auth login"),
     ],
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_align.commands.evaluate.options import DrawingOptions
+from lit_align.commands.evaluate.drawing_options import DrawingOptions
 from lit_align.common.files import write_text
 from lit_align.common.manifest import check_manifest
 from lit_align.common.progress import show_progress

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_align.commands.evaluate.options import DrawingOptions
+from lit_align.commands.evaluate.drawing_options import DrawingOptions
 from lit_align.commands.evaluate.publish import BASE, publish, stamp
 from lit_align.common.lock import folder_turn
 from lit_align.common.manifest import read_manifest, refuse_differences
