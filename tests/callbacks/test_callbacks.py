@@ -139,31 +139,45 @@ def test_banner_counts_parameters_and_pairs(tmp_path):
 
 
 class Nap(L.Callback):
+    started: float | None = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.started = self.started or time.monotonic()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seconds = time.monotonic() - self.started
+
     def on_validation_epoch_end(self, trainer, pl_module):
         time.sleep(1.0)
 
 
 class SlowGrid(SampleGrid):
     def _images(self, trainer, pl_module):
+        start = time.monotonic()
         time.sleep(1.0)
-        return super()._images(trainer, pl_module)
+        images = super()._images(trainer, pl_module)
+        self.seconds.append(time.monotonic() - start)
+        return images
 
 
 def test_throughput_leaves_validation_and_sampling_out(tmp_path):
-    callback = Throughput()
+    grid, nap = SlowGrid(["fox"], every_n_steps=2, height=32, width=32, steps=1), Nap()
+    grid.seconds = []
     trainer = fit(
         make_module(),
         make_data(),
         tmp_path,
         steps=4,
-        callbacks=[StartBanner(), SlowGrid(["fox"], every_n_steps=2, height=32, width=32, steps=1), callback, Nap()],
+        callbacks=[StartBanner(), grid, Throughput(), nap],
         log_every_n_steps=4,
         limit_val_batches=1,
         val_check_interval=2,
         check_val_every_n_epoch=None,
     )
     speed = trainer.callback_metrics["train/pairs_per_second"]
-    assert 8 / speed < 2.0  # four steps of two pairs; two naps and two grids of a second each are not counted
+    assert len(grid.seconds) == 3  # the first is of the base model, before the first batch
+    # Of the time from the first batch to the end of the last, two grids and the nap after two steps are not counted.
+    assert 8 / speed < nap.seconds - sum(grid.seconds[1:]) - 0.99
 
 
 def test_progress_counts_optimizer_steps_of_the_whole_run(tmp_path, capsys):
