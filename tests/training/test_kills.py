@@ -16,8 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import lit_align.commands.export as export_room
 from lit_align import cli
+from lit_align.backbones.loading import trained
 from lit_align.backbones.reference import FrozenCopy
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO
 from lit_align.training.checkpoints.last_checkpoint import last_checkpoint
@@ -30,7 +30,7 @@ MOMENTS = {  # name; owner and name of the function, its calls in a run, seconds
     "checkpoint": (AtomicCheckpointIO, "save_checkpoint", 6, 0.15),
     "validation": (AlignmentModule, "validation_step", 6, 0.1),
     "reference update": (FrozenCopy, "update", 4, 0.005),
-    "export": (export_room, "read_trained", 1, 0.05),
+    "export": (trained, "read_trained", 1, 0.05),
 }
 KILLS = int(os.environ.get("LIT_ALIGN_KILLS", len(MOMENTS)))
 RECORD = ROOT / "tests/records/kills.md"
