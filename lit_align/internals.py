@@ -145,7 +145,7 @@ def storage_key(storage: torch.UntypedStorage) -> int:
 
 
 def returns_nothing(operator: Any) -> bool:
-    """Whether an operator's schema declares no return value, as that of an in-place kernel of bitsandbytes."""
+    """Whether an operator's schema declares no return value; in-place kernels of bitsandbytes have none."""
     return not operator._schema.returns
 
 

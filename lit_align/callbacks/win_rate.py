@@ -120,7 +120,7 @@ class WinRate(L.Callback):
         if every_n_steps == 0 or every_n_steps % self.every_n_steps:
             raise UserValueError(
                 f"ModelCheckpoint.every_n_train_steps is {every_n_steps}, but WinRate measures every "
-                f"{self.every_n_steps} steps: between them {monitor} is that of another step. Set a multiple of "
+                f"{self.every_n_steps} steps: others would be ranked by an older {monitor}. Set a multiple of "
                 f"{self.every_n_steps}."
             )
         if not save_on_train_epoch_end:

@@ -8,23 +8,12 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp import OptimStateKeyType as Keys
 from torch.optim import Optimizer
 
-from lit_align.backbones.loading.sharded import (
-    META,
-    is_resumable,
-    is_sharded,
-    meta_weights,
-    read_into,
-    replace_folder,
-)
+from lit_align.backbones.loading.sharded import META, is_resumable, is_sharded, meta_weights, read_into, replace_folder
 from lit_align.backbones.sharding import copy_full_
 from lit_align.internals import shard_over_all_devices
 from lit_align.training.strategy_checks import refusals
@@ -40,7 +29,7 @@ class FSDP2(ModelParallelStrategy):
 
     Args:
         save_distributed_checkpoint: write a checkpoint as a folder with a part from each device, on a disk that all
-            nodes share; otherwise as one file like that of other runs, gathered in the first machine's memory.
+            nodes share. False: as one file, as without FSDP2, gathered in the memory of the first machine.
     """
 
     keep_for_backward = False  # see `shard_denoiser`

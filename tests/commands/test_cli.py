@@ -21,11 +21,6 @@ from tests.support.configs import CONFIGS, callbacks, small_options
 from tests.support.paths import PAIRS, PIPELINE, ROOT
 
 
-@pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
 def test_configs_are_all_here():
     names = [config.stem for config in CONFIGS]
     assert names == [

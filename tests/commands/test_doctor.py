@@ -17,11 +17,6 @@ from tests.support.pipelines import small_sdxl
 QUICKSTART = "--config=configs/quickstart.yaml"
 
 
-@pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
 def diagnose(capsys, *words):
     """Run the command and return its exit code and report."""
     with pytest.raises(SystemExit) as exit_:

@@ -111,8 +111,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def _no_traceback(monkeypatch):
     monkeypatch.delenv("LIT_ALIGN_DEBUG", raising=False)
 
 

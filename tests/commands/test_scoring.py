@@ -37,11 +37,6 @@ SKIP_TIES = Vote(NAMES, ties="skip")
 IN_ANOTHER_ORDER = r'read its pairs in another order \(labels was "majority of colour, sharp'
 
 
-@pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
 @pytest.fixture(scope="session")
 def presets(tmp_path_factory):
     path = tmp_path_factory.mktemp("presets") / "analytic.yaml"

@@ -11,9 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import (
-    UNet2DConditionModel,
-)
+from diffusers import UNet2DConditionModel
 from tqdm import tqdm
 
 from lit_align.commands.evaluate import comparison
@@ -21,23 +19,7 @@ from lit_align.evaluation.image_store import ImageStore
 from tests.support.exports import darker
 from tests.support.images import write_red_image
 from tests.support.paths import PIPELINE, ROOT
-from tests.support.win_rate_tests import (
-    NAMES,
-    counting,
-    read_images,
-    run_test,
-    without_options,
-)
-
-
-@pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)  # the scorers' folders are relative
-
-
-@pytest.fixture(scope="module")
-def dark(tmp_path_factory):
-    return str(darker(tmp_path_factory.mktemp("models") / "dark"))
+from tests.support.win_rate_tests import NAMES, counting, read_images, run_test, without_options
 
 
 def test_the_base_is_drawn_and_scored_once(tmp_path, dark, monkeypatch, capsys):

@@ -19,7 +19,6 @@ from lit_align.data.images import decode_pixels
 from lit_align.evaluation.prompts import prompt_seed
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import load_scorers
-from tests.support.exports import darker
 from tests.support.paths import PIPELINE, ROOT
 from tests.support.win_rate_tests import (
     NAMES,
@@ -31,16 +30,6 @@ from tests.support.win_rate_tests import (
     without_options,
     write_prompts,
 )
-
-
-@pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)  # the scorers' folders are relative
-
-
-@pytest.fixture(scope="module")
-def dark(tmp_path_factory):
-    return str(darker(tmp_path_factory.mktemp("models") / "dark"))
 
 
 @pytest.fixture(scope="module")

@@ -21,25 +21,11 @@ from lit_align.commands.export import export
 from lit_align.commands.shared.models import find_base, is_pipeline
 from lit_align.data.images import decode_pixels
 from lit_align.evaluation.prompts import prompt_seed
-from tests.support.exports import darker
-from tests.support.paths import PIPELINE, ROOT
+from tests.support.paths import PIPELINE
 from tests.support.runs import fit, make_data, make_module
-from tests.support.win_rate_tests import (
-    NAMES,
-    run_test,
-)
+from tests.support.win_rate_tests import NAMES, run_test
 
 make_bundled = partial(make_module, repo=PIPELINE)  # whose pictures mean something
-
-
-@pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)  # the scorers' folders are relative
-
-
-@pytest.fixture(scope="module")
-def dark(tmp_path_factory):
-    return str(darker(tmp_path_factory.mktemp("models") / "dark"))
 
 
 def test_samplers(tmp_path, dark):

@@ -7,22 +7,8 @@ import yaml
 
 from lit_align.cli import main
 from lit_align.evaluation.prompts import read_prompts
-from tests.support.exports import darker
 from tests.support.paths import ROOT
-from tests.support.win_rate_tests import (
-    read_results,
-    run_test,
-)
-
-
-@pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
-    monkeypatch.chdir(ROOT)  # the scorers' folders are relative
-
-
-@pytest.fixture(scope="module")
-def dark(tmp_path_factory):
-    return str(darker(tmp_path_factory.mktemp("models") / "dark"))
+from tests.support.win_rate_tests import read_results, run_test
 
 
 @pytest.mark.parametrize(
@@ -55,7 +41,7 @@ def test_bad_options_are_named_and_leave_nothing(tmp_path, dark, options, messag
     ("text", "message"),
     [
         ('{"accuracy": 1}', "its format is None, not 2"),
-        ("[1]", "its format is None, not 2"),
+        ("[1]", "cannot be read: it holds a list, not an object"),
         ('{"format": 1, "made_with": {"options": {}}, "prompts": []}', "its format is 1, not 2"),
         ("fox", "cannot be read"),
     ],

@@ -1,4 +1,4 @@
-"""Layout of a sample in a shard, that of public preference shards.
+"""How a sample lies in a shard: the layout of public preference shards.
 
 KEY.jpg_0.jpg  KEY.jpg_1.png     two encoded images: JPEG, PNG or WebP, also under the name `jpg`
 KEY.label_0.txt  KEY.label_1.txt 1 and 0, or 0 and 1: which image is preferred; 0.5 twice: a tie

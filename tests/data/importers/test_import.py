@@ -29,7 +29,7 @@ def test_two_workers_write_what_one_writes(parquet, tmp_path):
 
 
 def test_killed_import_goes_on(tmp_path):
-    """After SIGKILL, finished shards stay unchanged, and the result is that of an unbroken import."""
+    """After SIGKILL, finished shards stay unchanged, and the result equals that of an unbroken import."""
     rows = [row(number, jpg_1=b"broken" if number % 7 == 3 else BUNDLED[number].image_1) for number in range(26)]
     source = write_parquet(tmp_path / "a.parquet", rows * 6)
     pick_a_pic(str(tmp_path / "unbroken"), source, pairs_per_shard=2, workers=1)
