@@ -19,8 +19,9 @@ from lit_align.data.loader import PairLoader
 from lit_align.data.order import Order
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.layout import parse_sample, read_samples
+from lit_align.data.shards.patterns import expand
 from lit_align.data.shards.scan import ShardFile, scan_shards
-from lit_align.data.shards.storage import expand, read_range
+from lit_align.data.shards.storage import read_range
 from tests.support.paths import PAIRS
 
 

@@ -14,7 +14,8 @@ import torch
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.shards.index import index_shard, read_entry, write_index
 from lit_align.data.shards.layout import read_samples
-from lit_align.data.shards.storage import expand, open_binary, read_range, size
+from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.storage import open_binary, read_range, size
 from lit_align.data.shards.timeouts import within
 from tests.support.paths import PAIRS
 

@@ -13,7 +13,7 @@ from lit_align.backbones import StableDiffusionXL
 from lit_align.backbones.sampling import generate
 from lit_align.commands.score.command import score
 from lit_align.data.labels.score_files import read_scores, side_file, survey
-from lit_align.data.shards.storage import expand
+from lit_align.data.shards.patterns import expand
 from lit_align.scoring.presets import load_scorers
 from lit_align.scoring.scorers.analytic import high_contrast
 from tests.support.paths import PAIRS, PIPELINE, ROOT

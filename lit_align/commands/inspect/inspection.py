@@ -15,7 +15,8 @@ from lit_align.common.progress import show_progress, track
 from lit_align.data.importers.worker_pool import worker_count
 from lit_align.data.shards.filesystems import join, parent
 from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_path
-from lit_align.data.shards.storage import expand, open_binary, size
+from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.storage import open_binary, size
 from lit_align.user_errors import UserValueError
 
 

@@ -46,7 +46,7 @@ def score(
     from lit_align.common.progress import show_progress
     from lit_align.data.labels.score_files import Identity, side_files
     from lit_align.data.read_options import ReadOptions
-    from lit_align.data.shards.storage import expand
+    from lit_align.data.shards.patterns import expand
     from lit_align.scoring.presets import load_scorers, scorer_names
 
     names = scorer_names(scorers)

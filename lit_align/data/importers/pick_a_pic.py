@@ -16,7 +16,8 @@ from lit_align.common.progress import BRIEF, track
 from lit_align.data.importers.rejects import Reject, Rejected
 from lit_align.data.importers.source import check_image, convert_row, new_pair, parse_labels
 from lit_align.data.shards.filesystems import is_url
-from lit_align.data.shards.storage import expand, open_binary
+from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.storage import open_binary
 from lit_align.data.shards.writer import NewPair
 from lit_align.user_errors import UserValueError
 

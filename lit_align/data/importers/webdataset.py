@@ -16,7 +16,8 @@ from lit_align.data.importers.worker_pool import shared, worker_count
 from lit_align.data.shards.filesystems import is_url
 from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, read_entry, read_rows, rows_path, write_index
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.storage import expand, size
+from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.storage import size
 from lit_align.user_errors import UserValueError
 
 

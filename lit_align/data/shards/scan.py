@@ -1,5 +1,6 @@
 """Find shards, and decide which pairs of each one train."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from lit_align.common.progress import BRIEF, track
 from lit_align.data.labels.stored import Decisions, HumanLabels, Labels, stale
 from lit_align.data.read_options import ReadOptions
+from lit_align.data.shards.filesystems import is_url
 from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_index, read_rows, rows_path, scan_rows
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.storage import exists, expand, size
+from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.storage import exists, size
 from lit_align.user_errors import UserValueError
 
 COLUMNS = ["key", "offset", "size", "label_0", "content", "fault"]
@@ -69,11 +72,15 @@ def find_shards(patterns: str | Sequence[str], options: ReadOptions, must_exist:
     with ThreadPoolExecutor(16) as pool:
         paths = expand(patterns, options.allow_pipe, must_exist)
         found = [file for files in pool.map(partial(_find, options.allow_pipe), paths) for file in files]
-    counts = Counter(file.path for file in found)
-    twice = next((path for path, count in counts.items() if count > 1), None)
+    counts = Counter(map(_place, found))
+    twice = next((file.path for file in found if counts[_place(file)] > 1), None)
     if twice is not None:
         raise UserValueError(f"{twice} is named twice; its pairs would train twice as often. Name each shard once.")
     return found
+
+
+def _place(file: ShardFile) -> str:
+    return file.path if is_url(file.path) else os.path.realpath(file.path)
 
 
 def _find(allow_pipe: bool, path: str) -> list[ShardFile]:

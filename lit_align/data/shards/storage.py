@@ -1,76 +1,17 @@
 """Find and read files: local ones, `http(s):`, `s3:`, `gs:`, `hf:` through fsspec, and `pipe:` commands."""
 
-import glob
 import io
 import os
 import time
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
 
-import braceexpand
-
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
-from lit_align.data.shards.spooled import SpooledFile, spool, trust
+from lit_align.data.shards.spooled import SpooledFile, spool
 from lit_align.data.shards.timeouts import TimedFile, within
-from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 PAUSES = (1.0, 5.0)  # seconds between attempts to read from the network
-
-
-def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: bool = True) -> list[str]:
-    """Expand braces (`{000..127}.tar`) and wildcards (`*.tar`) in paths and URLs; each pattern's matches are sorted.
-
-    Args:
-        patterns: one or several; in `pipe:` commands only braces are expanded.
-        allow_pipe: whether `pipe:` may run shell commands.
-        must_exist: refuse missing local files; otherwise they are found missing when they are read.
-
-    Raises:
-        FileNotFoundError: if a wildcard matches nothing, or a local file must exist and does not.
-        ValueError: for a `pipe:` that is not allowed, or a wildcard in a web address.
-    """
-    found: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if pattern.startswith(PIPE):
-            if not allow_pipe:
-                raise UserValueError(
-                    f"{pattern!r} would run a shell command. If you trust it, turn it on with data.allow_pipe."
-                )
-            found += [trust(command) for command in braceexpand.braceexpand(pattern)]
-        elif is_url(pattern) and not pattern.startswith("file:"):
-            found += [path for url in braceexpand.braceexpand(pattern) for path in _match_url(url)]
-        else:
-            local = pattern.removeprefix("file://") if "://" in pattern else pattern.removeprefix("file:")
-            found += [path for one in braceexpand.braceexpand(local) for path in _match_local(one, pattern, must_exist)]
-    return found
-
-
-def _match_local(path: str, pattern: str, must_exist: bool) -> list[str]:
-    kept = Path(path).exists() or not must_exist
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] * kept
-    if not found:
-        raise UserFileNotFoundError(
-            f"{pattern!r}: there is no file {path!r} (working directory {Path.cwd()}). "
-            "Braces {000..127} and wildcards * are expanded."
-        )
-    return found
-
-
-def _match_url(url: str) -> list[str]:
-    web = url.startswith(("http:", "https:"))  # their `?` begins a query
-    if not (("*" in url) if web else glob.has_magic(url)):
-        return [url]
-    if web:
-        raise UserValueError(
-            f"{url!r}: a web server cannot be asked for wildcards. Use braces {{000..127}}, or an index."
-        )
-    filesystem, path = filesystem_of(url)
-    found = [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
-    if not found:
-        raise UserFileNotFoundError(f"{url!r} matches no file.")
-    return found
 
 
 def size(path: str, timeout: float | None = None) -> int | None:
