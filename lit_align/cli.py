@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from importlib import import_module
 from itertools import pairwise
@@ -84,8 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         question = f" Do you mean {nearest[0]}?" if nearest else ""
         raise UserValueError(f"there is no command {name!r}.{question} lit-align --help lists all commands.")
+    rest = [expand_home(word) for word in rest]
     check_configs(rest)
     run(name, rest)
+
+
+def expand_home(word: str) -> str:
+    """Replace `~/` by the home folder in `~/x` and `--option=~/x`, where shells leave it as it is."""
+    option, home, path = re.match(r"(--[\w.+-]+=)?(~/)?(.*)", word, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return f"{option}{Path.home()}/{path}" if home and not Path("~").exists() else word
 
 
 def run(name: str, words: list[str]) -> None:

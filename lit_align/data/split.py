@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_align.common.paths import expand_home
 from lit_align.data.cache.pairs import CachedPairReader
 from lit_align.data.cache.reader import Cache
 from lit_align.data.dataset import PairReader, ShardPairReader
@@ -45,6 +46,7 @@ class Split:
     labels: Labels = field(default_factory=HumanLabels)
 
     def __post_init__(self) -> None:
+        self.scores, self.cache = (None if path is None else expand_home(path) for path in (self.scores, self.cache))
         if self.cache is not None and self.transform.crop != "center":
             raise UserValueError(
                 f"data.crop is {self.transform.crop}; a cache holds the centre. Set it to center, or no train_cache."

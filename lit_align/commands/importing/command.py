@@ -155,6 +155,7 @@ IMPORTERS: dict[str, Callable[..., None]] = {
 
 
 def _report(summary: "Summary") -> None:
+    from lit_align.common.paths import as_argument
     from lit_align.data.importers.rejects import REJECTS
     from lit_align.data.importers.shard_records import MAY_RETURN
     from lit_align.data.shards.index import INDEX
@@ -171,4 +172,4 @@ def _report(summary: "Summary") -> None:
         print(f"{sum(count for _, count in reasons[10:]):>16,} for {len(reasons) - 10} more reasons")
     if any(reason in summary.rejects for reason in MAY_RETURN):
         print(f"If what is missing comes back, delete {summary.folder} and import again.")
-    print(f"To train on it: --data.train_shards {summary.folder / INDEX}")
+    print(f"To train on it: --data.train_shards {as_argument(summary.folder / INDEX)}")

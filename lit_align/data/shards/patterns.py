@@ -1,12 +1,12 @@
 """Expand paths and URLs that may hold braces, wildcards and `~`; what exists under its literal name is no pattern."""
 
 import glob
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
+from lit_align.common.paths import expand_home
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
 from lit_align.data.shards.spooled import trust
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
@@ -42,13 +42,8 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: 
     return found
 
 
-def expand_user(path: str) -> str:
-    """Replace a leading `~` by the home folder, unless the current folder holds a file or folder of that name."""
-    return path if is_url(path) or Path(path.split("/")[0]).exists() else os.path.expanduser(path)
-
-
 def _match_local(local: str, pattern: str, must_exist: bool) -> list[str]:
-    path = expand_user(local)
+    path = expand_home(local)
     if Path(path).exists():
         return [path]
     front = _known_front(path)
