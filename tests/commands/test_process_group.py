@@ -1,5 +1,6 @@
 """Processes that share a piece of work: who waits for whom, and with how many threads."""
 
+import socket
 import subprocess
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from lit_align.commands.shared import process_group as group_module
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
+from lit_align.user_errors import UserRuntimeError
 
 
 def test_a_failed_process_is_an_error():
@@ -46,3 +48,60 @@ def test_threads_do_not_depend_on_the_processes(monkeypatch, variable, threads):
     assert torch.get_num_threads() == before
     join_process_group("cpu", 1, pin_threads=True)
     assert torch.get_num_threads() == threads
+
+
+BATCH = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+BATCH |= {"SLURM_JOB_NAME": "score", "SLURM_NODEID": "0", "SLURM_TASK_PID": "7"}  # of a script that sbatch starts
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}
+
+
+def group_in(monkeypatch, environment, devices=1):
+    """Join the group with these variables alone."""
+    for name in [*BATCH, *STEP, "SLURM_PTY_PORT", "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(group_module.RUN, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return join_process_group("cpu", devices)
+
+
+def test_a_batch_script_without_srun_is_refused(monkeypatch):
+    """It would do an eighth of the work, and end as if all were done."""
+    with pytest.raises(UserRuntimeError, match=r"SLURM_NTASKS is 8, .*Put srun before the command"):
+        group_in(monkeypatch, BATCH)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "mine"},  # salloc without a step of its own
+        BATCH | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},  # salloc in a step
+        BATCH | STEP | {"SLURM_PTY_PORT": "40000"},  # srun --pty, a shell in which a command was typed
+        BATCH | {"SLURM_JOB_NAME": "bash"},
+        BATCH | {"SLURM_NTASKS": "1"},
+    ],
+    ids=["salloc", "step of salloc", "pty", "job name", "one task"],
+)
+def test_a_shell_of_slurm_does_all_the_work(monkeypatch, environment):
+    assert group_in(monkeypatch, environment)[:2] == (0, 1)
+
+
+def test_tasks_of_srun_share_the_work(monkeypatch):
+    assert group_in(monkeypatch, BATCH | STEP)[:2] == (0, 8)
+    assert group_in(monkeypatch, BATCH | STEP | {"SLURM_PROCID": "5"})[:2] == (5, 8)
+
+
+def test_what_torchrun_left_over_is_refused(monkeypatch):
+    """With its agent alive the same variables are taken."""
+    with socket.create_server(("127.0.0.1", 0)) as agent:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.getsockname()[1])}
+        left = {"TORCHELASTIC_RUN_ID": "none", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", **address}
+        left |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        assert group_in(monkeypatch, left)[:2] == (3, 4)
+    with pytest.raises(UserRuntimeError, match=r"no torchrun answers at 127\.0\.0\.1:\d+ .*are left over"):
+        group_in(monkeypatch, left)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"):
+        with pytest.raises(UserRuntimeError, match=f"{name} is 0, but neither torchrun nor srun"):
+            group_in(monkeypatch, {name: "0"}, devices=2)
+    assert group_in(monkeypatch, {"LOCAL_RANK": "3"})[:2] == (0, 1)

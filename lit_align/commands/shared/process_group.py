@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
+
+from lit_align.commands.shared.launchers import Seat, check_ranks, seat_of
 
 LOOKS, PAUSE = 15, 2.0  # seconds: half a minute, by which network disks show what others have written
 ALONE = "If none is running, run the same command again."  # where others are waited for
@@ -73,17 +75,22 @@ def join_process_group(accelerator: str, devices: int | str, pin_threads: bool =
 
 
 def _join(accelerator: str, devices: int | str) -> ProcessGroup:
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):
-        if environment.detect():
-            found = environment()
-            # A task may see all GPUs of its machine, or its own alone.
-            visible = torch.cuda.device_count() if accelerator != "cpu" else 0
-            one: Any = [found.local_rank() % visible] if visible else 1
-            fabric = Fabric(accelerator=accelerator, devices=one, plugins=[LightningEnvironment()])
-            run = " ".join(os.environ.get(name, "") for name in RUN_VARIABLES)
-            return ProcessGroup(found.global_rank(), found.world_size(), fabric.device, run=run)
-    fabric = Fabric(accelerator=accelerator, devices=devices)
+    seat = seat_of()
+    if seat is not None:
+        return _launched(accelerator, seat)
+    fabric = Fabric(accelerator=accelerator, devices=devices, plugins=[LightningEnvironment()])
+    if fabric.world_size > 1:
+        check_ranks(RUN)
     own = os.environ.setdefault(RUN, uuid.uuid4().hex) if fabric.world_size > 1 else None  # processes inherit it
     fabric.launch()
     children = getattr(fabric.strategy.launcher, "procs", [])  # that of one device is None
     return ProcessGroup(fabric.global_rank, fabric.world_size, fabric.device, tuple(children), own)
+
+
+def _launched(accelerator: str, seat: Seat) -> ProcessGroup:
+    # A task may see all GPUs of its machine, or its own alone.
+    visible = torch.cuda.device_count() if accelerator != "cpu" else 0
+    one: Any = [seat.local_rank % visible] if visible else 1
+    fabric = Fabric(accelerator=accelerator, devices=one, plugins=[LightningEnvironment()])
+    run = " ".join(os.environ.get(name, "") for name in RUN_VARIABLES)
+    return ProcessGroup(seat.rank, seat.world_size, fabric.device, run=run)
