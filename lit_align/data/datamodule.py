@@ -31,7 +31,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
     Args:
         train_shards: tar files, local or `http(s):`, `s3:`, `gs:`, `hf:`; braces `{000..127}` and wildcards `*` are
-            expanded. Or the `index.json` of an import.
+            expanded. Or folders of tar files, or the `index.json` of an import.
         val_shards: held-out shards; null trains without validation.
         resolution: side of the square that both images are resized and cropped to, pixels.
         aspect_buckets: train in SDXL's shapes of about as many pixels instead of squares, each pair in the nearest.

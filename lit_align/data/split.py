@@ -16,7 +16,8 @@ from lit_align.data.labels.score_files import survey
 from lit_align.data.labels.stored import HumanLabels, Labels, VotedLabels
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.layout import read_samples
-from lit_align.data.shards.scan import Shard, ShardFile, find_shards, scan_shards
+from lit_align.data.shards.listing import ShardFile, find_shards
+from lit_align.data.shards.scan import Shard, scan_shards
 from lit_align.scoring.vote import Vote
 from lit_align.user_errors import UserValueError
 

@@ -11,6 +11,10 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lit_align.data.read_options import ReadOptions
+from lit_align.data.shards.filesystems import is_url
+from lit_align.data.shards.index import is_index, read_rows, scan_rows
+from lit_align.data.shards.listing import find_shards
 from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
 
@@ -52,9 +56,10 @@ def read_prompts(path: str, column: str | None = None) -> Prompts:
 
     Args:
         path: `.csv` or `.tsv` with a header, `.jsonl` with one object per line, `.json` with a list of objects or
-            strings, `.parquet`, or text with one prompt per line. Or the name of a set, see `set_names`.
+            strings, `.parquet`, or text with one prompt per line. Or the name of a set, see `set_names`. Or shards of
+            pairs: tar files, a folder of them, or the `index.json` of an import.
         column: name of the prompts in tables and objects; none: `prompt`, `Prompt` in a file with PartiPrompts' header,
-            or `caption` in a Parquet file without `prompt`, as in Pick-a-Pic. Text has no columns.
+            or `caption` in a Parquet file without `prompt`, as in Pick-a-Pic. Text and shards have no columns.
 
     Raises:
         OSError: if the file cannot be read.
@@ -63,15 +68,11 @@ def read_prompts(path: str, column: str | None = None) -> Prompts:
     if path in set_names():
         path = str(SETS / f"{path}.txt")
     kind = PurePosixPath(path.lower()).suffix
-    if column is not None and kind not in KINDS:
-        raise UserValueError(f"prompt_column is {column!r}, but {path} is text without columns: omit the option.")
-    with open_binary(path) as file:
-        try:
-            found = [prompt.strip() for prompt in _rows(file, kind, column)]
-        except UnicodeDecodeError as error:
-            raise UserValueError(f"prompts: {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-        except (ValueError, csv.Error, pa.ArrowException) as error:
-            raise UserValueError(f"prompts: {path}, {error}") from error
+    of_pairs = _are_shards(path, kind)
+    if column is not None and (of_pairs or kind not in KINDS):
+        what = "shards of pairs" if of_pairs else "text"
+        raise UserValueError(f"prompt_column is {column!r}, but {path} is {what} without columns: omit the option.")
+    found = [prompt.strip() for prompt in (_of_shards(path) if of_pairs else _of_file(path, kind, column))]
     filled = [prompt for prompt in found if prompt]
     unique = list(dict.fromkeys(filled))
     if not unique:
@@ -87,6 +88,30 @@ def prompt_seed(prompt: str, seed: int) -> int:
         seed: of the evaluation.
     """
     return int.from_bytes(hashlib.blake2b(json.dumps([prompt, seed]).encode(), digest_size=4).digest(), "big")
+
+
+def _are_shards(path: str, kind: str) -> bool:
+    if kind == ".json":
+        with open_binary(path) as file:
+            return is_index(file.read())
+    return kind == ".tar" or (not is_url(path) and Path(path).is_dir())
+
+
+def _of_shards(path: str) -> Iterator[str]:
+    """Prompts of all samples; broken ones have none."""
+    for file in find_shards(path, ReadOptions()):
+        rows = scan_rows(file.path, whole=False) if file.rows is None else read_rows(file.rows, ["prompt"])
+        yield from rows["prompt"].to_pylist()
+
+
+def _of_file(path: str, kind: str, column: str | None) -> list[str]:
+    with open_binary(path) as file:
+        try:
+            return list(_rows(file, kind, column))
+        except UnicodeDecodeError as error:
+            raise UserValueError(f"prompts: {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+        except (ValueError, csv.Error, pa.ArrowException) as error:
+            raise UserValueError(f"prompts: {path}, {error}") from error
 
 
 def _rows(file: IO[bytes], kind: str, column: str | None) -> Iterator[str]:

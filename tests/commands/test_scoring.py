@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from lit_align.cli import main
+from lit_align.commands.importing.command import webdataset
 from lit_align.commands.score.agreement import ScoredPairs, measure
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.labels.score_files import read_scores, side_file
@@ -480,6 +481,23 @@ def test_processes_of_a_launcher_take_their_share(tmp_path, presets, monkeypatch
     score(shards, presets)
     assert [side_file(shard).exists() for shard in shards] == [False, True, False, False]
     assert "process 2 of 3, cpu: scored 1 shards" in capsys.readouterr().out
+
+
+def test_an_index_is_scored_and_the_command_says_that_all_is_there(tmp_path, presets, monkeypatch, capsys):
+    """Two processes, one after the other: the first says what is still to come."""
+    shards = copy_shards(tmp_path / "tars", 4)
+    webdataset(f"{tmp_path}/tars", str(tmp_path / "index"), 1)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "0")
+    score([tmp_path / "index/index.json"], presets)
+    said = capsys.readouterr().out
+    assert "2 of 4 shards' scores are still to come. Other processes are at work on them. If none is running" in said
+    assert "all 4 shards" not in said
+    monkeypatch.setenv("RANK", "1")
+    score([tmp_path / "index/index.json"], presets)
+    assert "all 4 shards have scores by colour, sharp, exposure" in capsys.readouterr().out
+    assert all(side_file(shard).exists() for shard in shards)
 
 
 def test_an_empty_shard_needs_no_scores(tmp_path, presets, capsys):

@@ -6,7 +6,7 @@ from lit_align.backbones import Backbone
 from lit_align.commands.doctor.weights_check import weights_are_here
 from lit_align.data import PreferenceDataModule
 from lit_align.data.shards.filesystems import is_url
-from lit_align.data.shards.scan import find_shards
+from lit_align.data.shards.listing import find_shards
 from lit_align.data.split import Split
 
 

@@ -23,6 +23,7 @@ from lit_align.commands.encode.encoding import (
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
 from lit_align.common.lock import locked_folder
 from lit_align.common.manifest import check_manifest, write_manifest
+from lit_align.common.paths import as_argument
 from lit_align.common.progress import show_progress, track
 from lit_align.common.sizes import format_bytes
 from lit_align.data.cache.format import (
@@ -99,6 +100,10 @@ def encode(
         before = len(plan.shards[group.rank :: group.world_size]) - len(todo.shards)
         print(f"{group}: encoded {len(todo.shards)} shards, {before} were done before, skipped {skipped} samples")
         group.wait()
+        names = [*(latents_file(shard.name) for shard in plan.shards), *prompts_files(len(plan.prompts))]
+        missing = sum(not (output / name).is_file() for name in names)
+        whole = f"{output}: all {len(plan.shards)} shards are encoded. To train on it: --data.{split}_cache {as_argument(output)}"
+        group.say_whole(missing, len(names), "files", whole)
 
 
 def _shards(data: Namespace, split: str, batch_size: int) -> str | list[str]:

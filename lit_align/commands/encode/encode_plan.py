@@ -16,7 +16,7 @@ from lit_align.data.cache.format import names_of
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.index import SIZES, read_rows, scan_rows
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.scan import ShardFile, find_shards
+from lit_align.data.shards.listing import ShardFile, find_shards
 
 
 class PlannedSample(NamedTuple):

@@ -20,7 +20,8 @@ class DrawingOptions(SamplingOptions, DeviceOptions):
 
     Args:
         prompts: file of prompts: `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`, or text with one prompt per line; or
-            one of the sets `emoji` and `general`, which come with lit-align. Repeated prompts are left out.
+            one of the sets `emoji` and `general`, which come with lit-align; or shards of pairs, their folder or their
+            index.json. Repeated prompts are left out.
         output: folder for the results.
         base: pipeline that models were trained from, a hub id or local folder; none: the one that checkpoints name.
         seed: of the noise, together with the prompt.

@@ -25,7 +25,8 @@ class Generate(SamplingOptions, DeviceOptions):
 
     Args:
         prompts: file of prompts: `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`, or text with one per line; or a set,
-            `emoji` or `general`, of lit-align. Repeated prompts are left out.
+            `emoji` or `general`, of lit-align; or shards of pairs, their folder or their index.json. Repeated prompts
+            are left out.
         output: folder for shards, `index.json` and `generate.json`, which says how they were made.
         repo: hub id or local folder of a Stable Diffusion or Stable Diffusion XL pipeline of diffusers.
         preset: prefixes of a published data set; a prefix that is given has priority.

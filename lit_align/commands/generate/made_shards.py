@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_align.commands.generate.pair_maker import Item, PairMaker
-from lit_align.commands.shared.process_group import ProcessGroup
+from lit_align.commands.shared.process_group import ALONE, ProcessGroup
+from lit_align.common.paths import as_argument
 from lit_align.common.progress import Progress, show_progress
 from lit_align.data.shards.index import INDEX, index_shard, read_entry, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
@@ -26,12 +27,13 @@ def write_shards(
     print(f"{group}: drew {len(todo)} shards, {len(mine) - len(todo)} were done before; {ties} pairs are ties")
     missing = entries.count(None)
     if missing:
-        print(f"{group}: {missing} shards of other processes are still to come; the last one writes {INDEX}")
+        print(f"{group}: {missing} shards of other processes are still to come; the last one writes {INDEX}. {ALONE}")
     else:
         # Processes that end together each write the index, with equal contents.
         known = [entry for entry in entries if entry is not None]
         index = write_index(str(folder), known, {"made_by": "lit-align generate"})
         print(f"{folder}: {index['totals']['samples']} pairs in {len(shards)} shards")
+        print(f"To train on it: --data.train_shards {as_argument(folder / INDEX)}")
 
 
 def _is_done(shard: Path) -> bool:

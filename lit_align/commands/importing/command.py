@@ -56,7 +56,8 @@ def webdataset(shards: str | list[str], output: str | None = None, workers: int 
     """Tar shards of the right layout: reads them once and writes an index; copies nothing.
 
     Args:
-        shards: tar files or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded.
+        shards: tar files or URLs, folders of tar files, or an index.json; braces `{000..127}` and wildcards `*`, in
+            quotes, are expanded.
         output: folder of the index, for shards on the network or a read-only disk; by default beside the shards.
         workers: processes; by default one per core, up to 16.
 

@@ -15,7 +15,8 @@ def inspect(
     Ends with status 1 if samples or shards are broken, or if a shard differs from its index.
 
     Args:
-        shards: tar files, or an index.json that names them; braces `{000..127}` and wildcards `*` are expanded.
+        shards: tar files, folders of them, or the index.json of an import; braces `{000..127}` and wildcards `*`, in
+            quotes, are expanded.
         output: folder for inspect.json and the contact sheet inspect.png.
         sheet_pairs: number of random pairs on the contact sheet; 0 for no sheet.
         seed: seed for the choice of these pairs.

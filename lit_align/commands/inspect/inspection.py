@@ -14,8 +14,8 @@ from lit_align.common.files import write_text
 from lit_align.common.progress import show_progress, track
 from lit_align.data.importers.worker_pool import worker_count
 from lit_align.data.shards.filesystems import join, parent
-from lit_align.data.shards.index import INDEX, ShardEntry, read_index, rows_path
-from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.index import ShardEntry, rows_path
+from lit_align.data.shards.listing import name_shards
 from lit_align.data.shards.storage import open_binary, size
 from lit_align.user_errors import UserValueError
 
@@ -25,7 +25,7 @@ def inspect_shards(shards: str | list[str], output: Path, sheet_pairs: int, seed
     workers = worker_count(workers)
     if sheet_pairs < 0:
         raise UserValueError(f"sheet_pairs is {sheet_pairs}; it must be 0 or more.")
-    reports = _inspect_all(find_shards(shards), seed, workers)
+    reports = _inspect_all(shards_to_inspect(shards), seed, workers)
     pairs = pairs_of(reports)
     found = summarise(reports, pairs, lambda locations: [pair.prompt for pair in read_pairs(reports, locations)])
     write_text(output / "inspect.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -40,21 +40,24 @@ def inspect_shards(shards: str | list[str], output: Path, sheet_pairs: int, seed
         raise SystemExit(1)
 
 
-def find_shards(patterns: str | Sequence[str]) -> list[ShardToInspect]:
-    """List the shards that patterns or an `index.json` name, with their index files.
+def shards_to_inspect(patterns: str | Sequence[str]) -> list[ShardToInspect]:
+    """List the shards, with their index files.
 
     Raises:
         FileNotFoundError: if there is no such shard.
         ValueError: if an `index.json` was not written by lit-align.
     """
-    named: list[tuple[str, str, ShardEntry | None]] = []
-    for path in expand(patterns):
-        if path.rsplit("/", 1)[-1] == INDEX:
-            entries = _entries(path)
-            named += [(shard, rows, entries[shard]) for shard, rows in read_index(path)]
-        else:
-            named.append((path, rows_path(path), None))
-    return [ShardToInspect(number, *about) for number, about in enumerate(named)]
+    files = name_shards(patterns)
+    entries = {path: _entries(path) for path in {file.listed_in for file in files} if path is not None}
+    return [
+        ShardToInspect(
+            number,
+            file.path,
+            file.rows or rows_path(file.path),
+            None if file.listed_in is None else entries[file.listed_in][file.path],
+        )
+        for number, file in enumerate(files)
+    ]
 
 
 def _entries(path: str) -> dict[str, ShardEntry]:

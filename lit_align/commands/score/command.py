@@ -23,7 +23,8 @@ def score(
     add scores of different scorers at once.
 
     Args:
-        shards: tar files; braces `{000..127}` and wildcards `*` are expanded.
+        shards: tar files, folders of them, or the index.json of an import; braces `{000..127}` and wildcards `*`, in
+            quotes, are expanded.
         scorers: names, separated by commas.
         presets: YAML file that defines the scorers; none: the presets of lit-align.
         output: folder of the side files; none: beside the shards.
@@ -41,16 +42,22 @@ def score(
     """
     # Imported here, so that --help imports no torch.
     from lit_align.commands.score.agreement import report_agreement, require_matplotlib
-    from lit_align.commands.score.scoring import LoadedScorer, score_shard, unfinished, wait_for_others
+    from lit_align.commands.score.scoring import (
+        LoadedScorer,
+        score_shard,
+        unfinished,
+        wait_for_others,
+        without_scores,
+    )
     from lit_align.commands.shared.process_group import join_process_group
     from lit_align.common.progress import show_progress
     from lit_align.data.labels.score_files import Identity, side_files
     from lit_align.data.read_options import ReadOptions
-    from lit_align.data.shards.patterns import expand
+    from lit_align.data.shards.listing import name_shards
     from lit_align.scoring.presets import load_scorers, scorer_names
 
     names = scorer_names(scorers)
-    paths = expand(shards)
+    paths = [file.path for file in name_shards(shards)]
     side_files(paths, output)  # refuses shards that would share one
     if report:
         require_matplotlib()
@@ -66,6 +73,8 @@ def score(
             skipped += score_shard(task, prepared, output, batch_size, options, bar)
     print(f"{group}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
     group.wait()
+    left = len(without_scores(paths, output, names))
+    group.say_whole(left, len(paths), "shards' scores", f"all {len(paths)} shards have scores by {', '.join(names)}")
     if report and group.rank == 0:
         if group.world_size > 1:
             wait_for_others(paths, output, names)

@@ -28,16 +28,22 @@ class LoadedScorer(NamedTuple):
 
 def wait_for_others(shards: Sequence[str], output: str | None, names: Sequence[str], minutes: float = 30.0) -> None:
     """Wait until all shards are scored, or until no side file was written for `minutes`."""
-    left = [shard for shard in shards if any(read_samples(shard, image_bytes=0))]
+    left = without_scores(shards, output, names)
     since = time.monotonic()
     while left and time.monotonic() - since < 60 * minutes:
-        still = [shard for shard in left if not set(names) <= set(read_scores(side_file(shard, output)))]
+        still = without_scores(left, output, names)
         if len(still) == len(left) and still:
             time.sleep(2)
         else:
             left, since = still, time.monotonic()
     if left:
         print(f"{len(left)} shards have no scores yet, first {left[0]}; the report leaves them out.")
+
+
+def without_scores(shards: Sequence[str], output: str | None, names: Sequence[str]) -> list[str]:
+    """The shards that lack scores by one of the scorers; a shard without samples needs none."""
+    left = [shard for shard in shards if not set(names) <= set(read_scores(side_file(shard, output)))]
+    return [shard for shard in left if any(read_samples(shard, image_bytes=0))]
 
 
 class ShardToScore(NamedTuple):

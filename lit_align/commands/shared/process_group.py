@@ -15,6 +15,7 @@ from lit_align.commands.shared.launchers import Seat, check_ranks, seat_of
 
 LOOKS, PAUSE = 15, 2.0  # seconds: half a minute, by which network disks show what others have written
 ALONE = "If none is running, run the same command again."  # where others are waited for
+OTHERS = "Other processes are at work on them."
 # What tells two runs apart: torchrun's id may be the default `none`, but two masters do not share address and port.
 RUN = "LIT_ALIGN_PROCESS_RUN"  # names the run of a command to the processes that it starts
 RUN_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
@@ -46,6 +47,19 @@ class ProcessGroup(NamedTuple):
                 f"devices: process {failed[0]} of {self.world_size} ended with exit code {codes[failed[0] - 2]}, see "
                 "above what it said. Run the same command again to go on; with --devices 1 there is this process alone."
             )
+
+    def say_whole(self, missing: int, of: int, what: str, whole: str) -> None:
+        """Print that the output is whole, or how much of it other processes still have to write.
+
+        Args:
+            missing: parts that are not there.
+            of: parts of the whole output.
+            what: name of the parts.
+            whole: what to print if none is missing.
+        """
+        if self.rank > 0 and os.environ.get(RUN) == self.run is not None:
+            return  # the first process has started this one, waits for it, and speaks for both
+        print(whole if not missing else f"{self}: {missing} of {of} {what} are still to come. {OTHERS} {ALONE}")
 
     def patiently(self, look: Callable[[], T | None]) -> T | None:
         """Return what `look` finds; with several processes, look again for a while before giving up."""

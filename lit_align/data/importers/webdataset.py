@@ -16,7 +16,7 @@ from lit_align.data.importers.worker_pool import shared, worker_count
 from lit_align.data.shards.filesystems import is_url
 from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, read_entry, read_rows, rows_path, write_index
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.listing import name_shards
 from lit_align.data.shards.storage import size
 from lit_align.user_errors import UserValueError
 
@@ -36,7 +36,8 @@ def index_shards(patterns: str | Sequence[str], output: str | None, workers: int
         ValueError: if the index needs a named folder, the folder has an index of other shards, or no sample is a pair.
         SampleError: if a shard is truncated or damaged.
     """
-    shards = [path if is_url(path) else str(Path(path).absolute()) for path in expand(patterns)]
+    named = [file.path for file in name_shards(patterns, tars_first=True)]
+    shards = [path if is_url(path) else str(Path(path).absolute()) for path in named]
     folder = _index_folder(shards, output)
     elsewhere = None if output is None else str(folder)
     processes = worker_count(workers)

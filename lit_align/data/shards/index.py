@@ -212,6 +212,15 @@ def write_index(folder: str, entries: Sequence[ShardEntry], origin: dict[str, An
     return index
 
 
+def is_index(data: bytes) -> bool:
+    """Whether the content of a JSON file is that of an `index.json`, of whatever version."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"format", "shards"} <= set(found)
+
+
 def read_index(path: str) -> list[tuple[str, str]]:
     """Read the paths of the shards in an `index.json`, each with the path of its index rows.
 

@@ -1,11 +1,8 @@
-"""Find shards, and decide which pairs of each one train."""
+"""Decide which pairs of each shard train."""
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,21 +12,12 @@ from numpy.typing import NDArray
 from lit_align.common.progress import BRIEF, track
 from lit_align.data.labels.stored import Decisions, HumanLabels, Labels, stale
 from lit_align.data.read_options import ReadOptions
-from lit_align.data.shards.filesystems import is_url
-from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_index, read_rows, rows_path, scan_rows
+from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_rows, scan_rows
 from lit_align.data.shards.layout import SampleError
-from lit_align.data.shards.patterns import expand
-from lit_align.data.shards.storage import exists, size
-from lit_align.user_errors import UserValueError
+from lit_align.data.shards.listing import ShardFile
+from lit_align.data.shards.storage import size
 
 COLUMNS = ["key", "offset", "size", "label_0", "content", "fault"]
-
-
-class ShardFile(NamedTuple):
-    """A tar file, and the file of its index rows."""
-
-    path: str  # or URL
-    rows: str | None  # None without an index
 
 
 class Pairs(NamedTuple):
@@ -60,36 +48,6 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.pairs.row)
-
-
-def find_shards(patterns: str | Sequence[str], options: ReadOptions, must_exist: bool = True) -> list[ShardFile]:
-    """Find the shards of paths and URLs, with braces and wildcards, or of the `index.json` of an import.
-
-    Raises:
-        FileNotFoundError: if a pattern matches nothing.
-        ValueError: if an index cannot be read, or a shard is named twice.
-    """
-    with ThreadPoolExecutor(16) as pool:
-        paths = expand(patterns, options.allow_pipe, must_exist)
-        found = [file for files in pool.map(partial(_find, options.allow_pipe), paths) for file in files]
-    counts = Counter(map(_place, found))
-    twice = next((file.path for file in found if counts[_place(file)] > 1), None)
-    if twice is not None:
-        raise UserValueError(f"{twice} is named twice; its pairs would train twice as often. Name each shard once.")
-    return found
-
-
-def _place(file: ShardFile) -> str:
-    return file.path if is_url(file.path) else os.path.realpath(file.path)
-
-
-def _find(allow_pipe: bool, path: str) -> list[ShardFile]:
-    if path.endswith(".json"):
-        listed = read_index(path)
-        expand([shard for shard, _ in listed if shard.startswith("pipe:")], allow_pipe)  # refuses untrusted commands
-        return [ShardFile(shard, rows) for shard, rows in listed]
-    rows = None if path.startswith("pipe:") else rows_path(path)
-    return [ShardFile(path, rows if rows is not None and exists(rows) else None)]
 
 
 def scan_shards(
