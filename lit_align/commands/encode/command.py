@@ -102,7 +102,8 @@ def encode(
         group.wait()
         names = [*(latents_file(shard.name) for shard in plan.shards), *prompts_files(len(plan.prompts))]
         missing = sum(not (output / name).is_file() for name in names)
-        whole = f"{output}: all {len(plan.shards)} shards are encoded. To train on it: --data.{split}_cache {as_argument(output)}"
+        words = f"--data.{split}_cache {as_argument(output)}"
+        whole = f"{output}: all {len(plan.shards)} shards are encoded. To train on it: {words}"
         group.say_whole(missing, len(names), "files", whole)
 
 
