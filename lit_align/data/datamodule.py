@@ -1,6 +1,7 @@
 """The LightningDataModule that streams preference pairs."""
 
 import logging
+import weakref
 from typing import Any
 
 import lightning as L
@@ -97,7 +98,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.unreadable: dict[str, None] = {}  # distinct reasons why pairs of this rank could not be read
         self._resumed_order: dict[str, Any] | None = None
         self._readers: dict[str, PairReader] = {}
-        self._loaders: list[PairLoader] = []  # to be released
+        self._loaders = weakref.WeakSet[PairLoader]()  # weak: workers of a loader in a cycle would not hear its end
 
     @property
     def encoded(self) -> bool:
@@ -147,7 +148,7 @@ class PreferenceDataModule(L.LightningDataModule):
             )
 
     def _loader(self, loader: PairLoader) -> PairLoader:
-        self._loaders.append(loader)
+        self._loaders.add(loader)
         return loader
 
     def _dataset(self, split: Split, order: Order) -> PairDataset:
@@ -201,8 +202,8 @@ class PreferenceDataModule(L.LightningDataModule):
         return self.live_vote.order(batch)
 
     def _release(self) -> None:
-        while self._loaders:
-            self._loaders.pop().release()
+        for loader in list(self._loaders):
+            loader.release()
 
     def on_exception(self, exception: BaseException) -> None:
         self._release()  # Lightning does not call `teardown` after an exception
