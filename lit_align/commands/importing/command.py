@@ -48,7 +48,85 @@ def pick_a_pic(
     if (files is None) == (repo is None):
         raise UserValueError("Name --files or --repo, one of the two.")
     source = open_files(hub_files(repo, revision, pattern) if files is None and repo is not None else files or [])
-    print(f"{len(source.tables)} files, {source.rows:,} rows, {format_bytes(source.bytes)}")
+    print(f"{len(source.tables)} files, {source.rows:,} rows, {format_bytes(source.bytes or 0)}")
+    _report(import_source(source, output, pairs_per_shard, workers))
+
+
+def table(
+    output: str,
+    files: str | list[str] | None = None,
+    repo: str | None = None,
+    revision: str = "main",
+    pattern: str = "data/train-*.parquet",
+    images: str | None = None,
+    chosen_column: str | None = None,
+    rejected_column: str | None = None,
+    image_0_column: str | None = None,
+    image_1_column: str | None = None,
+    label_column: str | None = None,
+    label_0_column: str | None = None,
+    label_1_column: str | None = None,
+    prompt_column: str | None = None,
+    label_image_0: list[str] | None = None,
+    label_image_1: list[str] | None = None,
+    label_tie: list[str] | None = None,
+    pairs_per_shard: int = 1000,
+    workers: int | None = None,
+) -> None:
+    """Tables of pairs: CSV, TSV, JSON, JSON lines or Parquet, local, at an address or on the Hugging Face hub.
+
+    A cell holds an image as bytes, as a struct of bytes and path, as a path, URL or base64, or a list or message with
+    one of these. Columns are found by names such as chosen and rejected, image_0, image_1 and label, or prompt, and the
+    import says which it has found; where more than one could be meant, it asks you to name it. What labels mean is
+    read from all of them: 1 and 0, 1 and -1, 1 and 2, true and false, left and right, `image 2`, shares such as 0.7.
+
+    Args:
+        output: folder of the shards.
+        files: paths or URLs; braces `{000..127}` and wildcards `*`, in quotes, are expanded; or a folder with a
+            metadata.jsonl.
+        repo: data set on the hub, OWNER/NAME, instead of files; uses the token of `hf auth login`.
+        revision: branch of the data set, or a commit, which cannot change during the import.
+        pattern: files of the data set to import.
+        images: folder or URL to which image paths are relative; by default the table's.
+        chosen_column: column of the preferred image, in a table without labels.
+        rejected_column: column of the rejected image.
+        image_0_column: column of image 0, in a table with labels.
+        image_1_column: column of image 1.
+        label_column: column that says which image is preferred; 1: image 0 is; 0: image 1 is; 0.5: a tie.
+        label_0_column: column with a label, number of votes or score of image 0; the larger one is preferred.
+        label_1_column: such a column of image 1.
+        prompt_column: column of the prompt.
+        label_image_0: values of the label column that prefer image 0, in brackets, ["left"].
+        label_image_1: values that prefer image 1.
+        label_tie: values that prefer neither.
+        pairs_per_shard: rows of the source per shard; rows left out make the shard smaller.
+        workers: processes; by default one per core, up to 16.
+
+    Raises:
+        UserValueError: if columns or labels are not known, the folder holds another import, or no row is a pair.
+    """
+    from lit_align.data.importers.columns import Asked
+    from lit_align.data.importers.import_run import import_source
+    from lit_align.data.importers.label_encodings import Values
+    from lit_align.data.importers.open_tables import open_tables
+    from lit_align.data.importers.pick_a_pic import hub_files
+
+    if (files is None) == (repo is None):
+        raise UserValueError("Name --files or --repo, one of the two.")
+    asked = Asked(
+        image_0_column,
+        image_1_column,
+        label_column,
+        label_0_column,
+        label_1_column,
+        chosen_column,
+        rejected_column,
+        prompt_column,
+    )
+    given = Values(tuple(label_image_0 or ()), tuple(label_image_1 or ()), tuple(label_tie or ()))
+    named = hub_files(repo, revision, pattern) if files is None and repo is not None else files or []
+    source = open_tables(named, asked, given, images)
+    print(f"{len(source.tables)} files, {source.rows:,} rows")
     _report(import_source(source, output, pairs_per_shard, workers))
 
 
@@ -136,7 +214,7 @@ def folder(
     """
     from lit_align.data.importers.folders import open_folders
     from lit_align.data.importers.import_run import import_source
-    from lit_align.data.importers.table import Columns, open_table
+    from lit_align.data.importers.open_tables import Columns, open_table
 
     if table is not None and chosen is None and rejected is None and captions is None:
         names = (image_0_column, image_1_column, label_column, chosen_column, rejected_column, prompt_column)
@@ -148,6 +226,7 @@ def folder(
 
 
 IMPORTERS: dict[str, Callable[..., None]] = {
+    "table": table,
     "pick-a-pic": pick_a_pic,
     "webdataset": webdataset,
     "hpd": hpd,

@@ -3,12 +3,15 @@
 import json
 import shutil
 import time
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_align.common.manifest import check_manifest
+from lit_align.common.passing_faults import OWN, StillFailingError, is_passing
 from lit_align.common.progress import show_progress
 from lit_align.common.sizes import format_bytes
 from lit_align.data.importers.import_folder import MANIFEST, RECORDS, local_folder, locked_import_folder
@@ -25,10 +28,11 @@ from lit_align.data.importers.source import Part, Source
 from lit_align.data.importers.worker_pool import shared, worker_count
 from lit_align.data.shards.index import INDEX, ShardEntry, index_shard, rows_path, write_index
 from lit_align.data.shards.writer import NewPair, write_shard
-from lit_align.user_errors import UserOSError, UserValueError
+from lit_align.user_errors import UserError, UserOSError, UserValueError
 
 FORMAT = 1  # of how sources are divided and what is written
 PAUSES = (2.0, 10.0, 60.0)  # seconds between attempts to read a source on the network
+PASSES = 3  # at most, over one row group; each one reads what is before its first shard, so 2 times the file is read
 
 
 class Summary(NamedTuple):
@@ -42,13 +46,23 @@ class Summary(NamedTuple):
     rejects: dict[str, int]  # rows by reason, most frequent first
 
 
-class ShardJob(NamedTuple):
+class ShardRows(NamedTuple):
     """A shard to write."""
 
     number: int
     path: Path
-    part: Part
     rows: int
+
+
+class Run(NamedTuple):
+    """Shards to write whose rows are read in one pass."""
+
+    shards: tuple[ShardRows, ...]
+    part: Part  # with the rows of all of them
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
 
 
 def import_source(source: Source, output: str, pairs_per_shard: int, workers: int | None) -> Summary:
@@ -93,58 +107,88 @@ def _warn_of_space(plan: ShardPlan, needed: int | None, done: int) -> None:
 
 
 def _write_missing(source: Source, plan: ShardPlan, done: set[int], processes: int) -> None:
-    jobs = (
-        ShardJob(number, plan.path(number), source.part(*bounds), bounds[1] - bounds[0])
-        for number in range(plan.total)
-        if number not in done
-        for bounds in [plan.bounds(number)]
-    )
     rows_done = sum(end - begin for begin, end in map(plan.bounds, done))
     processes = max(1, min(processes, plan.total - len(done)))
+    runs = (_run(source, plan, numbers) for numbers in _divide(source, plan, done, processes))
     with show_progress(plan.rows, "importing", "pair", done=rows_done) as bar:
-        for rows in shared(write_job, jobs, processes):
+        for rows in shared(write_run, runs, processes):
             bar.update(rows)
 
 
-def write_job(job: ShardJob) -> int:
-    """Write a shard, its index rows and last its record, which marks it as done; return its number of rows."""
-    for pause in PAUSES if job.part.remote else ():
+def _divide(source: Source, plan: ShardPlan, done: set[int], processes: int) -> Iterator[list[int]]:
+    """Divide the missing shards into runs; neighbours that begin in one row group are read in few passes."""
+    starts = getattr(source, "starts", None)  # of row groups; a source without them can begin anywhere
+    runs: list[list[int]] = []
+    before = None
+    for number in (number for number in range(plan.total) if number not in done):
+        start = number if starts is None else bisect_right(starts, plan.bounds(number)[0])
+        if runs and start == before and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+        before = start
+    for numbers in runs:
+        size = max(2, -(-len(numbers) // min(processes, PASSES)))
+        yield from (numbers[at : at + size] for at in range(0, len(numbers), size))
+
+
+def _run(source: Source, plan: ShardPlan, numbers: list[int]) -> Run:
+    bounds = [plan.bounds(number) for number in numbers]
+    shards = [
+        ShardRows(number, plan.path(number), end - begin) for number, (begin, end) in zip(numbers, bounds, strict=True)
+    ]
+    return Run(tuple(shards), source.part(bounds[0][0], bounds[-1][1]))
+
+
+def write_run(run: Run) -> int:
+    """Write shards, each with its index rows and last its record, which marks it as done; return the number of rows."""
+    written: set[int] = set()
+    for pause in (*(PAUSES if run.part.remote else ()), None):
         try:
-            record = _write_shard(job)
-            break
-        except Exception as error:
-            print(f"{job.path.name}: {type(error).__name__}: {error}. Trying again in {pause:g} s.")
-            time.sleep(pause)
-    else:
-        try:
-            record = _write_shard(job)
-        except (AssertionError, AttributeError, KeyError, TypeError):  # faults of an importer keep their traceback
+            _write_shards(run, written)
+            return run.rows
+        except (*OWN, KeyError):  # faults of an importer keep their traceback
             raise
         except Exception as error:  # errors of network libraries cannot be pickled for the main process
-            raise UserOSError(
-                f"{job.path.name} cannot be written: {type(error).__name__}: {error}. "
-                "Run the same command again to resume at this shard."
-            ) from None
-    write_record(job.path.parent, job.number, record)
-    return job.rows
+            path = run.shards[len(written)].path
+            if pause is None or isinstance(error, StillFailingError) or not is_passing(error):
+                words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                raise UserOSError(
+                    f"{path.name} cannot be written: {words}. Run the same command again to resume at this shard."
+                ) from None
+            print(f"{path.name}: {type(error).__name__}: {error}. Trying again in {pause:g} s.")
+            time.sleep(pause)
+    raise AssertionError("unreachable")
 
 
-def _write_shard(job: ShardJob) -> ShardRecord:
+def _write_shards(run: Run, written: set[int]) -> None:
+    """Write the shards that are not in `written`, and add them to it."""
+    rows = run.part.pairs_and_rejects()
+    for shard in run.shards:
+        of_shard = islice(rows, shard.rows)
+        if shard.number in written:
+            deque(of_shard, maxlen=0)
+            continue
+        write_record(shard.path.parent, shard.number, _write_shard(shard.path, of_shard))
+        written.add(shard.number)
+
+
+def _write_shard(path: Path, rows: Iterator[NewPair | Reject]) -> ShardRecord:
     rejects: list[Reject] = []
-    pairs = _keep_pairs(job.part, rejects)
+    pairs = _keep_pairs(rows, rejects)
     first = next(pairs, None)
     if first is None:
-        for name in (str(job.path), rows_path(str(job.path))):
+        for name in (str(path), rows_path(str(path))):
             Path(name).unlink(missing_ok=True)
         return ShardRecord(None, rejects)
-    write_shard(job.path, chain([first], pairs))
-    entry = index_shard(str(job.path))
-    assert not entry.broken, f"{job.path}: {entry.broken} of the pairs just written cannot be read"
+    write_shard(path, chain([first], pairs))
+    entry = index_shard(str(path))
+    assert not entry.broken, f"{path}: {entry.broken} of the pairs just written cannot be read"
     return ShardRecord(entry, rejects)
 
 
-def _keep_pairs(part: Part, rejects: list[Reject]) -> Iterator[NewPair]:
-    for one in part.pairs_and_rejects():
+def _keep_pairs(rows: Iterator[NewPair | Reject], rejects: list[Reject]) -> Iterator[NewPair]:
+    for one in rows:
         if isinstance(one, Reject):
             rejects.append(one)
         else:

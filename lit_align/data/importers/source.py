@@ -5,17 +5,20 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from errno import ENAMETOOLONG
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 from PIL import Image
 
+from lit_align.common.passing_faults import OWN, StillFailingError, call_patiently, describe, status_of
 from lit_align.data.importers.rejects import Reject, Rejected, clean, encodable
-from lit_align.data.shards.filesystems import PIPE
+from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
 from lit_align.data.shards.storage import open_binary
 from lit_align.data.shards.writer import NewPair
+from lit_align.user_errors import MissingPackageError
 
 ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory; differs in each process
+GONE = (404, 410)  # HTTP statuses of a file that is not there
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)
 
 
@@ -150,21 +153,47 @@ def load_image(path: str) -> bytes:
     """Read an encoded image from a file or URL, and check that it can be decoded.
 
     Raises:
-        Rejected: if there is no such file, or the image cannot be decoded.
+        Rejected: if there is no such file, its server refuses it, or the image cannot be decoded.
         OSError: if the file exists and cannot be read now, for which the pair is not to blame.
+        StillFailingError: if the network failed at every attempt.
     """
     if path.startswith(PIPE):
         raise Rejected("image is a command", path)
     if "\0" in path:
         raise Rejected("image missing", "a name with a null in it")
-    try:
-        with open_binary(path) as file:
-            data = file.read()
-    except (OSError, ValueError) as error:
-        if isinstance(error, NO_FILE) or getattr(error, "errno", None) == ENAMETOOLONG:
-            raise Rejected("image missing", path) from error
-        raise
+    data = _read_url(path) if is_url(path) else _read_file(path)
     try:
         return check_image(data)
     except Rejected as error:
         raise Rejected(error.reason, f"{path}: {error.detail}" if error.detail else f"{path} is empty") from error
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with open_binary(path) as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        if isinstance(error, NO_FILE) or getattr(error, "errno", None) == ENAMETOOLONG:
+            raise Rejected("image missing", path) from error
+        raise
+
+
+def _read_url(url: str) -> bytes:
+    """Read a file on the network with one request, again while a fault may pass."""
+    try:
+        return call_patiently(partial(_request, url), url)
+    except (StillFailingError, MissingPackageError):
+        raise
+    except Exception as error:
+        if isinstance(error, OWN):
+            raise
+        status = status_of(error)
+        if status is None or status in GONE:
+            raise Rejected("image missing", url if status is None else f"{url}: {describe(error)}") from error
+        raise Rejected(f"image refused with HTTP status {status}", f"{url}: {describe(error)}") from error
+
+
+def _request(url: str) -> bytes:
+    filesystem, name = filesystem_of(url)
+    data: bytes = filesystem.cat_file(name)
+    return data

@@ -1,169 +1,172 @@
-"""Import a table (CSV, TSV or JSON lines) of image files, prompts and labels."""
+"""Import tables with named columns: CSV, TSV, JSON, JSON lines and Parquet, local, at an address or on the hub."""
 
-import csv
-import hashlib
-import io
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
+from lit_align.common.decode_ahead import decode_ahead
+from lit_align.data.importers.cells import image_name, is_remote, load_cell, prompt_of
+from lit_align.data.importers.columns import Found
+from lit_align.data.importers.label_encodings import Encoding, canonical
+from lit_align.data.importers.parquet_table import ParquetTable, RowRange, read_ranges
 from lit_align.data.importers.rejects import Reject, Rejected
-from lit_align.data.importers.source import convert_row, load_image, new_pair, parse_label, shuffle_images
-from lit_align.data.shards.filesystems import is_url, join, parent
-from lit_align.data.shards.storage import open_binary
+from lit_align.data.importers.source import convert_row, new_pair, shuffle_images
+from lit_align.data.importers.text_tables import Line, TextTable
+from lit_align.data.shards.filesystems import is_url, parent
 from lit_align.data.shards.writer import NewPair
-from lit_align.user_errors import UserValueError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+AnyTable = TextTable | ParquetTable
+DOWNLOADS = 4  # images on the network that a worker reads at a time
+ROWS_AHEAD = 16  # whose images are read while earlier rows are written
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Names of a table's columns: either two images and a label, or a chosen and a rejected image; and a prompt."""
+class Layout:
+    """How a row becomes a pair."""
 
-    image_0: str = "image_0"
-    image_1: str = "image_1"
-    label: str = "label"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    prompt: str = "prompt"
+    found: Found
+    encoding: Encoding | None  # None where the first image is the chosen one
+    images: str | None = None  # folder or URL of the images; None is the table's
+
+    def pair(self, row: "Row", key: str) -> NewPair:
+        """Make a pair of a row's cells.
+
+        Raises:
+            Rejected: if the row is not a pair.
+        """
+        if row.fault:
+            raise Rejected("row cannot be read", row.fault)
+        found, cells, label_0 = self.found, row.cells, 1.0
+        if found.has_label is not None and canonical(cells.get(found.has_label)) in ("false", "0"):
+            raise Rejected("no label", f"{found.has_label} is false")
+        if self.encoding is not None:
+            label_0 = self.encoding.label_0([cells.get(name) for name in found.labels])
+        two: list[Any] = [(name, cells.get(name)) for name in found.images]
+        for name, value in two:
+            if value is None or (isinstance(value, str) and not value.strip()):
+                raise Rejected("image missing", f"column {name} names no file")
+        if found.ordered:
+            label_0, two = shuffle_images(key, two)
+        prompt = prompt_of(cells.get(found.prompt))
+        images = [load_cell(name, value, self.images or row.base) for name, value in two]
+        more = {name: value for name, value in cells.items() if name not in found.used}
+        if self.encoding is not None and not self.encoding.plain:
+            more |= {name: cells.get(name) for name in found.labels}
+        named = [image_name(value) for _, value in two]
+        more |= {f"image_{i}": name for i, name in enumerate(named) if name is not None}
+        return new_pair(key, (images[0], images[1]), label_0, prompt, more)
 
 
-class Line(NamedTuple):
-    """A row of a table."""
+class LineRange(NamedTuple):
+    """Rows of a text table."""
 
-    number: int  # of its first line in the file, from 1
+    table: str  # path
+    lines: tuple[Line, ...]
+    row: int  # of the first line, in the source
+
+
+class Row(NamedTuple):
+    """A row of any table."""
+
+    number: int  # in the source
+    place: str  # in its file
     cells: dict[str, Any]
-    fault: str  # why the row cannot be read; empty if it can
+    fault: str  # why it cannot be read; empty if it can
+    base: str  # folder or URL of its table
+    table: str  # name of its table
 
 
 @dataclass(frozen=True)
 class TablePart:
-    """Rows of a table that become one shard."""
+    """Rows of one or several tables that become one shard."""
 
-    begin: int
-    lines: tuple[Line, ...]
-    table: str  # the file's name
-    base: str  # folder to which image paths are relative
-    columns: Columns
-    ordered: bool  # has columns for the chosen and the rejected image, not a label
+    ranges: tuple[LineRange | RowRange, ...]
+    layout: Layout
 
     @property
     def remote(self) -> bool:
-        return is_url(self.base)
+        """Whether the table itself is on the network; an image there is asked for patiently by itself."""
+        return any(isinstance(piece, RowRange) and is_url(piece.table.path) for piece in self.ranges)
 
     def pairs_and_rejects(self) -> Iterator[NewPair | Reject]:
-        for row, line in enumerate(self.lines, self.begin):
-            yield convert_row(row, f"{self.table}, line {line.number}", partial(self._pair, line))
+        rows = self._rows()
+        first = next(rows, None)
+        if first is None:
+            return
+        rows = chain([first], rows)
+        base = self.layout.images or first.base
+        if any(is_remote(first.cells.get(name), base) for name in self.layout.found.images):
+            for some in decode_ahead(self._convert, rows, ROWS_AHEAD, DOWNLOADS):
+                yield from some
+        else:
+            yield from map(self._convert, rows)
 
-    def _pair(self, line: Line, key: str) -> NewPair:
-        if line.fault:
-            raise Rejected("row cannot be read", line.fault)
-        names = self.columns
-        used = (names.chosen, names.rejected) if self.ordered else (names.image_0, names.image_1)
-        label_0 = 1.0 if self.ordered else parse_label(_stripped(line.cells.get(names.label)))
-        files = [line.cells.get(name) for name in used]
-        for name, file in zip(used, files, strict=True):
-            if not isinstance(file, str) or not file.strip():
-                raise Rejected("image missing", f"column {name} names no file")
-        if self.ordered:
-            label_0, files = shuffle_images(key, files)
-        images = load_image(join(self.base, str(files[0]))), load_image(join(self.base, str(files[1])))
-        skipped = (*used, names.prompt) if self.ordered else (*used, names.prompt, names.label)
-        more = {name: value for name, value in line.cells.items() if name not in skipped}
-        more |= {"image_0": files[0], "image_1": files[1]}
-        return new_pair(key, images, label_0, line.cells.get(names.prompt), more)
+    def _rows(self) -> Iterator[Row]:
+        for path, pieces in groupby(self.ranges, key=_path):
+            about = parent(path), path.rsplit("/", 1)[-1]
+            several = list(pieces)
+            for row in read_ranges(one for one in several if isinstance(one, RowRange)):
+                yield Row(row.row, f"row {row.row_in_file}", row.cells, "", *about)
+            for piece in several:
+                if isinstance(piece, LineRange):
+                    for number, line in enumerate(piece.lines, piece.row):
+                        yield Row(number, line.place, line.cells, line.fault, *about)
+
+    def _convert(self, row: Row) -> NewPair | Reject:
+        return convert_row(row.number, f"{row.table}, {row.place}", partial(self.layout.pair, row))
 
 
-def _stripped(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
+def _path(piece: LineRange | RowRange) -> str:
+    return piece.table if isinstance(piece, LineRange) else piece.table.path
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a table."""
+    """All rows of one or several tables, file by file."""
 
-    path: str
-    digest: str  # of the file
-    columns: Columns
-    ordered: bool
-    lines: list[Line]
-    name: str = "folder"
-    bytes: None = None
+    tables: tuple[AnyTable, ...]
+    layout: Layout
+    options: dict[str, Any]  # what decides the pairs beside the files
+    name: str = "table"
 
     @property
     def rows(self) -> int:
-        return len(self.lines)
+        return sum(table.rows for table in self.tables)
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of the tables, if their images are in them."""
+        inside = all(
+            isinstance(table, ParquetTable) and all(table.kinds()[name] == "image" for name in self.layout.found.images)
+            for table in self.tables
+        )
+        return sum(table.bytes for table in self.tables if isinstance(table, ParquetTable)) if inside else None
+
+    @property
+    def starts(self) -> list[int]:
+        """Rows from which reading can begin without reading what is before."""
+        found, row = [], 0
+        for table in self.tables:
+            groups = table.groups if isinstance(table, ParquetTable) else (1,) * table.rows
+            for count in groups:
+                found.append(row)
+                row += count
+        return found
 
     def describe(self) -> dict[str, Any]:
-        return {"files": [{"name": Path(self.path).name, "sha256": self.digest}], "options": asdict(self.columns)}
+        return {"files": [table.describe() for table in self.tables], "options": self.options}
 
     def part(self, begin: int, end: int) -> TablePart:
-        lines, base = tuple(self.lines[begin:end]), parent(self.path)
-        return TablePart(begin, lines, Path(self.path).name, base, self.columns, self.ordered)
-
-
-def open_table(path: str, columns: Columns) -> Table:
-    """Read a table.
-
-    Args:
-        path: file or URL that ends in .csv, .tsv or .jsonl.
-        columns: names of its columns.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is not a table or lacks columns.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (*SEPARATORS, ".jsonl"):
-        raise UserValueError(f"table: {path} must end in {', '.join(SEPARATORS)} or .jsonl, which says how to read it.")
-    with open_binary(path) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")  # spreadsheet programs write a byte order mark
-        lines = list(_json_lines(text) if suffix == ".jsonl" else _cell_lines(text, SEPARATORS[suffix]))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserValueError(f"table: {path} cannot be read: {error}. Save it again, as UTF-8.") from error
-    names = dict.fromkeys(name for line in lines for name in line.cells)
-    ordered = _is_ordered(path, list(names), columns)
-    return Table(path, hashlib.sha256(data).hexdigest(), columns, ordered, lines)
-
-
-def _json_lines(text: str) -> Iterator[Line]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                cells = json.loads(line)
-            except ValueError as error:
-                yield Line(number, {}, str(error))
-                continue
-            right = isinstance(cells, dict)
-            yield Line(number, cells if right else {}, "" if right else "it is no JSON object")
-
-
-def _cell_lines(text: str, separator: str) -> Iterator[Line]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header = next(reader, [])
-    number = reader.line_num + 1
-    for cells in reader:
-        if len(cells) == len(header):
-            yield Line(number, dict(zip(header, cells, strict=True)), "")
-        elif cells:
-            yield Line(number, {}, f"it has {len(cells)} cells, and the header {len(header)}")
-        number = reader.line_num + 1
-
-
-def _is_ordered(path: str, names: list[str], columns: Columns) -> bool:
-    labelled = [columns.image_0, columns.image_1, columns.label, columns.prompt]
-    ordered = [columns.chosen, columns.rejected, columns.prompt]
-    complete = [all(name in names for name in wanted) for wanted in (labelled, ordered)]
-    if sum(complete) != 1:
-        has = "both" if all(complete) else "neither"
-        raise UserValueError(
-            f"table: {path} must have columns {', '.join(labelled)}, or else {', '.join(ordered)}, and has {has}; "
-            f"it has {', '.join(names) or 'no column'}. Options such as --prompt_column say what they are called."
-        )
-    return complete[1]
+        ranges: list[LineRange | RowRange] = []
+        row = 0
+        for table in self.tables:
+            if isinstance(table, TextTable):
+                first, last = max(begin - row, 0), min(end - row, table.rows)
+                if first < last:
+                    ranges.append(LineRange(table.path, tuple(table.lines[first:last]), row + first))
+            else:
+                ranges += table.ranges(begin - row, end - row, row)
+            row += table.rows
+        return TablePart(tuple(ranges), self.layout)

@@ -12,6 +12,7 @@ from fsspec.registry import _registry
 from lit_align.cli import main
 from lit_align.commands.importing.command import pick_a_pic
 from lit_align.data.importers import import_run as import_shards
+from lit_align.data.importers import parquet_table
 from lit_align.data.importers import pick_a_pic as parquet_files
 from lit_align.data.shards.layout import read_samples
 from tests.support.imports import LEFT_OUT, as_read, files, read_all, rejects, row, write_parquet
@@ -135,7 +136,7 @@ def test_hub_repository(parquet, tmp_path, monkeypatch):
 
 def test_remote_reads_are_tried_again(parquet, tmp_path, monkeypatch, capsys):
     """A network that fails for a moment does not end a long import; a missing file does."""
-    real, faults = parquet_files.open_binary, [OSError("503"), OSError("timed out")]
+    real, faults = parquet_table.open_binary, [OSError("503"), OSError("timed out")]
 
     def open_binary(path):
         if faults and (tmp_path / "out/import.json").is_file():  # while shards are written
@@ -143,7 +144,7 @@ def test_remote_reads_are_tried_again(parquet, tmp_path, monkeypatch, capsys):
         return real(path)
 
     pattern = parquet.replace(str(tmp_path), f"local://{tmp_path}")
-    monkeypatch.setattr(parquet_files, "open_binary", open_binary)
+    monkeypatch.setattr(parquet_table, "open_binary", open_binary)
     monkeypatch.setattr(import_shards, "PAUSES", (0.0, 0.0))
     pick_a_pic(str(tmp_path / "out"), pattern, pairs_per_shard=5, workers=1)
     assert not faults
