@@ -24,11 +24,12 @@ def status_of(error: BaseException) -> int | None:
     for one in _chain(error):
         response = getattr(one, "response", None)
         if isinstance(response, dict):  # of botocore
-            response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for status in (getattr(one, "status", None), getattr(one, "code", None), response):
-            status = getattr(status, "status_code", status)
-            if isinstance(status, int) and 300 <= status < 600:
-                return status
+            response = response.get("ResponseMetadata", {})
+            status = response.get("HTTPStatusCode")
+        else:
+            status = getattr(one, "status", None) or getattr(response, "status_code", None)
+        if isinstance(status, int) and 300 <= status < 600:
+            return status
     return None
 
 

@@ -109,13 +109,13 @@ def _warn_of_space(plan: ShardPlan, needed: int | None, done: int) -> None:
 def _write_missing(source: Source, plan: ShardPlan, done: set[int], processes: int) -> None:
     rows_done = sum(end - begin for begin, end in map(plan.bounds, done))
     processes = max(1, min(processes, plan.total - len(done)))
-    runs = (_run(source, plan, numbers) for numbers in _divide(source, plan, done, processes))
+    runs = (_run(source, plan, numbers) for numbers in divide(source, plan, done, processes))
     with show_progress(plan.rows, "importing", "pair", done=rows_done) as bar:
         for rows in shared(write_run, runs, processes):
             bar.update(rows)
 
 
-def _divide(source: Source, plan: ShardPlan, done: set[int], processes: int) -> Iterator[list[int]]:
+def divide(source: Source, plan: ShardPlan, done: set[int], processes: int) -> Iterator[list[int]]:
     """Divide the missing shards into runs; neighbours that begin in one row group are read in few passes."""
     starts = getattr(source, "starts", None)  # of row groups; a source without them can begin anywhere
     runs: list[list[int]] = []

@@ -26,36 +26,40 @@ def suffix_of(path: str) -> str:
 
 
 def read_json_rows(path: str, text: str) -> list[Line]:
-    """Read a JSON list of objects, or JSON lines, which some files named .json hold.
+    """Read JSON, a list of rows or columns, or JSON lines, which some files named .json hold.
 
     Raises:
         UserValueError: if no row can be read; it names the line.
     """
-    if text.lstrip()[:1] == "[" and suffix_of(path) == ".json":
-        return _json_list(path, text)
+    if suffix_of(path) == ".json" and (rows := _json_rows(path, text)) is not None:
+        return [_line(f"entry {number}", cells) for number, cells in enumerate(rows)]
     lines = list(_json_lines(text))
     if lines and all(line.fault for line in lines):
-        if suffix_of(path) == ".json":
-            return _json_list(path, text)
         raise UserValueError(f"table: {path}, {lines[0].place}: {lines[0].fault}. No line of it can be read.")
     return lines
 
 
-def _json_list(path: str, text: str) -> list[Line]:
+def _json_rows(path: str, text: str) -> list[Any] | None:
+    """Rows of one JSON value; None for JSON lines."""
     try:
-        entries = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
+        first = text.lstrip().split("\n", 1)[0]
+        if first.startswith("{") and first.rstrip().rstrip(",").endswith("}"):
+            return None
         raise UserValueError(f"table: {path}: {_json_fault(text, error)}.") from error
-    if isinstance(entries, dict):
-        lists = [value for value in entries.values() if isinstance(value, list)]
-        entries = lists[0] if len(lists) == 1 and all(isinstance(one, dict) for one in lists[0]) else entries
-    if not isinstance(entries, list):
-        raise UserValueError(
-            f"table: {path} must hold a list of rows, [{{...}}, {{...}}], or a row in each line; it holds an object "
-            f"with {', '.join(map(str, entries))}"[:400]
-            + "."
-        )
-    return [_line(f"entry {number}", cells) for number, cells in enumerate(entries)]
+    if isinstance(value, list):
+        return value
+    lists = [one for one in value.values() if isinstance(one, list)] if isinstance(value, dict) else []
+    if len(lists) == 1 and lists[0] and all(isinstance(one, dict) and "role" not in one for one in lists[0]):
+        return lists[0]  # {"data": [...]}
+    if isinstance(value, dict) and any(isinstance(one, str | int | float) for one in value.values()):
+        return [value]
+    raise UserValueError(
+        f"table: {path} must hold a list of rows, [{{...}}, {{...}}], or a row in each line; it holds one object of "
+        f"columns{': ' if isinstance(value, dict) else ''}{', '.join(value) if isinstance(value, dict) else ''}"[:400]
+        + ". With pandas: to_json(path, orient='records')."
+    )
 
 
 def _json_lines(text: str) -> Iterator[Line]:

@@ -74,7 +74,7 @@ def canonical(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = " ".join(str(value).split()).lower()
-    number = _number(text)
+    number = math.nan if text in ("true", "false") else _number(text)
     return text if math.isnan(number) else f"{number + 0.0:.10g}"
 
 
@@ -165,7 +165,7 @@ def _of_words(counts: Counter[str], images: Sequence[str]) -> Mapping[str, float
     found = set(sides.values()) - {"tie", ""}
     own = tuple(_side(name) for name in names)  # image columns 1 and 2, and a value `image 1`
     fitting = [pair for pair in (own, *SIDES) if found and found <= set(pair)]
-    if not fitting or (found <= {"1"} and own not in SIDES):
+    if not fitting or (found <= {"1"} and not found <= set(own)):  # 1 may be the first or the second
         return {}
     meaning = {fitting[0][0]: 1.0, fitting[0][1]: 0.0, "tie": 0.5}
     return {key: meaning[side] for key, side in sides.items() if side in meaning}

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lit_align.common.paths import expand_home
 from lit_align.common.progress import BRIEF, track
 from lit_align.data.importers.columns import Asked, Found, find_columns
 from lit_align.data.importers.label_encodings import SHARE, Encoding, Values, canonical, find_encoding
@@ -138,8 +139,8 @@ def _files(patterns: str | Sequence[str]) -> list[str]:
     """
     paths: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        folder = not is_url(pattern) and Path(pattern).is_dir()
-        paths += _in_folder(Path(pattern)) if folder else expand(pattern)
+        folder = Path(expand_home(pattern))
+        paths += _in_folder(folder) if not is_url(pattern) and folder.is_dir() else expand(pattern)
     refuse_repeated(paths)
     for path in paths:
         if suffix_of(path) not in SUFFIXES:

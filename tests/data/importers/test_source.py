@@ -1,0 +1,71 @@
+"""Images on a web server that fails for a while, or for good."""
+
+import json
+
+import pytest
+
+from lit_align.commands.importing.command import table
+from lit_align.common import passing_faults
+from lit_align.data.importers.source import load_image
+from lit_align.user_errors import UserOSError
+from tests.support.imports import BUNDLED, files, read_all, rejects
+from tests.support.servers import scripted_server
+
+IMAGES = {f"/{i}{j}.png": data for i in range(4) for j, data in enumerate((BUNDLED[i].image_0, BUNDLED[i].image_1))}
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    slept = []
+    load_image.cache_clear()
+    monkeypatch.setattr(passing_faults.time, "sleep", slept.append)
+    return slept
+
+
+def pairs_at(address, folder, count=4):
+    rows = [
+        {"chosen": f"{address}/{i}0.png", "rejected": f"{address}/{i}1.png", "prompt": str(i)} for i in range(count)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"{folder}/pairs.jsonl"
+
+
+def test_an_overloaded_server_loses_no_row(tmp_path, pauses):
+    """Four times 429 or 503 are waited for; what is gone or refused is counted, each under its own reason."""
+    passing = [("/00.png", 429, {"Retry-After": "9"}), *(("/00.png", 503, {}) for _ in range(3))]
+    lasting = [("/20.png", 410, {}), ("/31.png", 403, {})]
+    with scripted_server(IMAGES, [*passing, *lasting]) as (address, asked):
+        table(str(tmp_path / "out"), pairs_at(address, tmp_path), workers=1)
+    assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["0", "1"]
+    assert [why for _, _, why in rejects(tmp_path / "out")] == ["image missing", "image refused with HTTP status 403"]
+    assert sorted(pauses) == [2, 4, 8, 9]
+    assert (asked["/00.png"], asked["/11.png"]) == (5, 1)
+
+
+def test_an_import_that_the_server_stops_is_resumed_by_the_same_command(tmp_path, pauses):
+    stops = [("/30.png", 503, {})] * 7
+    with scripted_server(IMAGES, stops) as (address, asked):
+        words = (str(tmp_path / "out"), pairs_at(address, tmp_path))
+        with pytest.raises(UserOSError, match=r"00001\.tar .*30\.png: HTTP status 503 .*Run the same command again"):
+            table(*words, pairs_per_shard=2, workers=1)
+        assert not (tmp_path / "out/index.json").exists()
+        load_image.cache_clear()
+        table(*words, pairs_per_shard=2, workers=1)
+        assert (asked["/00.png"], asked["/30.png"]) == (1, 8)
+        assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["0", "1", "2", "3"]
+        table(str(tmp_path / "unbroken"), words[1], pairs_per_shard=2, workers=1)
+    assert files(tmp_path / "out") == files(tmp_path / "unbroken")
+
+
+def test_what_was_missing_is_asked_for_again(tmp_path, pauses):
+    """A shard with a missing image is made again when an unfinished import goes on."""
+    gone = {path: data for path, data in IMAGES.items() if path != "/10.png"}
+    with scripted_server(gone, [("/30.png", 503, {})] * 7) as (address, _):
+        source = pairs_at(address, tmp_path)
+        with pytest.raises(UserOSError):
+            table(str(tmp_path / "out"), source, pairs_per_shard=2, workers=1)
+        gone["/10.png"] = IMAGES["/10.png"]
+        load_image.cache_clear()
+        table(str(tmp_path / "out"), source, pairs_per_shard=2, workers=1)
+    assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["0", "1", "2", "3"]
+    assert rejects(tmp_path / "out") == []
