@@ -2,18 +2,20 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
 from lit_align.backbones.encoder_parts import DIFFUSERS_STEM, DTYPES, EncoderParts, Precision
 from lit_align.backbones.encoders import Encoders
 from lit_align.backbones.loading.meta import load_model
+from lit_align.backbones.loading.model_configs import check_unet
+from lit_align.backbones.loading.scheduler_config import load_scheduler
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, force_contiguous_proj_in
 from lit_align.backbones.sharding import shard_denoiser
@@ -44,6 +46,8 @@ class Backbone(Encoders):
         OSError: from diffusers, if `repo` cannot be found.
     """
 
+    takes_sizes: ClassVar[bool] = False  # whether the denoiser is conditioned on sizes and the pooled prompt
+
     def __init__(
         self,
         repo: str,
@@ -56,13 +60,30 @@ class Backbone(Encoders):
         vae_slicing: bool = False,
     ) -> None:
         super().__init__(repo, vae_repo, revision, variant, vae_precision, vae_slicing)
-        self.lora = lora
+        self.lora, self.lora_layers = lora, dict[str, int]()  # layers with an adapter, by the target that names them
         self.denoiser_location = ModelLocation(repo, "unet", revision, variant)
+        self.check_denoiser_config(
+            self.denoiser_location, UNet2DConditionModel.load_config(repo, subfolder="unet", revision=revision)
+        )
+        self.scheduler = load_scheduler(repo, revision, self.pipeline_config.get("scheduler", [None, None])[1])
         self.denoiser = load_model(UNet2DConditionModel, self.denoiser_location, torch.float32)
-        self.scheduler = DDPMScheduler.from_pretrained(repo, subfolder="scheduler", revision=revision)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self._choose_trainable(lora, gradient_checkpointing)
         self.reference: Reference | None = None
+
+    def check_denoiser_config(self, where: object, config: Mapping[str, Any]) -> None:
+        """Refuse a UNet that takes other inputs than this backbone gives it.
+
+        Args:
+            where: its folder or file.
+            config: its stored config.
+
+        Raises:
+            UserValueError: naming the key and its value.
+        """
+        widths = [config.hidden_size for config in self.text_configs]
+        pooled = self.text_configs[-1].projection_dim if self.takes_sizes else None
+        check_unet(f"{where}/config.json", config, self.latent_space.config["latent_channels"], sum(widths), pooled)
 
     @classmethod
     def without_denoiser(cls, **arguments: Any) -> Self:
@@ -80,6 +101,7 @@ class Backbone(Encoders):
         if lora is None:
             self.denoiser.requires_grad_(True)
         else:
+            self.lora_layers = lora.matches(self.denoiser)
             with self.denoiser.device:
                 self.denoiser.add_adapter(lora.config())  # peft makes its own weights trainable
         if gradient_checkpointing:

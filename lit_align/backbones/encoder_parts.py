@@ -12,8 +12,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
 from transformers import CLIPTokenizer
 
-from lit_align.backbones.latents import LatentSpace, complete_vae_config
+from lit_align.backbones.latents import LatentSpace
 from lit_align.backbones.loading.meta import load_model
+from lit_align.backbones.loading.model_configs import check_parts, check_text_encoder, check_tokenizer, check_vae
 from lit_align.backbones.loading.model_files import digest_tokenizer, digest_weights
 from lit_align.common.choices import Precision
 from lit_align.common.hub import ModelLocation
@@ -21,6 +22,7 @@ from lit_align.user_errors import UserValueError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = ("vae", "text_encoders")
+UNET, TOKENIZERS = "UNet2DConditionModel", ("CLIPTokenizer", "CLIPTokenizerFast")  # classes in `model_index.json`
 DIFFUSERS_STEM = "diffusion_pytorch_model"  # name of diffusers' weight files
 
 
@@ -33,6 +35,7 @@ class EncoderParts(nn.Module, ABC):
 
     pipeline_class: ClassVar[Any]  # of diffusers, whose pipelines share no typed base
     text_encoder_classes: ClassVar[dict[str, Any]]  # classes of transformers, by folder in the pipeline
+    scales_channels: ClassVar[bool] = False  # whether the pipeline's class uses a VAE's mean and deviation per channel
 
     def __init__(
         self,
@@ -50,8 +53,8 @@ class EncoderParts(nn.Module, ABC):
         self.vae_precision, self.vae_dtype, self.vae_slicing = vae_precision, DTYPES[vae_precision], vae_slicing
         self.text_dtype = torch.float32  # as `cast_frozen` last set it
         self.pipeline_config = self._check_pipeline()
-        vae_config = AutoencoderKL.load_config(self.vae_location.repo, **self.vae_location.load_options)
-        self._vae_config = complete_vae_config(vae_config)
+        self._vae_config = check_vae(self.vae_location, None if vae_repo is None else own_vae, self.scales_channels)
+        self.text_configs = [check_text_encoder(location) for location in self._text_locations()]
 
     def _check_pipeline(self) -> dict[str, Any]:
         config = dict(DiffusionPipeline.load_config(self.repo, revision=self.revision))
@@ -61,6 +64,9 @@ class EncoderParts(nn.Module, ABC):
                 f"repo: {self.repo!r} holds a {found}, but {type(self).__name__} needs a {wanted}. "
                 "Choose another model.backbone class or another repo."
             )
+        texts = {name: (kind.__name__,) for name, kind in self.text_encoder_classes.items()}
+        tokenizers = {name.replace("text_encoder", "tokenizer"): TOKENIZERS for name in texts}
+        check_parts(self.repo, config, {"unet": (UNET,), "vae": (AutoencoderKL.__name__,), **texts, **tokenizers})
         return config
 
     @property
@@ -77,7 +83,10 @@ class EncoderParts(nn.Module, ABC):
     def tokenizers(self) -> list[Any]:
         """The tokenizers of the text encoders, in their order."""
         locations = self._tokenizer_locations()
-        return [CLIPTokenizer.from_pretrained(location.repo, **location.load_options) for location in locations]
+        found = [CLIPTokenizer.from_pretrained(location.repo, **location.load_options) for location in locations]
+        for tokenizer, location, config in zip(found, locations, self.text_configs, strict=True):
+            check_tokenizer(tokenizer, location, config)
+        return found
 
     @property
     def latent_space(self) -> LatentSpace:

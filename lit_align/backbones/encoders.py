@@ -41,7 +41,7 @@ class Encoders(EncoderParts):
         """Encode the images and prompts of a batch; a batch from a cache is only checked.
 
         Raises:
-            UserValueError: if other encoders made the cache.
+            UserValueError: if other encoders made the cache, or if the VAE overflows.
         """
         if isinstance(batch, EncodedBatch):
             self.check_origin(batch.origin)
@@ -49,8 +49,20 @@ class Encoders(EncoderParts):
                 conditioning={name: value.to(self.text_dtype) for name, value in batch.conditioning.items()}
             )
         moments = self.posterior(batch.images.flatten(0, 1)).unflatten(0, batch.images.shape[:2])
+        if not (moments.is_meta or moments.isfinite().all()):
+            numbers = batch.pairs.numbers[~moments.isfinite().flatten(1).all(1)].tolist()
+            raise self.not_finite(f"pair {numbers[0]} of the data", self.vae_precision)
         conditioning = self.encode_prompts(batch.prompts)
         return EncodedBatch(Moments(moments), batch.time_ids, conditioning, self.empty_conditioning(), batch.pairs)
+
+    def not_finite(self, where: str, precision: str) -> UserValueError:
+        """Return the error for latents that are not finite; `where` names the pair, `precision` that of the latents."""
+        half = "The VAE overflows: choose bf16 or fp32, or a VAE that is safe in fp16 (model.backbone.vae_repo)."
+        full = "Choose another VAE (model.backbone.vae_repo), or leave this pair out."
+        return UserValueError(
+            f"{where}: its latents are not finite in {precision}; the VAE is {self.vae_location}, and "
+            f"model.backbone.vae_precision is {self.vae_precision}. {half if self.vae_precision == 'fp16' else full}"
+        )
 
     def check_origin(self, origin: CacheOrigin | None) -> None:
         """Refuse a cache of other encoders.

@@ -1,18 +1,10 @@
 """Shape and scale of a VAE's latents, from its config alone."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import AutoencoderKL
 from torch import Tensor
-
-
-def complete_vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the defaults that older stored configs leave out."""
-    parameters = inspect.signature(AutoencoderKL.__init__).parameters
-    return {name: p.default for name, p in parameters.items() if p.default is not p.empty} | dict(config)
 
 
 @dataclass(frozen=True)

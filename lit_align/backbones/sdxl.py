@@ -20,6 +20,8 @@ class StableDiffusionXL(Backbone):
         "text_encoder": CLIPTextModel,
         "text_encoder_2": CLIPTextModelWithProjection,
     }
+    scales_channels: ClassVar[bool] = True
+    takes_sizes: ClassVar[bool] = True
 
     @property
     def zeros_for_empty_prompt(self) -> bool:

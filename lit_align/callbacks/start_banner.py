@@ -11,6 +11,7 @@ from lit_align.callbacks.reference_update import ReferenceUpdate
 from lit_align.internals import ddp_options
 from lit_align.memory import Shares, measure_optimizer, weigh
 from lit_align.training.module import AlignmentModule
+from lit_align.training.rounding import rounding_line
 
 
 class StartBanner(L.Callback):
@@ -32,6 +33,7 @@ class StartBanner(L.Callback):
             *model_lines(module, trainer.callbacks),  # type: ignore[attr-defined]
             batch_line(batch, trainer.accumulate_grad_batches, trainer.world_size),
             f"  until       {until}, from step {trainer.global_step:,}; precision {trainer.precision}",
+            *_rounding(trainer),
             *self._memory(trainer, module),
         ]
         return "\n".join(lines)
@@ -44,6 +46,12 @@ class StartBanner(L.Callback):
         bucket_view = bool(ddp_options(strategy).get("gradient_as_bucket_view"))
         shares = Shares.of("ddp", trainer.world_size, bucket_view)
         return [memory_line(module, shares, torch.cuda.get_device_properties(device).total_memory)]
+
+
+def _rounding(trainer: L.Trainer) -> list[str]:
+    """Describe which weights can change where they are in half precision; each group's weights count."""
+    lines = [rounding_line(optimizer, str(trainer.precision)) for optimizer in trainer.optimizers]
+    return [f"  rounding    {line}" for line in lines if line is not None]
 
 
 def memory_line(module: AlignmentModule, shares: Shares, available: int) -> str:
@@ -72,7 +80,16 @@ def model_lines(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> lis
         f"  objective   {module.objective.formula()}",
         *_reference(module, callbacks),
         f"  trainable   {trainable:,} of {total:,} parameters",
+        *_lora(module),
     ]
+
+
+def _lora(module: AlignmentModule) -> list[str]:
+    lora, layers = module.backbone.lora, module.backbone.lora_layers
+    if lora is None:
+        return []
+    named = ", ".join(f"{target} in {count:,}" for target, count in layers.items())
+    return [f"  lora        rank {lora.rank}, alpha {lora.alpha}, scale {lora.scale:g}; layers: {named}"]
 
 
 def _reference(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list[str]:

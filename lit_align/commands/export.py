@@ -56,14 +56,21 @@ def _write_unet(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
 
 
 def _write_lora(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
-    """Write a LoRA without peft's adapter name, which files do not have."""
+    """Write a LoRA without peft's adapter name, which files do not have, and with its scale in the second factor.
+
+    Only diffusers reads the scale from a file in this layout. Converters and other programs take alpha as equal to the
+    rank, so it is: a scale of 1 is right everywhere.
+    """
     import diffusers
 
+    from lit_align.backbones.lora import LoRA
     from lit_align.backbones.reference import POLICY
 
-    pipeline = getattr(diffusers, trained.info["pipeline"])
-    layers = {name.replace(f".{POLICY}.weight", ".weight"): value.to(dtype) for name, value in trained.weights.items()}
-    lora = trained.info["lora"]
-    metadata = {"r": lora["rank"], "lora_alpha": lora["alpha"], "target_modules": list(lora["target_modules"])}
+    pipeline, lora = getattr(diffusers, trained.info["pipeline"]), LoRA(**trained.info["lora"])
+    layers = {}
+    for name, value in trained.weights.items():
+        scaled = value.float() * lora.scale if ".lora_B." in name else value
+        layers[name.replace(f".{POLICY}.weight", ".weight")] = scaled.to(dtype)
+    metadata = {"r": lora.rank, "lora_alpha": lora.rank, "target_modules": list(lora.target_modules)}
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
     return "pipeline.load_lora_weights(OUTPUT)"

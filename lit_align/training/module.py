@@ -118,11 +118,13 @@ class AlignmentModule(L.LightningModule):
         So a resumed run draws as the unbroken one would have, on every rank.
         """
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        seed = random.Random(f"{self.seed}/{self.global_rank}/{number}").getrandbits(63)
-        torch.manual_seed(seed)  # for dropout inside the denoiser, which takes no generator
+        place = f"{self.seed}/{self.global_rank}/{number}"
+        # Seeds of their own: from one seed, a coin or a dropped feature would be made of the same numbers as the noise.
+        noise, coins, dropout = (random.Random(place + use).getrandbits(63) for use in ("", "/coins", "/dropout"))
+        torch.manual_seed(dropout)  # for dropout inside the denoiser, which takes no generator
         pairs = encoded.pairs.size
-        draw = seeded_draw(seed, (pairs, *encoded.latents_shape), self.backbone.schedule.timesteps, self.device)
-        return draw, dropped_prompts(pairs, self.caption_dropout, seed)
+        draw = seeded_draw(noise, (pairs, *encoded.latents_shape), self.backbone.schedule.timesteps, self.device)
+        return draw, dropped_prompts(pairs, self.caption_dropout, coins)
 
     def validation_draw(self, encoded: EncodedBatch, repeat: int) -> Draw:
         """Draw noise and timesteps of held-out pairs from their numbers.

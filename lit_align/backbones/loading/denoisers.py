@@ -84,6 +84,7 @@ def _load_unet(backbone: Backbone, folder: Path) -> Denoiser:
 
 
 def _check_shape(backbone: Backbone, denoiser: Denoiser, path: Path) -> None:
+    backbone.check_denoiser_config(path, denoiser.config)
     for name in SHAPE:
         found, wanted = denoiser.config.get(name), backbone.denoiser.config.get(name)
         if found != wanted:

@@ -1,6 +1,6 @@
 """Load models with their weights, or only their shapes, so that a run's memory is known without reading weights."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -10,6 +10,7 @@ from diffusers import ConfigMixin
 from torch import nn
 
 from lit_align.common.hub import ModelLocation
+from lit_align.user_errors import UserValueError
 
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
@@ -29,13 +30,34 @@ def load_model(model_class: Any, location: ModelLocation, dtype: torch.dtype) ->
 
     Raises:
         OSError: if its config, or outside of `shapes_only` its weights, cannot be found.
+        UserValueError: if the weights are not those of the config.
     """
     repo, options = location.repo, location.load_options
     if not _shapes_only.get():
-        return model_class.from_pretrained(repo, variant=location.variant, dtype=dtype, **options)
+        model, report = model_class.from_pretrained(
+            repo, variant=location.variant, dtype=dtype, output_loading_info=True, **options
+        )
+        # A text encoder may be a part of a file, or have fewer layers than it: what CLIP skip means.
+        unused = report["unexpected_keys"] if issubclass(model_class, ConfigMixin) else ()
+        _check_complete(location, report["missing_keys"], unused)
+        return model
     with torch.device("meta"):
         if issubclass(model_class, ConfigMixin):
             model = model_class.from_config(model_class.load_config(repo, **options))
         else:
             model = model_class(model_class.config_class.from_pretrained(repo, **options))
     return nn.Module.to(model, dtype).eval()  # diffusers' own `to` warns
+
+
+def _check_complete(location: ModelLocation, missing: Collection[str], unused: Collection[str]) -> None:
+    """Refuse weights that leave a part of the model random, or that a config without their part would drop."""
+    for fault, names in (
+        ("lacks", sorted(missing)),
+        ("holds weights that config.json has no place for:", sorted(unused)),
+    ):
+        if names:
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            raise UserValueError(
+                f"{location} {fault} {', '.join(names[:2])}{more}. Its config.json and its weights must belong to one "
+                "model."
+            )

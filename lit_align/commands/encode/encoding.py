@@ -156,10 +156,7 @@ def encode_pairs(pairs: Sequence[Prepared], work: Work) -> list[Tensor]:
     for pair, both in zip(pairs, moments, strict=True):
         latents = (both if work.posterior == "moments" else _sample(both, pair.content)).half()
         if not latents.isfinite().all():
-            raise UserValueError(
-                f"{pair.location}: its latents are not finite in float16; model.backbone.vae_precision is "
-                f"{work.encoders.vae_precision}. Choose fp32, or a VAE that is safe in fp16 (model.backbone.vae_repo)."
-            )
+            raise work.encoders.not_finite(pair.location, "float16")
         encoded.append(latents)
     return encoded
 
