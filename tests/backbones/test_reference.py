@@ -255,3 +255,29 @@ def test_two_processes_move_the_same_reference(tmp_path, lora):
     for part in ("p", "r"):
         assert equal(first[part], second[part])
     assert not all(torch.equal(a, b) for a, b in zip(first["p"].values(), first["r"].values(), strict=True))
+
+
+def dropping():
+    """A backbone in training whose LoRA drops half of its inputs, with encoded held-out pairs and their draw."""
+    module, data = make(LoRA(rank=2, dropout=0.5)), make_data()
+    data.setup("fit")
+    for name, weight in module.backbone.denoiser.named_parameters():
+        if ".lora_B." in name:
+            weight.data.fill_(0.1)  # policy and reference alike, so that dropout shows
+    encoded = module.backbone.encode(next(iter(data.val_dataloader())))
+    module.train()
+    return module.backbone, encoded, module.validation_draw(encoded, 0)
+
+
+def test_a_lora_reference_drops_nothing_and_the_policy_goes_on_dropping():
+    backbone, encoded, draw = dropping()
+    before = {name: module.training for name, module in backbone.denoiser.named_modules()}
+    assert all(before.values())
+    first, second = (backbone.reference_pair_errors(encoded, draw) for _ in range(2))
+    assert {name: module.training for name, module in backbone.denoiser.named_modules()} == before
+    assert torch.equal(first.chosen, second.chosen)
+    assert not torch.equal(backbone.pair_errors(encoded, draw).chosen, backbone.pair_errors(encoded, draw).chosen)
+    backbone.eval()
+    assert torch.equal(backbone.pair_errors(encoded, draw).chosen, first.chosen)  # equal weights, nothing dropped
+    backbone.reference_pair_errors(encoded, draw)
+    assert not any(module.training for module in backbone.denoiser.modules())

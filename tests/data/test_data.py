@@ -313,6 +313,20 @@ def test_resume_in_another_order_is_refused(tmp_path):
         after.train_dataloader()
 
 
+def test_flips_are_drawn_anew_for_every_pair_and_epoch(tmp_path):
+    shards, drawn = look(*make_shards(tmp_path, [20, 20])), []
+    for epoch in range(4):
+        batches = list(stream(shards, epoch=epoch, flip=0.5))
+        numbers = torch.cat([batch.pairs.numbers for batch in batches])
+        flips = torch.cat([batch.pairs.flipped for batch in batches])
+        drawn.append(flips[numbers.argsort()])
+        assert 10 < flips.sum() < 30
+    table = torch.stack(drawn)  # (epochs, pairs)
+    assert len({tuple(row) for row in table.tolist()}) == 4
+    assert 0.3 < (table[1:] == table[:-1]).float().mean() < 0.7
+    assert len({tuple(column) for column in table.T.tolist()}) > 8  # of 16
+
+
 # -- images
 
 

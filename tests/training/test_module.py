@@ -1,5 +1,7 @@
 """The training step, validation and their logs, on a small pipeline and the bundled pairs."""
 
+import itertools
+
 import lightning as L
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from lit_align.backbones import LoRA, StableDiffusion
 from lit_align.data import PreferenceDataModule
 from lit_align.objectives import SFT
+from lit_align.types import EncodedBatch, Moments, PairInfo
 from tests.support.paths import PAIRS
 from tests.support.runs import KeepLogs, fit, make_data, make_module, weights
 from tests.support.shards import read_dicts, write_dicts
@@ -141,3 +144,65 @@ def test_logged_means_cover_all_micro_batches_of_the_interval(tmp_path):
 def test_senseless_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_module(**options)
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    """Eight pairs with latents of 4 x 8 x 8."""
+    nothing = torch.zeros(8)
+    pairs = PairInfo(torch.arange(8), nothing + 1, nothing.bool(), nothing.long(), nothing, voted=False)
+    return EncodedBatch(Moments(torch.zeros(8, 2, 2, 4, 8, 8)), torch.zeros(8, 2, 6), {}, {}, pairs)
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    """A module that belongs to a Trainer, and drops half of the prompts."""
+    module = make_module(caption_dropout=0.5, validation_draws=3)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    return module
+
+
+def draw_at(module, encoded, seed=0, rank=0, micro_batch=0):
+    module.seed, module.trainer.strategy.global_rank = seed, rank
+    module.trainer.fit_loop.epoch_loop.batch_progress.total.ready = micro_batch + 1
+    return module.training_draw(encoded)
+
+
+def test_draws_depend_on_seed_rank_and_micro_batch_alone(drawing, encoded):
+    places = [{}, {"seed": 1}, {"rank": 1}, {"micro_batch": 1}, {"rank": 1, "micro_batch": 1}, {"micro_batch": 10}]
+    drawn = [draw_at(drawing, encoded, **place) for place in places]
+    for first, second in itertools.combinations(drawn, 2):
+        for name in ("noise", "posterior_noise"):
+            shared = torch.isin(getattr(first[0], name), getattr(second[0], name)).sum()
+            assert shared < 10  # of 2,048 float32 numbers, a few meet by chance
+        assert not torch.equal(first[0].timesteps, second[0].timesteps)
+    assert len({tuple(dropped.tolist()) for _, dropped in drawn}) == len(places)
+    torch.manual_seed(9)
+    for place, (draw, dropped) in zip(places, drawn, strict=True):
+        again = draw_at(drawing, encoded, **place)
+        assert all(torch.equal(a, b) for a, b in zip([*draw, dropped], [*again[0], again[1]], strict=True))
+
+
+def test_coins_and_dropout_say_nothing_about_the_noise(drawing, encoded):
+    """From one seed on the CPU, the first coins and the first pixels are made of the same numbers."""
+    pixels, coins, features = [], [], []
+    for micro_batch in range(300):
+        draw, dropped = draw_at(drawing, encoded, micro_batch=micro_batch)
+        pixels.append(draw.noise.flatten()[:8].square())
+        coins.append(dropped)
+        features.append(torch.rand(8) < 0.5)  # as dropout draws
+    squares = torch.cat(pixels)
+    for drawn in (torch.cat(coins), torch.cat(features)):
+        assert drawn.float().mean() == pytest.approx(0.5, abs=0.05)
+        assert squares[drawn].mean() == pytest.approx(1, abs=0.17)  # four standard deviations
+        assert squares[~drawn].mean() == pytest.approx(1, abs=0.17)
+    assert (torch.cat(coins) == torch.cat(features)).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_held_out_draws_of_neighbouring_pairs_differ(drawing, encoded):
+    draws = [drawing.validation_draw(encoded, repeat) for repeat in range(3)]
+    noise = torch.cat([draw.noise for draw in draws]).flatten(1)  # of 8 pairs, three times
+    assert len(noise) == 24
+    assert len({tuple(row.tolist()) for row in noise[:, :4]}) == 24
+    assert len({time for draw in draws for time in draw.timesteps.tolist()}) == 24
+    assert all(draw.posterior_noise is None for draw in draws)
