@@ -32,7 +32,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "data": {
         "import": Command(
-            "make shards of pairs from Pick-a-Pic, HPDv2, WebDataset or your own images",
+            "make shards of pairs from tables, published sets or your own images",
             "lit_align.commands.importing.command:IMPORTERS",
         ),
         "inspect": Command(

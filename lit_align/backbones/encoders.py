@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from lit_align.backbones.caption_lengths import tokenize
 from lit_align.backbones.encoder_parts import EncoderParts
 from lit_align.common.manifest import differences, in_words
 from lit_align.types import CacheOrigin, EncodedBatch, Moments, PreferenceBatch
@@ -131,9 +132,7 @@ def run_text_encoder(tokenizer: CLIPTokenizer, encoder: nn.Module, prompts: list
 
     The encoder computes in its own precision, outside the Trainer's autocast.
     """
-    tokens = tokenizer(
-        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
+    ids = tokenize(tokenizer, prompts)
     device = next(encoder.parameters()).device
     with outside_autocast(device):
-        return encoder(tokens.input_ids.to(device), output_hidden_states=True)
+        return encoder(ids.to(device), output_hidden_states=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from lit_align.cli import main
 from lit_align.commands.importing.command import webdataset
 from lit_align.commands.score.agreement import ScoredPairs, measure
+from lit_align.commands.score.scoring import ShardToScore, unfinished
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.labels.score_files import read_scores, side_file
 from lit_align.data.shards.index import index_shard
@@ -116,6 +117,16 @@ def test_finished_shards_are_not_scored_again(tmp_path, presets, capsys):
     score(shards, presets)
     assert "scored 1 shards, 1 were done before" in capsys.readouterr().out
     assert side_file(shards[0]).stat().st_mtime_ns == before
+
+
+def test_scores_of_other_keys_do_not_count(tmp_path, presets):
+    """A shard whose samples were given new keys is scored again, though it has as many scores."""
+    (shard,) = copy_shards(tmp_path, 1)
+    score([shard], presets, scorers=["sharp"])
+    known = {"sharp": read_scores(side_file(shard))["sharp"].identity}
+    assert list(unfinished([str(shard)], None, known, False)) == []
+    rewrite(shard, lambda samples: [sample.update(__key__=f"new{i:03d}") for i, sample in enumerate(samples)])
+    assert list(unfinished([str(shard)], None, known, False)) == [ShardToScore(str(shard), 26, ["sharp"])]
 
 
 def test_killed_scoring_goes_on_and_ends_with_the_same_files(tmp_path, presets):

@@ -5,15 +5,12 @@ A killed import resumes, and a finished one changes nothing. Rows left out are c
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lit_align.commands.importing.import_report import print_summary
 from lit_align.common.sizes import format_bytes
 from lit_align.user_errors import UserValueError
 
 # Importers are imported by the functions that call them, so that --help imports no torch.
-
-if TYPE_CHECKING:
-    from lit_align.data.importers.import_run import Summary
 
 
 def pick_a_pic(
@@ -49,7 +46,7 @@ def pick_a_pic(
         raise UserValueError("Name --files or --repo, one of the two.")
     source = open_files(hub_files(repo, revision, pattern) if files is None and repo is not None else files or [])
     print(f"{len(source.tables)} files, {source.rows:,} rows, {format_bytes(source.bytes or 0)}")
-    _report(import_source(source, output, pairs_per_shard, workers))
+    print_summary(import_source(source, output, pairs_per_shard, workers))
 
 
 def table(
@@ -127,7 +124,7 @@ def table(
     named = hub_files(repo, revision, pattern) if files is None and repo is not None else files or []
     source = open_tables(named, asked, given, images)
     print(f"{len(source.tables)} files, {source.rows:,} rows")
-    _report(import_source(source, output, pairs_per_shard, workers))
+    print_summary(import_source(source, output, pairs_per_shard, workers))
 
 
 def webdataset(shards: str | list[str], output: str | None = None, workers: int | None = None) -> None:
@@ -144,7 +141,7 @@ def webdataset(shards: str | list[str], output: str | None = None, workers: int 
     """
     from lit_align.data.importers.webdataset import index_shards
 
-    _report(index_shards(shards, output, workers))
+    print_summary(index_shards(shards, output, workers))
 
 
 def hpd(
@@ -172,7 +169,7 @@ def hpd(
     from lit_align.data.importers.hpd import open_annotations
     from lit_align.data.importers.import_run import import_source
 
-    _report(import_source(open_annotations(annotations, images), output, pairs_per_shard, workers))
+    print_summary(import_source(open_annotations(annotations, images), output, pairs_per_shard, workers))
 
 
 def folder(
@@ -218,9 +215,9 @@ def folder(
 
     if table is not None and chosen is None and rejected is None and captions is None:
         names = (image_0_column, image_1_column, label_column, chosen_column, rejected_column, prompt_column)
-        _report(import_source(open_table(table, Columns(*names)), output, pairs_per_shard, workers))
+        print_summary(import_source(open_table(table, Columns(*names)), output, pairs_per_shard, workers))
     elif table is None and chosen is not None and rejected is not None:
-        _report(import_source(open_folders(chosen, rejected, captions), output, pairs_per_shard, workers))
+        print_summary(import_source(open_folders(chosen, rejected, captions), output, pairs_per_shard, workers))
     else:
         raise UserValueError("Name --table, or --chosen and --rejected (and --captions, if they lie elsewhere).")
 
@@ -232,24 +229,3 @@ IMPORTERS: dict[str, Callable[..., None]] = {
     "hpd": hpd,
     "folder": folder,
 }
-
-
-def _report(summary: "Summary") -> None:
-    from lit_align.common.paths import as_argument
-    from lit_align.data.importers.rejects import REJECTS
-    from lit_align.data.importers.shard_records import MAY_RETURN
-    from lit_align.data.shards.index import INDEX
-
-    rows = summary.pairs + summary.ties + sum(summary.rejects.values())
-    print(f"{summary.folder}: {summary.shards} shards ({summary.done_before} done before) of {rows:,} rows")
-    print(f"{summary.pairs:>12,} pairs")
-    print(f"{summary.ties:>12,} ties, which do not train")
-    print(f"{sum(summary.rejects.values()):>12,} left out" + f", listed in {REJECTS}" * bool(summary.rejects))
-    reasons = list(summary.rejects.items())
-    for reason, count in reasons[:10]:
-        print(f"{count:>16,} {reason}")
-    if reasons[10:]:
-        print(f"{sum(count for _, count in reasons[10:]):>16,} for {len(reasons) - 10} more reasons")
-    if any(reason in summary.rejects for reason in MAY_RETURN):
-        print(f"If what is missing comes back, delete {summary.folder} and import again.")
-    print(f"To train on it: --data.train_shards {as_argument(summary.folder / INDEX)}")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from lit_align.commands.inspect.index_check import IndexCheck
+from lit_align.common.captions import is_surely_cut
 from lit_align.data.images import decode
 from lit_align.data.shards.index import ShardEntry, parse_unique
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_bytes, parse_sample, read_samples
@@ -26,6 +27,7 @@ ROWS = pa.schema(
         ("image_0", pa.uint64()),  # digests
         ("image_1", pa.uint64()),
         ("prompt", pa.uint64()),
+        ("cut", pa.uint8()),  # 1 where the prompt is surely longer than CLIP reads
         ("image_bytes", pa.int64()),  # of both, encoded
         ("draw", pa.uint64()),  # random number: the contact sheet shows the pairs with the smallest ones
         ("fault", pa.string()),  # why the sample is not a valid pair; null if it is
@@ -96,7 +98,12 @@ def _row(sample: Sample, seen: bool) -> dict[str, Any]:
         except Exception as error:  # PIL raises many kinds of errors for damaged files
             return row | {"fault": f"{pair.location}: jpg_{number} cannot be decoded: {error}"}
         row |= {f"height_{number}": height, f"width_{number}": width, f"image_{number}": digest(data)}
-    row |= {"label_0": pair.label_0, "prompt": digest(pair.prompt.encode()), "fault": None}
+    row |= {
+        "label_0": pair.label_0,
+        "prompt": digest(pair.prompt.encode()),
+        "fault": None,
+        "cut": int(is_surely_cut(pair.prompt)),
+    }
     return row | {"image_bytes": len(pair.image_0) + len(pair.image_1)}
 
 

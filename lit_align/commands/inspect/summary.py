@@ -128,6 +128,7 @@ def _prompts(pairs: Pairs, prompts_of: Callable[[list[tuple[int, int]]], list[st
     return {
         "unique": len(counts),
         "empty": int((digests == np.uint64(digest(b""))).sum()),
+        "surely_cut": int(pairs.columns["cut"].sum()),
         "used_more_than_once": int((counts > 1).sum()),
         "most_repeated": repeated,
     }

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lit_align.common.captions import CLIP_TOKENS
 from lit_align.common.sizes import format_bytes
 
 LISTED = 10  # faults and examples of each kind; inspect.json has more
@@ -52,6 +53,7 @@ def _images(found: dict[str, Any]) -> str:
 def _prompts(prompts: dict[str, Any]) -> str:
     rows = [["unique", f"{prompts['unique']:,}"], ["used more than once", f"{prompts['used_more_than_once']:,}"]]
     rows.append(["empty", f"{prompts['empty']:,}", "pairs"])
+    rows.append([f"longer than {CLIP_TOKENS} tokens", f"{prompts['surely_cut']:,}", "pairs, at least, which CLIP cuts"])
     text = _table("Prompts", rows)
     for repeated in prompts["most_repeated"][:5]:
         text += f"\n  {repeated['pairs']:>8,} x {_cut(repeated['prompt']) or '(empty)'}"

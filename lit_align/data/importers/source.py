@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from lit_align.common.captions import clean_caption
 from lit_align.common.passing_faults import OWN, StillFailingError, call_patiently, describe, status_of
 from lit_align.data.importers.rejects import Reject, Rejected, clean, encodable
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
@@ -85,7 +86,7 @@ def _as_text(prompt: Any) -> str:
         raise Rejected("prompt missing")
     if not isinstance(prompt, str) or prompt != encodable(prompt):
         raise Rejected("prompt is not text", ascii(prompt)[:200])
-    return prompt
+    return clean_caption(prompt)
 
 
 def shuffle_images(key: str, chosen_rejected: list[Any]) -> tuple[float, list[Any]]:

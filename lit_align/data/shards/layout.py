@@ -12,6 +12,7 @@ from typing import IO, NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
+from lit_align.common.captions import clean_caption
 from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
 
@@ -171,7 +172,7 @@ def _prompt(sample: Sample) -> str:
     for field in PROMPT_FIELDS:
         if field in sample.fields:
             try:
-                return sample.fields[field].decode("utf-8").strip()
+                return clean_caption(sample.fields[field].decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise SampleError(f"{sample.location}: {field} is not UTF-8 text: {error}.") from error
     raise SampleError(f"{sample.location}: no prompt, neither {' nor '.join(PROMPT_FIELDS)}; it has {_names(sample)}.")

@@ -1,6 +1,7 @@
 """Conversion of single rows: labels, images, text."""
 
 import contextlib
+import json
 
 import pytest
 
@@ -57,3 +58,16 @@ def test_help_lists_the_sources(capsys):
         if len(words) == 1:
             assert all(f"\n    {name} " in said for name in ("pick-a-pic", "webdataset", "hpd", "folder"))
     assert "n (n - 1) / 2 pairs" in " ".join(said.split())
+
+
+def test_captions_are_cleaned_and_long_ones_counted(images, capsys):
+    """A byte order mark within a caption would be two tokens more; the import says how many captions are cut."""
+    row = {"image_0": "train/0.jpg", "image_1": "train/1.jpg", "label": 1}
+    prompts = ["\ufefffox", "a\u200b b", "word " * 90]
+    (images / "pairs.jsonl").write_text("\n".join(json.dumps(row | {"prompt": prompt}) for prompt in prompts))
+    folder(str(images / "out"), f"{images}/pairs.jsonl", workers=1)
+    assert [pair.prompt for pair, _ in read_all(images / "out")] == ["fox", "a b", ("word " * 90).strip()]
+    assert (
+        "1 captions, at least, are longer than the 75 tokens that CLIP reads; the rest is cut"
+        in capsys.readouterr().out
+    )

@@ -166,6 +166,33 @@ def test_labels_of_1_and_minus_1_keep_all_rows(pictures, command, capsys):
     assert "Label: 1 prefers image_0 (2 rows), -1 prefers image_1 (2 rows)." in capsys.readouterr().out
 
 
+def test_columns_and_values_can_be_named(pictures):
+    """All options that name columns, and those that say what labels mean."""
+    rows = [
+        {
+            "x": f"good{i}.png",
+            "y": f"bad{i}.png",
+            "tags": f"p{i}",
+            "who": ("yes", "no", "maybe", "?")[i],
+            "n": 9 - i,
+            "m": 8,
+        }
+        for i in range(4)
+    ]
+    source = lines(pictures / "pairs.jsonl", rows)
+    named = {"image_0_column": "x", "image_1_column": "y", "prompt_column": "tags", "workers": 1}
+    values = {"label_image_0": ["yes"], "label_image_1": ["no"], "label_tie": ["maybe"]}
+    table(str(pictures / "one"), source, **named, label_column="who", **values)
+    assert [pair.label_0 for pair, _ in read_all(pictures / "one")] == [1, 0, 0.5]
+    assert rejects(pictures / "one") == [(3, "pairs.jsonl, line 4", "label is none of yes, no, maybe")]
+    table(str(pictures / "two"), source, **named, label_0_column="n", label_1_column="m")
+    assert [pair.label_0 for pair, _ in read_all(pictures / "two")] == [1, 0.5, 0, 0]
+    table(str(pictures / "three"), source, chosen_column="x", rejected_column="y", prompt_column="tags", workers=1)
+    assert chosen_of(pictures / "three") == WANTED
+    with pytest.raises(ValueError, match=r"begun with other values: options\.columns"):
+        table(str(pictures / "three"), source, chosen_column="y", rejected_column="x", prompt_column="tags", workers=1)
+
+
 def test_labels_of_pick_a_pic_of_which_a_share_is_refused_stop_it(tmp_path):
     odd = [row(i, label_1=1.0, label_0=1.0) for i in range(3)]
     source = write_parquet(tmp_path / "a.parquet", [*odd, *(row(i) for i in range(3, 9))])

@@ -86,3 +86,11 @@ def test_webdataset_leaves_other_indexes_alone(parquet, tmp_path):
     pick_a_pic(str(tmp_path / "out"), parquet, workers=1)
     with pytest.raises(ValueError, match=r"out has import.json"):
         webdataset(f"{tmp_path}/out/*.tar", workers=1)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    """Shards of other programs may have it, and invisible spaces too."""
+    pair = BUNDLED[0]
+    write_shard(tmp_path / "a.tar", [NewPair("0", pair.image_0, pair.image_1, 1.0, "\ufeffa red\u200b fox")])
+    webdataset(f"{tmp_path}/a.tar", workers=1)
+    assert read_rows(f"{tmp_path}/a.index.parquet")["prompt"].to_pylist() == ["a red fox"]
