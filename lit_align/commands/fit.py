@@ -1,9 +1,12 @@
 """`lit-align fit` and `lit-align validate`: training and its validation through LightningCLI."""
 
 import sys
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,11 +16,14 @@ import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
 from lit_align.commands.shared.command_line import ShortErrors
+from lit_align.common.files import write_text
 from lit_align.data import PreferenceDataModule
 from lit_align.data.cache.reader import Cache
 from lit_align.internals import is_lightning_child
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
 from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, last_checkpoint
+from lit_align.training.checkpoints.run_record import RunRecord
+from lit_align.training.checkpoints.settings import flat, put
 from lit_align.training.config_checks import choose_version, inherited_init_args, integer_seed
 from lit_align.training.module import AlignmentModule
 from lit_align.training.strategy_checks import check_strategy, name_of
@@ -33,11 +39,25 @@ class SaveConfig(SaveConfigCallback):
     """Writes `config.yaml` when training begins, so that a run that is refused leaves the file of the earlier run."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            super().setup(trainer, pl_module, stage)
+        """Write nothing yet, and nothing at all in a validation: only `fit` writes into a run."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        assert isinstance(pl_module, AlignmentModule)
+        folder = trainer.log_dir  # asked of all ranks
+        assert folder is not None
+        if trainer.is_global_zero:
+            write_text(Path(folder, self.config_filename), config_text(self.parser, self.config, pl_module.run_record))
+
+
+def config_text(parser: LightningArgumentParser, config: Namespace, record: RunRecord) -> str:
+    """Write a run's config with the values that it trains with, and those it had before as comments."""
+    text: str = parser.dump(config, skip_none=False)
+    if record.kept:
+        plain = yaml.safe_load(text)
+        put(plain, record.kept)
+        text = yaml.safe_dump(plain, sort_keys=False)
+    before = ["# Settings that changed when the run was resumed:", *(f"# {change}" for change in record.history)]
+    return "\n".join([*(before if record.history else []), text])
 
 
 class AlignmentCLI(LightningCLI):
@@ -89,6 +109,7 @@ class AlignmentCLI(LightningCLI):
     def before_fit(self) -> None:
         """Replace `--ckpt_path last` by the path of the last complete checkpoint, or by none to start from step 0."""
         self._check_caches()
+        self.model.run_record.config = flat(yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False)))
         folders = checkpoint_folders(self.trainer)
         if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
             check_writable(folders[0])
@@ -182,7 +203,6 @@ def make_cli(kind: type[CLI], words: list[str], run: bool, prog: str) -> CLI:
             "enable_model_summary": False,  # the banner says it
         },
         save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
         parser_class=Parser,
         parser_kwargs={"prog": prog} | {name: _help(f"{prog} {name}", kind) for name in kind.subcommands()}
         if run

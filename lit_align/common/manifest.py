@@ -4,13 +4,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from lit_align.common.files import write_text
 from lit_align.user_errors import UserValueError
 
 LISTED = 5  # differences in a message
 LENGTH = 120  # characters of a value in a message
+
+
+class Change(NamedTuple):
+    """A value that differs."""
+
+    name: str
+    was: Any
+    now: Any
 
 
 def check_manifest(path: Path, manifest: Mapping[str, Any], made: Sequence[str]) -> None:
@@ -79,16 +87,20 @@ def in_words(found: Sequence[str]) -> str:
     return "; ".join([*found[:LISTED], *more])
 
 
+def changes(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """List the values that differ; a missing one is None."""
+    both = [Change(key, began.get(key), now.get(key)) for key in {**began, **now}]
+    return [one for one in both if one.was != one.now]
+
+
 def differences(began: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Describe where nested values differ, each as `name was OLD, is NEW`.
 
     Lists of objects that have a `name`, such as files, are compared by name.
     """
     found = []
-    for key in {**began, **now}:
-        old, new, name = began.get(key), now.get(key), f"{prefix}{key}"
-        if old == new:
-            continue
+    for key, old, new in changes(began, now):
+        name = f"{prefix}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{name}.")
         elif _are_named(old) and _are_named(new):

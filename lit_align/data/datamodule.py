@@ -8,8 +8,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.common.choices import OnError
-from lit_align.common.manifest import differences, in_words
 from lit_align.data.buckets import bucket_shapes
+from lit_align.data.contents import check_resumed, contents
 from lit_align.data.dataset import PairDataset, PairReader
 from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels.live_vote import LiveVote
@@ -97,6 +97,7 @@ class PreferenceDataModule(L.LightningDataModule):
             self.val = Split("val", val_shards, val_scores, val_cache, still, self.reading)
         self.unreadable: dict[str, None] = {}  # distinct reasons why pairs of this rank could not be read
         self._resumed_order: dict[str, Any] | None = None
+        self._contents: dict[str, Any] = {}  # of the shards
         self._readers: dict[str, PairReader] = {}
         self._loaders = weakref.WeakSet[PairLoader]()  # weak: workers of a loader in a cycle would not hear its end
 
@@ -117,7 +118,12 @@ class PreferenceDataModule(L.LightningDataModule):
     def train_dataloader(self) -> PairLoader:
         order = self._order(self.train, self.shuffle_window)
         self.check_train(order)
-        self._check_resumed()
+        self._contents = {"contents": contents(self.train.shards, self.reading.timeout)}
+        if self.val is not None:
+            shards = self._order(self.val, 0).fingerprint()["shards"]
+            self._contents["held_out"] = {"shards": shards, **contents(self.val.shards, self.reading.timeout)}
+        if self._resumed_order:
+            check_resumed(self._resumed_order, self.state_dict(), self.train.shards)
         out = order.pairs - order.batches * order.batch_size * order.world_size
         devices = f" on each of {order.world_size} devices" if order.world_size > 1 else ""
         rank_zero_info(f"an epoch: {order.batches:,} batches{devices}; {out:,} leftover pairs are dropped")
@@ -161,7 +167,7 @@ class PreferenceDataModule(L.LightningDataModule):
         if self.trainer is None or self.trainer.world_size == 1:
             return
         strategy, (epoch, batch) = self.trainer.strategy, self._position()
-        mine = f"{order.fingerprint()} {epoch} {batch}"
+        mine = f"{order.fingerprint()} {self._contents} {epoch} {batch}"
         same = strategy.broadcast(mine) == mine
         if not strategy.reduce_boolean_decision(same, all=True):
             left_out = [fault for shard in split.shards for fault in shard.broken]
@@ -223,20 +229,10 @@ class PreferenceDataModule(L.LightningDataModule):
             return {}
         live = {"augmentation": str(self.train.transform)}
         live |= {} if self.live_vote is None else {"vote": self.live_vote.describe()}
-        return self._order(self.train, self.shuffle_window).fingerprint() | live
+        return self._order(self.train, self.shuffle_window).fingerprint() | live | self._contents
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed_order = state_dict
-
-    def _check_resumed(self) -> None:
-        """Refuse to resume a run with another order."""
-        if not self._resumed_order:
-            return
-        if changed := differences(self._resumed_order, self.state_dict()):
-            raise UserValueError(
-                f"The checkpoint's run read its pairs in another order ({in_words(changed)}), so it cannot go on "
-                "exactly. Resume with the old values, or export the weights and start a new run from them."
-            )
 
 
 def check_least(**options: tuple[int, int]) -> None:

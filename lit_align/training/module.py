@@ -17,7 +17,9 @@ from lit_align.backbones.sharding import to_full
 from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_draw
 from lit_align.internals import rewind_to_step
 from lit_align.objectives import Objective
-from lit_align.training.checkpoints.resume import check_beginning, check_weights
+from lit_align.training.checkpoints.resume import beginning, check_beginning, check_weights
+from lit_align.training.checkpoints.run_record import RunRecord
+from lit_align.training.checkpoints.settings import OnResume
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.training.steps import at_logged_step
@@ -44,6 +46,7 @@ class AlignmentModule(L.LightningModule):
             the weights unchanged. In fp16 the gradient scaler skips steps while it searches its scale; these count
             only at a scale below 1, where half precision is not the cause.
         skip_limit: number of steps that `skip` may skip in all; one more ends the run.
+        optimizer_on_resume: whether a resumed run keeps its numbers of optimizer and lr_scheduler, or takes these.
         seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
     """
 
@@ -57,6 +60,7 @@ class AlignmentModule(L.LightningModule):
         validation_draws: int = 1,
         non_finite: NonFinite = "stop",
         skip_limit: int = 10,
+        optimizer_on_resume: OnResume = "keep",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -76,6 +80,7 @@ class AlignmentModule(L.LightningModule):
         self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps, HELD_OUT)
         self.gradient_norm: Tensor | None = None
         self.skipping = Skipping(non_finite, skip_limit)
+        self.run_record = RunRecord(optimizer_on_resume)
 
     def _objective_terms(self) -> list[str]:
         errors = PairErrors(torch.ones(1), torch.ones(1))
@@ -187,6 +192,9 @@ class AlignmentModule(L.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        self.run_record.take_numbers(self)
+
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode
         self._prepare_frozen()
@@ -208,11 +216,10 @@ class AlignmentModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["lit_align"] = {
             "version": __version__,
-            "seed": self.seed,
-            "objective": type(self.objective).__name__,
             "skipped": self.skipping.count,
             "fault": self.skipping.fault,
-            **self.backbone.export_info(),
+            "run": self.run_record.save(self),
+            **beginning(self),
         }
         if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
             accumulate = self.trainer.accumulate_grad_batches
@@ -234,8 +241,8 @@ class AlignmentModule(L.LightningModule):
         began = checkpoint.get("lit_align", {})
         self.skipping.count = began.get("skipped", 0)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            now = {"seed": self.seed, "objective": type(self.objective).__name__, **self.backbone.export_info()}
-            check_beginning(began, now, self.skipping.policy)
+            check_beginning(began, beginning(self), self.skipping.policy)
+            self.run_record.resume(checkpoint, self)
 
     def _trained_names(self) -> set[str]:
         return {f"backbone.{name}" for name in self.backbone.trainable_parameters()}

@@ -1,5 +1,6 @@
 """Decide which pairs of each shard train."""
 
+import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ class Shard:
     contested: int = 0  # pairs that a tie rule decided
     disputed: int = 0  # pairs whose vote contradicts the human label
     content_known_from: Literal["index", "scores", ""] = ""
+    prompts: str = ""  # digest of all prompts; empty where they were not read
 
     def __len__(self) -> int:
         return len(self.pairs.row)
@@ -122,6 +124,7 @@ class _Scan:
             contested=int((pairs.vote_share == 0).sum()) if labels.voted else 0,
             disputed=int((pairs.sign * pairs.human < 0).sum()),
             content_known_from="index" if any(known) else "scores" if any(contents) else "",
+            prompts=_prompts_digest(rows) if "prompt" in rows.column_names else "",
         )
 
     def _faults(self, file: ShardFile, rows: pa.Table, decided: Decisions) -> dict[int, str]:
@@ -135,6 +138,13 @@ class _Scan:
             for number in np.flatnonzero((_sizes(rows) == 0).any(1)).tolist():
                 faults[number] = f"shard {file.path}, key {keys[number]}: the size of an image cannot be read."
         return faults | {number: fault for number, fault in enumerate(rows["fault"].to_pylist()) if fault is not None}
+
+
+def _prompts_digest(rows: pa.Table) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for prompt in rows["prompt"].to_pylist():
+        digest.update(len(prompt).to_bytes(8, "big") + prompt.encode())
+    return digest.hexdigest()
 
 
 def _check_bytes(file: ShardFile, indexed: int, timeout: float | None) -> None:

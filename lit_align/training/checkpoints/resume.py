@@ -36,6 +36,11 @@ def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         )
 
 
+def beginning(module: Any) -> dict[str, Any]:
+    """Return the facts of a module that a run can never change."""
+    return {"seed": module.seed, "objective": type(module.objective).__name__, **module.backbone.export_info()}
+
+
 def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite: str) -> None:
     """Refuse to resume with another seed, objective or backbone. A different `repo` only logs a warning.
 

@@ -1,0 +1,71 @@
+"""A resumed run keeps its settings, takes what may change, and says both."""
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from lit_align.objectives import MaPO
+from lit_align.training.checkpoints.run_record import RunRecord
+from tests.support.runs import fit, keep_all, make_data, make_module
+
+
+def make(rate, gamma, **options):
+    """Build a module whose learning rate falls by gamma in each step."""
+    module = make_module(**options)
+    module.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
+    module.lr_scheduler = lambda optimizer: lr_scheduler.ExponentialLR(optimizer, gamma)
+    return module
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Checkpoint of step 2 of a run with the learning rate 0.001, halved in each step."""
+    folder = tmp_path_factory.mktemp("begun")
+    fit(make(1e-3, 0.5), make_data(), folder, 2, callbacks=[keep_all(folder)], gradient_clip_val=1.0)
+    return folder / "step=2.ckpt"
+
+
+def go_on(module, begun, **options):
+    """Resume for a step, and return the rate and the weight decay of the next one."""
+    fit(module, make_data(), begun.parent / "on", 3, ckpt_path=begun, **{"gradient_clip_val": 1.0, **options})
+    (group,) = module.trainer.optimizers[0].param_groups
+    return group["lr"], module.trainer.lr_scheduler_configs[0].scheduler.gamma
+
+
+def test_a_resumed_run_keeps_the_numbers_of_its_optimizer_and_says_so(begun, caplog):
+    with caplog.at_level("INFO"):
+        assert go_on(make(1e-5, 0.1, objective=MaPO(0.3)), begun, gradient_clip_val=0.5) == (1e-3 * 0.5**3, 0.5)
+    for line in (
+        "model.optimizer.lr was 0.001, is 1e-05: kept, unless --model.optimizer_on_resume take asks",
+        "model.lr_scheduler.gamma was 0.5, is 0.1: kept",
+        "model.objective.beta_mapo was 0.1, is 0.3: taken",
+        "trainer.gradient_clip_val was 1.0, is 0.5: taken",
+    ):
+        assert line in caplog.text
+
+
+def test_a_new_schedule_leads_as_if_from_the_first_step_where_it_is_asked_for(begun):
+    module = make(1e-5, 0.1, optimizer_on_resume="take")
+    rate, gamma = go_on(module, begun)
+    assert rate == pytest.approx(1e-5 * 0.1**3, rel=1e-12)
+    assert gamma == 0.1
+    assert "step 2: model.optimizer.lr was 0.001, is 1e-05" in module.run_record.history
+
+
+def test_what_cannot_go_on_is_refused_with_its_name(begun):
+    with pytest.raises(ValueError, match=r"trainer\.accumulate_grad_batches was 1, is 2: refused"):
+        go_on(make(1e-3, 0.5), begun, accumulate_grad_batches=2)
+    other = make(1e-3, 0.5)
+    other.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=1e-3)
+    with pytest.raises(ValueError, match=r"model\.optimizer was 'AdamW', is 'SGD': refused"):
+        go_on(other, begun)
+
+
+def test_an_equal_run_has_nothing_to_say_and_an_old_checkpoint_is_not_compared(begun, caplog):
+    checkpoint, module = torch.load(begun, weights_only=True), make(1e-3, 0.5)
+    module.run_record.config = checkpoint["lit_align"]["run"]["settings"]
+    with caplog.at_level("INFO"):
+        module.run_record.resume(checkpoint, module)
+        assert caplog.text == ""
+        RunRecord("keep").resume({"global_step": 2}, module)
+    assert "The checkpoint does not say with which settings its run began" in caplog.text
