@@ -10,6 +10,9 @@ INSTALLED := .venv/installed
 INSTALLED_DEV := .venv/installed_dev
 INSTALLED_DOCS := .venv/installed_docs
 QUICKSTART := runs/quickstart
+# Marks a folder that make may delete; the other folders in runs are yours.
+MADE := made_by_make
+begin = @test ! -e $(1) -o -e $(1)/$(MADE) || { echo "$(1) is a run of yours. Move it away: make would replace it."; exit 1; }
 
 # Image processors that nothing here uses ask for torchvision.
 export TRANSFORMERS_VERBOSITY = error
@@ -18,14 +21,16 @@ export TRANSFORMERS_VERBOSITY = error
 .PHONY: quickstart quickstart_balanced_dpo objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks docs walk lint format clean
 
 quickstart: $(INSTALLED)
-	rm -rf $(QUICKSTART)
+	$(call begin,$(QUICKSTART))
+	rm -rf $(QUICKSTART) && mkdir -p $(QUICKSTART) && touch $(QUICKSTART)/$(MADE)
 	$(BIN)/lit-align fit --config configs/quickstart.yaml
 	$(BIN)/lit-align export --ckpt_path $(QUICKSTART)/checkpoints/last.ckpt --output $(QUICKSTART)/unet
 	$(BIN)/lit-align test --config configs/test/emoji.yaml
 	$(BIN)/python examples/emoji/before_after.py --test $(QUICKSTART)/test --output $(QUICKSTART)/before-after.png
 
 quickstart_balanced_dpo: $(INSTALLED)
-	rm -rf $(QUICKSTART)_balanced_dpo
+	$(call begin,$(QUICKSTART)_balanced_dpo)
+	rm -rf $(QUICKSTART)_balanced_dpo && mkdir -p $(QUICKSTART)_balanced_dpo && touch $(QUICKSTART)_balanced_dpo/$(MADE)
 	$(BIN)/lit-align fit --config configs/quickstart_balanced_dpo.yaml
 	$(BIN)/lit-align export --ckpt_path $(QUICKSTART)_balanced_dpo/checkpoints/last.ckpt \
 		--output $(QUICKSTART)_balanced_dpo/unet
@@ -103,5 +108,7 @@ $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
+# Deletes what make made: the environment, the pages and the quickstarts. All other runs stay.
 clean:
-	rm -rf .venv runs
+	rm -rf .venv docs/_build
+	@for mark in runs/*/$(MADE); do test ! -e "$$mark" || (set -x; rm -rf "$${mark%/*}"); done

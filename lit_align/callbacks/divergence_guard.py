@@ -17,6 +17,7 @@ from lit_align.backbones.sharding import copy_full_, to_full, to_local
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
 from lit_align.callbacks.mean_errors import Mean, chosen_sums, mean_of
 from lit_align.common.files import atomic_path
+from lit_align.training.checkpoints.run_folder import run_folder
 from lit_align.training.module import AlignmentModule
 from lit_align.training.steps import at_step
 from lit_align.types import EncodedBatch, PreferenceBatch
@@ -164,7 +165,7 @@ class DivergenceGuard(L.Callback):
     def _keep(self, trainer: L.Trainer, module: L.LightningModule, loss: float) -> None:
         """Write the trained weights as the best so far, atomically."""
         assert isinstance(module, AlignmentModule)
-        path = Path(trainer.log_dir or trainer.default_root_dir) / WEIGHTS  # `log_dir` is asked of all ranks
+        path = run_folder(trainer) / WEIGHTS  # a collective
         self.best = {"file": str(path), "step": trainer.global_step, "loss": loss}
         weights = module.backbone.trainable_parameters()
         kept: dict[str, Tensor] = {}
@@ -200,7 +201,7 @@ class DivergenceGuard(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.seen is not None and self.action == "restore":
-            folder = Path(trainer.log_dir or trainer.default_root_dir)  # `log_dir` is asked of all ranks
+            folder = run_folder(trainer)  # a collective
             trainer.save_checkpoint(folder / "checkpoints" / RESTORED, weights_only=True)
 
     def _outcome(self) -> str:

@@ -1,7 +1,6 @@
 """A picture of the progress: images of fixed prompts by the base model and by the model in training."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +14,7 @@ from lit_align.callbacks.rank_images import Sampling, gather_shares, generate_on
 from lit_align.common.files import write_png
 from lit_align.common.pixels import encode_image, from_image, to_image
 from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
+from lit_align.training.checkpoints.run_folder import run_folder
 from lit_align.training.steps import at_every
 from lit_align.user_errors import UserValueError
 
@@ -84,7 +84,7 @@ class SampleGrid(L.Callback):
         self.drawn_at = step = trainer.global_step
         pause_throughput(trainer)
         base, images = [from_image(Image.open(io.BytesIO(png))) for png in self.base], self._images(trainer, pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # `log_dir` is a collective
+        folder = run_folder(trainer) / "samples"  # a collective
         if not trainer.is_global_zero:
             return
         self._log_statistics(trainer, images, base)

@@ -2,11 +2,14 @@
 
 import shutil
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_align.common.choices import Precision
 from lit_align.user_errors import UserFileExistsError
+
+WRITTEN = ("config.json", "diffusion_pytorch_model*", "pytorch_lora_weights*")  # names of what an export holds
 
 if TYPE_CHECKING:  # functions import modules that need torch, so that --help does not
     import torch
@@ -21,10 +24,10 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
         ckpt_path: a checkpoint of `lit-align fit`.
         output: new folder; it becomes a UNet folder, or holds `pytorch_lora_weights.safetensors`.
         precision: of the weights in the files.
-        overwrite: replace `output` if it exists.
+        overwrite: replace `output` if it holds an export and nothing else.
 
     Raises:
-        UserFileExistsError: if `output` exists and `overwrite` is false.
+        UserFileExistsError: if `output` exists and `overwrite` is false, or if it holds anything but an export.
         UserValueError: if the file is not a checkpoint of lit-align.
     """
     from lit_align.backbones.encoder_parts import DTYPES
@@ -32,6 +35,7 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
 
     if output.exists() and not overwrite:
         raise UserFileExistsError(f"output: {output} exists. Choose another folder or pass --overwrite true.")
+    check_replaceable(output)
     trained = read_trained(ckpt_path)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as part:
@@ -43,6 +47,21 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
         folder.rename(output)
     print(f"Exported {len(trained.weights)} tensors of step {trained.step} to {output}")
     print(f"Load it: {how_to_load.replace('OUTPUT', repr(str(output)))}")
+
+
+def check_replaceable(output: Path) -> None:
+    """Refuse to replace anything but the files of an export.
+
+    Raises:
+        UserFileExistsError: naming what else is there.
+    """
+    if not output.exists():
+        return
+    found = sorted(path.name for path in output.iterdir()) if output.is_dir() and not output.is_symlink() else None
+    foreign = None if found is None else next((n for n in found if not any(fnmatch(n, own) for own in WRITTEN)), None)
+    if found is None or foreign is not None:
+        what = "is not a folder" if found is None else f"holds {foreign}, which no export writes"
+        raise UserFileExistsError(f"output: {output} {what}, and --overwrite would delete it. Choose another folder.")
 
 
 def _write_unet(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:

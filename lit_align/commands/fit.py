@@ -1,7 +1,6 @@
 """`lit-align fit` and `lit-align validate`: training and its validation through LightningCLI."""
 
 import sys
-from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
@@ -21,10 +20,12 @@ from lit_align.data import PreferenceDataModule
 from lit_align.data.cache.reader import Cache
 from lit_align.internals import is_lightning_child
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
+from lit_align.training.checkpoints.folder_owner import check_folder_is_own
 from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, last_checkpoint
+from lit_align.training.checkpoints.run_folder import CONFIG, RunFolder, experiment_folder, run_folder
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import flat, put
-from lit_align.training.config_checks import choose_version, inherited_init_args, integer_seed
+from lit_align.training.config_checks import choose_versions, inherited_init_args, integer_seed
 from lit_align.training.module import AlignmentModule
 from lit_align.training.strategy_checks import check_strategy, name_of
 from lit_align.types import CacheOrigin
@@ -43,10 +44,9 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
-        folder = trainer.log_dir  # asked of all ranks
-        assert folder is not None
+        folder = run_folder(trainer)  # asked of all ranks
         if trainer.is_global_zero:
-            write_text(Path(folder, self.config_filename), config_text(self.parser, self.config, pl_module.run_record))
+            write_text(folder / CONFIG, config_text(self.parser, self.config, pl_module.run_record))
 
 
 def config_text(parser: LightningArgumentParser, config: Namespace, record: RunRecord) -> str:
@@ -83,7 +83,7 @@ class AlignmentCLI(LightningCLI):
         for warning in inherited_init_args(config):
             rank_zero_info(warning)
         if config.get("ckpt_path") == "last":
-            choose_version(config.trainer.logger)
+            choose_versions(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add our CheckpointIO, unless the config names one, and our progress bar, unless the config disables it.
@@ -109,18 +109,28 @@ class AlignmentCLI(LightningCLI):
     def before_fit(self) -> None:
         """Replace `--ckpt_path last` by the path of the last complete checkpoint, or by none to start from step 0."""
         self._check_caches()
-        self.model.run_record.config = flat(yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False)))
+        fit = self.config_init.fit
+        config = flat(yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False)))
+        self.model.run_record.config = config
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
+        (folder,) = (callback for callback in callbacks if isinstance(callback, RunFolder))
+        folder.decide(self.trainer, fit.ckpt_path == "last", config)
         folders = checkpoint_folders(self.trainer)
-        if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
-            check_writable(folders[0])
-        if self.config_init.fit.ckpt_path == "last":
+        if fit.ckpt_path == "last":
             found = last_checkpoint(folders)
             rank_zero_info(
                 f"ckpt_path last: {found.path}, of step {found.step:,}"
                 if found
                 else f"ckpt_path last: no checkpoint in {', '.join(map(str, folders))}; the run starts from step 0."
             )
-            self.config_init.fit.ckpt_path = None if found is None else str(found.path)
+            fit.ckpt_path = None if found is None else str(found.path)
+        check_folder_is_own(folders, fit.ckpt_path)
+        if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
+            check_writable(folders[0] if folder.path else experiment_folder(self.trainer))
+
+    def before_validate(self) -> None:
+        """Take the loggers away: only `fit` writes into a run, and the values of a validation are printed."""
+        self.trainer.loggers = []
 
     def _check_caches(self) -> None:
         """Refuse caches of other encoders before callbacks generate images; Python users meet it at the first batch."""
@@ -193,6 +203,7 @@ def make_cli(kind: type[CLI], words: list[str], run: bool, prog: str) -> CLI:
         auto_configure_optimizers=False,
         trainer_defaults={
             "callbacks": [
+                RunFolder(),
                 StartBanner(),
                 Throughput(),
                 StepProgress(),

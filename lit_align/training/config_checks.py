@@ -1,9 +1,11 @@
 """Checks and completions of a parsed config, before anything is instantiated."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 from lit_align.training.checkpoints.last_checkpoint import last_version
 from lit_align.user_errors import UserValueError
@@ -24,10 +26,28 @@ def inherited_init_args(config: Any) -> list[str]:
     return [f"model.objective: {new} keeps {', '.join(kept)} of {old}, which the config file names."] if kept else []
 
 
+def choose_versions(trainer: Any) -> None:
+    """Let each logger of a Trainer's config that numbers its runs resume in the last one with a checkpoint."""
+    if trainer.logger is None or trainer.logger is True:  # Lightning's own, which no config numbers
+        own = _own_logger(trainer.default_root_dir or str(Path.cwd()))
+        choose_version(own)
+        trainer.logger = trainer.logger if own.init_args.version is None else own
+    for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+        choose_version(logger)
+
+
+def _own_logger(save_dir: str) -> Namespace:
+    kind = "TensorBoardLogger" if find_spec("tensorboard") or find_spec("tensorboardX") else "CSVLogger"
+    init_args = Namespace(save_dir=save_dir, name="lightning_logs", version=None)
+    return Namespace(class_path=f"lightning.pytorch.loggers.{kind}", init_args=init_args)
+
+
 def choose_version(logger: Any) -> None:
     """Let a logger that numbers its runs resume in the last one with a checkpoint, instead of a new folder."""
     init_args = getattr(logger, "init_args", None)
-    if init_args and all(name in init_args for name in ("save_dir", "name", "version")) and init_args.version is None:
+    if not init_args or "project" in init_args:  # W&B has the three names below, but names its runs by an id
+        return
+    if all(name in init_args for name in ("save_dir", "name", "version")) and init_args.version is None:
         init_args.version = last_version(Path(init_args.save_dir, init_args.name or ""))
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.backbones.loading.sharded import META, check_whole, is_resumable
 from lit_align.training.checkpoints.atomic_io import UNREADABLE
+from lit_align.training.checkpoints.run_folder import CHECKPOINTS, experiment_folder, known_folder
 
 log = logging.getLogger(__name__)
 PATTERNS = ("*.ckpt", ".*.ckpt.old")  # the latter while a folder replaces another, see `replace_folder`
@@ -51,12 +52,7 @@ def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
     """List the folders of this Trainer's checkpoints, as Lightning's ModelCheckpoint chooses them."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     folders = [Path(callback.dirpath) for callback in callbacks if callback.dirpath is not None]
-    root = Path(trainer.default_root_dir)
-    if trainer.loggers:
-        logger = trainer.loggers[0]
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        root = Path(logger.save_dir or root, str(logger.name), version)
-    return [*folders, root / "checkpoints"]
+    return [*folders, (known_folder(trainer) or experiment_folder(trainer)) / CHECKPOINTS]
 
 
 def last_version(folder: Path) -> int | None:
