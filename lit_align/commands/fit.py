@@ -22,7 +22,13 @@ from lit_align.internals import is_lightning_child
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
 from lit_align.training.checkpoints.folder_owner import check_folder_is_own
 from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, last_checkpoint
-from lit_align.training.checkpoints.run_folder import CONFIG, RunFolder, experiment_folder, run_folder
+from lit_align.training.checkpoints.run_folder import (
+    CONFIG,
+    RunFolder,
+    experiment_folder,
+    keep_metrics,
+    run_folder,
+)
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import flat, put
 from lit_align.training.config_checks import choose_versions, inherited_init_args, integer_seed
@@ -127,6 +133,7 @@ class AlignmentCLI(LightningCLI):
         check_folder_is_own(folders, fit.ckpt_path)
         if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
             check_writable(folders[0] if folder.path else experiment_folder(self.trainer))
+        keep_metrics(self.trainer)
 
     def before_validate(self) -> None:
         """Take the loggers away: only `fit` writes into a run, and the values of a validation are printed."""

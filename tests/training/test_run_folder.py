@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lit_align.__main__ import main
 from lit_align.training.checkpoints.folder_owner import check_folder_is_own
 from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders
-from lit_align.training.checkpoints.run_folder import RunFolder, last_run, run_folder
+from lit_align.training.checkpoints.run_folder import RunFolder, keep_metrics, last_run, run_folder
 from lit_align.training.checkpoints.settings import flat
 from lit_align.training.config_checks import choose_versions
 from tests.support.online_logger import OnlineLogger
@@ -105,6 +105,16 @@ def test_last_numbers_lightning_s_own_logger_and_each_of_several(tmp_path):
     fresh = Namespace(logger=True, default_root_dir=str(tmp_path / "other"))
     choose_versions(fresh)
     assert fresh.logger is True
+
+
+def test_metrics_of_a_run_that_goes_on_are_kept(tmp_path):
+    for number in (1, 2):
+        trainer = make_trainer(tmp_path, CSVLogger(tmp_path, "", ""))
+        keep_metrics(trainer)
+        trainer.logger.log_metrics({"loss": number}, 1)
+        trainer.logger.save()
+    assert (tmp_path / "metrics-1.csv").read_text().splitlines() == ["loss,step", "1,1"]
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["loss,step", "2,1"]
 
 
 def test_a_folder_has_one_run(tmp_path):

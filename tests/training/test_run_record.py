@@ -5,7 +5,6 @@ import torch
 from torch.optim import lr_scheduler
 
 from lit_align.objectives import MaPO
-from lit_align.training.checkpoints.run_record import RunRecord
 from tests.support.runs import fit, keep_all, make_data, make_module
 
 
@@ -61,11 +60,24 @@ def test_what_cannot_go_on_is_refused_with_its_name(begun):
         go_on(other, begun)
 
 
-def test_an_equal_run_has_nothing_to_say_and_an_old_checkpoint_is_not_compared(begun, caplog):
+def test_an_equal_run_has_nothing_to_say(begun, caplog):
     checkpoint, module = torch.load(begun, weights_only=True), make(1e-3, 0.5)
     module.run_record.config = checkpoint["lit_align"]["run"]["settings"]
+    checkpoint["lit_align"]["run"]["from_config"] = True
     with caplog.at_level("INFO"):
         module.run_record.resume(checkpoint, module)
-        assert caplog.text == ""
-        RunRecord("keep").resume({"global_step": 2}, module)
-    assert "The checkpoint does not say with which settings its run began" in caplog.text
+    assert caplog.text == ""
+
+
+def test_of_an_old_checkpoint_the_optimizer_is_compared(begun, caplog):
+    checkpoint, module = torch.load(begun, weights_only=True), make(1e-3, 0.5)
+    module.run_record.config = {
+        "model.optimizer": "AdamW",
+        "model.optimizer.lr": 1e-6,
+        "model.optimizer.betas": [0.9, 0.999],
+    }
+    del checkpoint["lit_align"]["run"]
+    with caplog.at_level("INFO"):
+        module.run_record.resume(checkpoint, module)
+    assert "only its optimizer's are compared" in caplog.text
+    assert module.run_record.kept == {"model.optimizer.lr": 1e-3}

@@ -10,10 +10,12 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.training.checkpoints.settings import flat
 
-CHECKPOINTS, CONFIG = "checkpoints", "config.yaml"
+CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.yaml", "metrics.csv"
 LOGGER, IDENTITY = "trainer.logger", (".version", ".id", ".run_id")  # names of one run among those of an experiment
 
 
@@ -82,6 +84,16 @@ def experiment_folder(trainer: L.Trainer) -> Path:
         logger = trainer.loggers[0]
         root = os.path.join(logger.save_dir or root, str(logger.name or ""))
     return Path(os.path.expandvars(root)).expanduser()
+
+
+def keep_metrics(trainer: L.Trainer) -> None:
+    """Rename the metrics.csv of a run that goes on: Lightning's CSVLogger would delete it."""
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        file = Path(logger.log_dir, METRICS) if isinstance(logger, CSVLogger) else None
+        if file is not None and file.is_file():
+            kept = next(path for n in itertools.count(1) if not (path := file.with_stem(f"{file.stem}-{n}")).exists())
+            file.rename(kept)
+            rank_zero_info(f"The metrics logged so far are in {kept}.")
 
 
 def holds_run(folder: Path) -> bool:

@@ -47,8 +47,10 @@ class RunRecord:
         """
         record = checkpoint.get("lit_align", {}).get("run")
         if record is None:
-            rank_zero_info("The checkpoint does not say with which settings its run began: they are not compared.")
-            return
+            rank_zero_info(
+                "The checkpoint does not say with which settings its run began: only its optimizer's are compared."
+            )
+            record = {"name": self.name, "history": [], "from_config": None, "settings": _optimizer_numbers(checkpoint)}
         self.name, self.history, self.kept = record["name"], list(record["history"]), {}
         began, now = record["settings"], self.save(module)["settings"]
         if record["from_config"] != (self.config is not None):  # what is made in Python knows fewer of its settings
@@ -91,6 +93,14 @@ def _refuse(found: list[Changed]) -> None:
             f"The run cannot go on with other settings than its own. {'; '.join(refused)}. Resume with the old values, "
             "or export the weights and begin a new run from them."
         )
+
+
+def _optimizer_numbers(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the numbers of the optimizer that a checkpoint without a record holds; none of a sharded one."""
+    states = checkpoint.get("optimizer_states") or [{"param_groups": [{}]}]
+    numbers = {name: value for name, value in states[0]["param_groups"][0].items() if name != "params"}
+    numbers |= {"lr": numbers["initial_lr"]} if "initial_lr" in numbers else {}  # before its schedule
+    return {f"{OPTIMIZER}.{name}": list(v) if isinstance(v, tuple) else v for name, v in numbers.items()}
 
 
 def _steps(checkpoint: Mapping[str, Any]) -> int:
