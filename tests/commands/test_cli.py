@@ -166,15 +166,18 @@ def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, c
 
 def test_a_number_that_a_family_keeps_is_said(tmp_path, sd15, sd21, caplog):
     """DiffusionDPO and BalancedDPO share beta_dpo, and parsing keeps it: not silently."""
-    words = [
-        *small_options(ROOT / "configs/quickstart_balanced_dpo.yaml", tmp_path, sd15, sd21),
-        "--trainer.max_steps=1",
-    ]
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    first, second, third = (
+        [*small_options(ROOT / "configs/quickstart_balanced_dpo.yaml", folder, sd15, sd21), "--trainer.max_steps=1"]
+        for folder in folders
+    )
     with caplog.at_level("INFO"):
-        main(["fit", *words, "--model.objective=SFT", *callbacks(tmp_path)])
-        main(["fit", *words, "--model.objective.beta_dpo=300"])
+        main(["fit", *first, "--model.objective=SFT", *callbacks(folders[0])])
+        main(["fit", *second, "--model.objective.beta_dpo=300"])
         assert "keeps" not in caplog.text
-        main(["fit", *words, "--model.objective=DiffusionDPO", "--data.vote=null"])
+        main(["fit", *third, "--model.objective=DiffusionDPO", "--data.vote=null"])
     assert "DiffusionDPO keeps beta_dpo 5000.0 of BalancedDPO" in caplog.text
 
 
