@@ -193,7 +193,7 @@ class AlignmentModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
 
     def on_train_start(self) -> None:
-        self.run_record.take_numbers(self)
+        self.run_record.take(self)
 
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode

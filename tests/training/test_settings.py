@@ -1,8 +1,9 @@
 """Settings of a run by their options, and what becomes of each that differs when it resumes."""
 
 import pytest
+from lightning.pytorch.callbacks import EarlyStopping
 
-from lit_align.training.checkpoints.settings import compare, flat, put
+from lit_align.training.checkpoints.settings import compare, flat, give_to_callbacks, put
 
 CONFIG = {
     "trainer": {
@@ -83,3 +84,12 @@ def test_where_a_run_logs_and_what_the_data_module_compares_are_not_compared_her
     began = flat(CONFIG)
     moved = {"trainer.logger.save_dir": "elsewhere", "data.train_shards": "moved/*.tar", "data.batch_size": 8}
     assert compare(began, began | moved, "keep") == []
+
+
+def test_a_callback_that_restores_its_own_setting_gets_the_one_that_was_taken():
+    first, second = EarlyStopping("val/loss", patience=3), EarlyStopping("val/margin", patience=3)
+    for callback in (first, second):
+        callback.load_state_dict({"wait_count": 0, "stopped_epoch": 0, "best_score": 0.0, "patience": 2})
+    began = {"trainer.callbacks.EarlyStopping#2.patience": 2}
+    give_to_callbacks([first, second], compare(began, {"trainer.callbacks.EarlyStopping#2.patience": 3}, "keep"))
+    assert (first.patience, second.patience) == (2, 3)

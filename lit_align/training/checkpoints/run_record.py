@@ -8,7 +8,15 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_align.training.checkpoints.settings import OPTIMIZER, SCHEDULER, Changed, OnResume, compare, made_in_python
+from lit_align.training.checkpoints.settings import (
+    OPTIMIZER,
+    SCHEDULER,
+    Changed,
+    OnResume,
+    compare,
+    give_to_callbacks,
+    made_in_python,
+)
 from lit_align.user_errors import UserValueError
 
 
@@ -26,6 +34,7 @@ class RunRecord:
         self.name = uuid.uuid4().hex
         self.config: Mapping[str, Any] | None = None  # settings by option, where the command line made the run
         self.kept: dict[str, Any] = {}  # the run's own values in place of the config's
+        self.taken: list[Changed] = []
         self.history: list[str] = []  # settings that changed, with the step
         self._catch_up: int | None = None  # steps of the schedule before the resume, where new numbers are taken
 
@@ -58,7 +67,7 @@ class RunRecord:
         found = compare(began, now, self.on_resume)
         _refuse(found)
         self.kept = {one.name: one.was for one in found if one.outcome == "kept"}
-        taken = [one for one in found if one.outcome == "taken"]
+        self.taken = taken = [one for one in found if one.outcome == "taken"]
         step = int(checkpoint["global_step"])
         self.history += [f"step {step:,}: {one.name} was {one.was!r}, is {one.now!r}" for one in taken]
         if any(one.name.startswith((OPTIMIZER, SCHEDULER)) for one in taken):
@@ -68,8 +77,12 @@ class RunRecord:
             lines = "".join(f"\n  {one}" for one in found)
             rank_zero_info(f"The run goes on from step {step:,} with settings that differ from its own:{lines}")
 
-    def take_numbers(self, module: Any) -> None:
-        """Give optimizer and schedule the new numbers, as if the schedule had led the run from its first step."""
+    def take(self, module: Any) -> None:
+        """Let what was taken act, now that the checkpoint's states are restored.
+
+        A new schedule leads as if it had from the first step on.
+        """
+        give_to_callbacks(module.trainer.callbacks, self.taken)
         if self._catch_up is None:
             return
         (optimizer,), configs = module.trainer.optimizers, module.trainer.lr_scheduler_configs

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
@@ -14,7 +14,7 @@ from lit_align.common.manifest import changes
 
 OnResume = Literal["keep", "take"]
 Outcome = Literal["taken", "kept", "refused"]
-OPTIMIZER, SCHEDULER = "model.optimizer", "model.lr_scheduler"
+OPTIMIZER, SCHEDULER, CALLBACKS = "model.optimizer", "model.lr_scheduler", "trainer.callbacks."
 # Not compared here: where a run logs; what `check_beginning` compares; and what decides the pairs and their order,
 # which the data module compares by content.
 ELSEWHERE = (
@@ -128,7 +128,7 @@ def _trainer_settings(trainer: L.Trainer) -> dict[str, Any]:
         names.append("accumulate_grad_batches")  # otherwise it changes in the run
     settings = {f"trainer.{name}": getattr(trainer, name) for name in names}
     for callback in callbacks:
-        settings |= described(f"trainer.callbacks.{type(callback).__name__}", callback)
+        settings |= described(f"{CALLBACKS}{type(callback).__name__}", callback)
     return {name: value for name, value in settings.items() if _is_plain(value)}
 
 
@@ -157,3 +157,16 @@ def _judge(name: str, was: Any, now: Any, on_resume: OnResume) -> tuple[Outcome,
             return "refused", f"the checkpoint holds the state of the other schedule; {TO_TAKE} follows the new one"
         return "kept", f"unless {TO_TAKE} asks for the new value"
     return "taken", ""
+
+
+def give_to_callbacks(callbacks: Sequence[L.Callback], taken: Sequence[Changed]) -> None:
+    """Set settings that were taken on callbacks that have put their own back from the checkpoint, as EarlyStopping."""
+    seen: dict[str, int] = {}
+    for callback in callbacks:
+        kind = type(callback).__name__
+        seen[kind] = seen.get(kind, 0) + 1
+        prefix = f"{CALLBACKS}{kind}{'' if seen[kind] == 1 else f'#{seen[kind]}'}."
+        for one in taken:
+            argument = one.name.removeprefix(prefix)
+            if argument != one.name and getattr(callback, argument, one.now) == one.was:
+                setattr(callback, argument, one.now)
