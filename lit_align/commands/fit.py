@@ -130,7 +130,7 @@ class AlignmentCLI(LightningCLI):
                 else f"ckpt_path last: no checkpoint in {', '.join(map(str, folders))}; the run starts from step 0."
             )
             fit.ckpt_path = None if found is None else str(found.path)
-        check_folder_is_own(folders, fit.ckpt_path)
+        self.model.run_record.fork = not check_folder_is_own(folders, fit.ckpt_path)
         if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
             check_writable(folders[0] if folder.path else experiment_folder(self.trainer))
         keep_metrics(self.trainer)

@@ -23,8 +23,10 @@ class Owner(NamedTuple):
     step: int
 
 
-def check_folder_is_own(folders: Sequence[Path], ckpt_path: str | None) -> None:
+def check_folder_is_own(folders: Sequence[Path], ckpt_path: str | None) -> bool:
     """Refuse folders that hold checkpoints of another run than the one that is to write there.
+
+    Returns whether they hold any.
 
     Args:
         folders: of the run's checkpoints.
@@ -40,9 +42,10 @@ def check_folder_is_own(folders: Sequence[Path], ckpt_path: str | None) -> None:
                 f"{files[0].parent} holds checkpoints of a run, such as {files[0].name}, and a new run would mix with "
                 f"it. Go on with that run by --ckpt_path last. {ANOTHER}"
             )
-        return
-    if not files or (own := read_owner(Path(ckpt_path))) is None:
-        return
+        return False
+    own = read_owner(Path(ckpt_path)) if files else None
+    if own is None:
+        return bool(files)
     for file in files:
         other = read_owner(file)
         if other is None:
@@ -57,6 +60,7 @@ def check_folder_is_own(folders: Sequence[Path], ckpt_path: str | None) -> None:
                 "from the earlier one would be taken for the later one by --ckpt_path last. Move the later checkpoints "
                 f"away. {ANOTHER}"
             )
+    return True
 
 
 def read_owner(path: Path) -> Owner | None:

@@ -32,6 +32,7 @@ class RunRecord:
             raise UserValueError(f"model.optimizer_on_resume is {on_resume!r}; it must be keep or take.")
         self.on_resume = on_resume
         self.name = uuid.uuid4().hex
+        self.fork = False  # whether the run goes on from a checkpoint of another run, in a folder of its own
         self.config: Mapping[str, Any] | None = None  # settings by option, where the command line made the run
         self.kept: dict[str, Any] = {}  # the run's own values in place of the config's
         self.taken: list[Changed] = []
@@ -60,7 +61,8 @@ class RunRecord:
                 "The checkpoint does not say with which settings its run began: only its optimizer's are compared."
             )
             record = {"name": self.name, "history": [], "from_config": None, "settings": _optimizer_numbers(checkpoint)}
-        self.name, self.history, self.kept = record["name"], list(record["history"]), {}
+        self.name = self.name if self.fork else record["name"]
+        self.history, self.kept = list(record["history"]), {}
         began, now = record["settings"], self.save(module)["settings"]
         if record["from_config"] != (self.config is not None):  # what is made in Python knows fewer of its settings
             began, now = ({name: values[name] for name in began.keys() & now.keys()} for values in (began, now))
