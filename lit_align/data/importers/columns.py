@@ -134,6 +134,8 @@ def _both(kinds: Mapping[str, str], pair: tuple[str, str]) -> bool:
 def _prompt(table: str, kinds: Mapping[str, str], images: tuple[str, str]) -> str:
     lower = {name.lower(): name for name in kinds if kinds[name] in ("text", "list") and name not in images}
     found = [lower[name] for name in PROMPTS if name in lower]
+    if not found and kinds[images[0]] == "list":
+        return images[0]  # messages, which begin with the prompt
     if not found or (len(found) > 1 and found[0].lower() != PROMPTS[0]):
         why = f"{' and '.join(found)} may be the prompt" if found else "none is called prompt or caption"
         raise _error(table, kinds, f"{why}: name --prompt_column")

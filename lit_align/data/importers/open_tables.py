@@ -1,5 +1,6 @@
 """Open tables: find their files, their columns and what their labels mean, before anything is written."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 SUFFIXES = (*SEPARATORS, *JSON, ".parquet")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of an image folder, as the hub's tools write it
+SPLIT = re.compile("train|test|val|dev")  # parts of a data set that are not trained on together
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def refuse_repeated(paths: Sequence[str]) -> None:
 def _in_folder(folder: Path) -> list[str]:
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     found = metadata or sorted(path for path in folder.iterdir() if suffix_of(str(path)) in SUFFIXES)
-    if len({suffix_of(str(path)) for path in found}) != 1:
+    splits = {match[0] for path in found if (match := SPLIT.match(path.name.lower()))}
+    if len({suffix_of(str(path)) for path in found}) != 1 or len(splits) > 1:
         listed = ", ".join(path.name for path in found[:5]) or "no table"
         raise UserValueError(
             f"files: {folder} is a folder with {listed}. Name the files in it: '{str(folder).rstrip('/')}/*.parquet'"

@@ -189,9 +189,11 @@ def _read_url(url: str) -> bytes:
         if isinstance(error, OWN):
             raise
         status = status_of(error)
-        if status is None or status in GONE:
-            raise Rejected("image missing", url if status is None else f"{url}: {describe(error)}") from error
-        raise Rejected(f"image refused with HTTP status {status}", f"{url}: {describe(error)}") from error
+        if status is not None and status not in GONE:
+            raise Rejected(f"image refused, HTTP status {status}", f"{url}: {describe(error)}") from error
+        local = url.startswith(("file:", "local:"))
+        absent = status is not None or isinstance(error, FileNotFoundError)
+        raise Rejected("image gone" if absent and not local else "image missing", url) from error
 
 
 def _request(url: str) -> bytes:

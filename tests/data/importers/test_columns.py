@@ -33,6 +33,10 @@ def test_known_names(names, images, labels, prompt):
     assert find(names) == (images, labels, prompt)
 
 
+def test_messages_may_hold_the_prompt():
+    assert find("model", chosen="list", rejected="list") == (("chosen", "rejected"), (), "chosen")
+
+
 def test_images_come_before_their_addresses():
     names = "caption label_0 image_0_url image_1_url"
     assert find(names, jpg_0="image", jpg_1="image", label_1="number")[0] == ("jpg_0", "jpg_1")

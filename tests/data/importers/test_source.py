@@ -1,6 +1,7 @@
 """Images on a web server that fails for a while, or for good."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,10 @@ def test_an_overloaded_server_loses_no_row(tmp_path, pauses):
     with scripted_server(IMAGES, [*passing, *lasting]) as (address, asked):
         table(str(tmp_path / "out"), pairs_at(address, tmp_path), workers=1)
     assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["0", "1"]
-    assert [why for _, _, why in rejects(tmp_path / "out")] == ["image missing", "image refused with HTTP status 403"]
+    assert [why for _, _, why in rejects(tmp_path / "out")] == [
+        "image gone",
+        "image refused, HTTP status 403",
+    ]
     assert sorted(pauses) == [2, 4, 8, 9]
     assert (asked["/00.png"], asked["/11.png"]) == (5, 1)
 
@@ -57,15 +61,17 @@ def test_an_import_that_the_server_stops_is_resumed_by_the_same_command(tmp_path
     assert files(tmp_path / "out") == files(tmp_path / "unbroken")
 
 
-def test_what_was_missing_is_asked_for_again(tmp_path, pauses):
-    """A shard with a missing image is made again when an unfinished import goes on."""
-    gone = {path: data for path, data in IMAGES.items() if path != "/10.png"}
-    with scripted_server(gone, [("/30.png", 503, {})] * 7) as (address, _):
-        source = pairs_at(address, tmp_path)
-        with pytest.raises(UserOSError):
-            table(str(tmp_path / "out"), source, pairs_per_shard=2, workers=1)
-        gone["/10.png"] = IMAGES["/10.png"]
+def test_a_missing_file_is_looked_for_again_and_a_gone_address_is_not(tmp_path, pauses):
+    """A drive may be mounted before an unfinished import goes on; a server that has no image is not asked again."""
+    left = {path: data for path, data in IMAGES.items() if path != "/20.png"}
+    with scripted_server(left, [("/31.png", 503, {})] * 7) as (address, asked):
+        source = Path(pairs_at(address, tmp_path))
+        source.write_text(source.read_text().replace(f"{address}/10.png", "here.png"))
+        with pytest.raises(UserOSError, match=r"00003\.tar"):
+            table(str(tmp_path / "out"), str(source), pairs_per_shard=1, workers=1)
+        (tmp_path / "here.png").write_bytes(IMAGES["/10.png"])
         load_image.cache_clear()
-        table(str(tmp_path / "out"), source, pairs_per_shard=2, workers=1)
-    assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["0", "1", "2", "3"]
-    assert rejects(tmp_path / "out") == []
+        table(str(tmp_path / "out"), str(source), pairs_per_shard=1, workers=1)
+    assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["0", "1", "3"]
+    assert rejects(tmp_path / "out") == [(2, "pairs.jsonl, line 3", "image gone")]
+    assert (asked["/00.png"], asked["/20.png"], asked["/31.png"]) == (1, 1, 8)

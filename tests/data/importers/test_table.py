@@ -74,6 +74,13 @@ FORMS = {
         "chosen": [struct(PICTURES[i][0])],
         "rejected": [struct(PICTURES[i][1])],
     },
+    "whole talks": lambda i: {
+        name: [
+            *message("user", [{"type": "text", "text": f"p{i}"}]),
+            *message("assistant", [{"type": "image", "image": struct(PICTURES[i][at])}]),
+        ]
+        for at, name in enumerate(("chosen", "rejected"))
+    },
     "binary": lambda i: {"caption": f"p{i}", "winner_image": PICTURES[i][0], "loser_image": PICTURES[i][1]},
     "paths": lambda i: {"text": f"p{i}", "chosen": f"good{i}.png", "rejected": f"bad{i}.png"},
 }
@@ -140,6 +147,13 @@ def test_a_folder_with_metadata(pictures):
     lines(pictures / "metadata.jsonl", rows)
     table(str(pictures / "out"), str(pictures), workers=1)
     assert chosen_of(pictures / "out") == WANTED
+
+
+def test_splits_of_a_folder_are_not_mixed(pictures):
+    for name in ("train-0.parquet", "test-0.parquet"):
+        parquet_file(pictures / name, [FORMS["paths"](0)])
+    with pytest.raises(ValueError, match=r"is a folder with test-0\.parquet, train-0\.parquet\. Name the files in it"):
+        table(str(pictures / "out"), str(pictures), workers=1)
 
 
 def test_several_tables_and_a_folder_of_images(pictures, tmp_path_factory):
