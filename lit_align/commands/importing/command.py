@@ -67,6 +67,7 @@ def table(
     label_image_0: list[str] | None = None,
     label_image_1: list[str] | None = None,
     label_tie: list[str] | None = None,
+    leave_out_undelivered: bool = False,
     pairs_per_shard: int = 1000,
     workers: int | None = None,
 ) -> None:
@@ -96,6 +97,8 @@ def table(
         label_image_0: values of the label column that prefer image 0, in brackets, ["left"].
         label_image_1: values that prefer image 1.
         label_tie: values that prefer neither.
+        leave_out_undelivered: leave out and count images that a server does not deliver at any attempt; by default they
+            stop the import.
         pairs_per_shard: rows of the source per shard; rows left out make the shard smaller.
         workers: processes; by default one per core, up to 16.
 
@@ -122,7 +125,7 @@ def table(
     )
     given = Values(tuple(label_image_0 or ()), tuple(label_image_1 or ()), tuple(label_tie or ()))
     named = hub_files(repo, revision, pattern) if files is None and repo is not None else files or []
-    source = open_tables(named, asked, given, images)
+    source = open_tables(named, asked, given, images, leave_out_undelivered)
     print(f"{len(source.tables)} files, {source.rows:,} rows")
     print_summary(import_source(source, output, pairs_per_shard, workers))
 

@@ -50,7 +50,8 @@ def _json_rows(path: str, text: str) -> list[Any] | None:
         raise UserValueError(f"table: {path}: {_json_fault(text, error)}.") from error
     if isinstance(value, list):
         return value
-    lists = [one for one in value.values() if isinstance(one, list)] if isinstance(value, dict) else []
+    named = [value[name] for name in ("rows", "data") if name in value] if isinstance(value, dict) else []
+    lists = [one for one in named or value.values() if isinstance(one, list)] if isinstance(value, dict) else []
     if len(lists) == 1 and lists[0] and all(isinstance(one, dict) and "role" not in one for one in lists[0]):
         return lists[0]  # {"data": [...]}
     if isinstance(value, dict) and any(isinstance(one, str | int | float) for one in value.values()):

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ def open_table(path: str, columns: Columns) -> Table:
     return with_layout([table], found, Values(), None, asdict(columns), "folder")
 
 
-def open_tables(patterns: str | Sequence[str], asked: Asked, given: Values, images: str | None) -> Table:
+def open_tables(
+    patterns: str | Sequence[str], asked: Asked, given: Values, images: str | None, leave_out: bool = False
+) -> Table:
     """Read tables, find their columns and say which ones they are.
 
     Args:
@@ -85,6 +87,7 @@ def open_tables(patterns: str | Sequence[str], asked: Asked, given: Values, imag
         asked: columns that the user names.
         given: meaning of label values that the user names.
         images: folder or URL to which image paths are relative; None is the folder of their table.
+        leave_out: leave out rows whose image the network does not deliver at any attempt.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -98,11 +101,14 @@ def open_tables(patterns: str | Sequence[str], asked: Asked, given: Values, imag
     for table in tables:
         if isinstance(table, TextTable):
             refuse_unreadable(table.path, table.lines, SHARE)
-    kinds = _common_kinds(tables)
+    if not any(table.rows for table in tables):
+        raise UserValueError(f"files: {', '.join(paths[:3])} has no rows.")
+    kinds = _common_kinds([table for table in tables if table.rows])
     found = find_columns(paths[0], kinds, asked)
     options: dict[str, Any] = {"columns": list(found.used), "ordered": found.ordered}
     options |= {"labels": given._asdict()} if any(given) else {}
     source = with_layout(tables, found, given, images, options, "table")
+    source = replace(source, layout=replace(source.layout, leave_out=leave_out))
     kept = [name for name, kind in kinds.items() if name not in found.used and kind in ("text", "number")]
     if source.layout.encoding is not None and source.layout.encoding.plain:
         print(f"Label: {source.layout.encoding.words}.")

@@ -7,6 +7,7 @@ from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from lit_align.common.decode_ahead import decode_ahead
+from lit_align.common.passing_faults import StillFailingError
 from lit_align.data.importers.cells import image_name, is_remote, load_cell, prompt_of
 from lit_align.data.importers.columns import Found
 from lit_align.data.importers.label_encodings import Encoding, canonical
@@ -29,6 +30,7 @@ class Layout:
     found: Found
     encoding: Encoding | None  # None where the first image is the chosen one
     images: str | None = None  # folder or URL of the images; None is the table's
+    leave_out: bool = False  # rows whose image the network does not deliver at any attempt
 
     def pair(self, row: "Row", key: str) -> NewPair:
         """Make a pair of a row's cells.
@@ -50,7 +52,12 @@ class Layout:
         if found.ordered:
             label_0, two = shuffle_images(key, two)
         prompt = prompt_of(cells.get(found.prompt))
-        images = [load_cell(name, value, self.images or row.base) for name, value in two]
+        try:
+            images = [load_cell(name, value, self.images or row.base) for name, value in two]
+        except StillFailingError as error:
+            if self.leave_out:
+                raise Rejected("image not delivered", str(error)) from error
+            raise
         more = {name: value for name, value in cells.items() if name not in found.used}
         if self.encoding is not None and not self.encoding.plain:
             more |= {name: cells.get(name) for name in found.labels}

@@ -75,6 +75,8 @@ def _read(path: str) -> bytes:
 
 
 def _unpack(path: str, data: bytes) -> bytes:
+    if data.startswith(b"version https://git-lfs"):
+        raise UserValueError(f"table: {path} is a Git LFS pointer, not the table. Run git lfs pull.")
     if not data.startswith(b"\x1f\x8b"):
         return data
     try:

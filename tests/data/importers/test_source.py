@@ -61,6 +61,16 @@ def test_an_import_that_the_server_stops_is_resumed_by_the_same_command(tmp_path
     assert files(tmp_path / "out") == files(tmp_path / "unbroken")
 
 
+def test_a_server_that_never_delivers_an_image_need_not_stop_an_import(tmp_path, pauses):
+    with scripted_server(IMAGES, [("/30.png", 500, {})] * 99) as (address, _):
+        words = (str(tmp_path / "out"), pairs_at(address, tmp_path))
+        with pytest.raises(UserOSError, match=r"30\.png: HTTP status 500"):
+            table(*words, workers=1)
+        load_image.cache_clear()
+        table(*words, leave_out_undelivered=True, workers=1)  # goes on with what was begun
+    assert rejects(tmp_path / "out") == [(3, "pairs.jsonl, line 4", "image not delivered")]
+
+
 def test_a_missing_file_is_looked_for_again_and_a_gone_address_is_not(tmp_path, pauses):
     """A drive may be mounted before an unfinished import goes on; a server that has no image is not asked again."""
     left = {path: data for path, data in IMAGES.items() if path != "/20.png"}

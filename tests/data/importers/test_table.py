@@ -149,6 +149,13 @@ def test_a_folder_with_metadata(pictures):
     assert chosen_of(pictures / "out") == WANTED
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.csv", ""), ("a.csv", "chosen,rejected,prompt\n"), ("a.json", "[]")])
+def test_an_empty_table_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"files: .*{name} has no rows"):
+        table(str(tmp_path / "out"), f"{tmp_path}/{name}", workers=1)
+
+
 def test_splits_of_a_folder_are_not_mixed(pictures):
     for name in ("train-0.parquet", "test-0.parquet"):
         parquet_file(pictures / name, [FORMS["paths"](0)])
@@ -239,6 +246,7 @@ HEADER = "chosen,rejected,prompt\n"
         ("a.jsonl", '{"a": 1,}\n', r"line 1: .*a comma stands before }, where JSON allows none"),
         ("a.jsonl", "{'a': 1}\n", r"line 1: character 2: JSON needs double quotes"),
         ("a.json", '[{"a": 1},\n {"a": 2},\n]', r"a\.json: line \d, .*a comma stands before \]"),
+        ("a.jsonl", "version https://git-lfs.github.com/spec/v1\n", r"a\.jsonl is a Git LFS pointer"),
         ("a.json", '{"a": {"0": 1}}', r"must hold a list of rows.*it holds one object of columns: a.*orient='records'"),
     ],
 )
@@ -255,6 +263,9 @@ def test_tables_of_other_programs_are_read(tmp_path):
         "semicolon.csv": f"a;b\n1;{long}\n".encode(),
         "wide.tsv": f"a\tb\n1\t{long}\n".encode("utf-16"),
         "lines.json": json.dumps({"a": "1", "b": long}).encode(),
+        "viewer.json": json.dumps(
+            {"features": [{"name": "a"}], "rows": [{"row_idx": 0, "row": {"a": "1", "b": long}, "truncated_cells": []}]}
+        ).encode(),
         "wrapped.json": json.dumps({"data": [{"a": "1", "b": long}]}).encode(),
     }.items():
         (tmp_path / name).write_bytes(data)
