@@ -41,7 +41,8 @@ objectives_table: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/objectives.py --jobs 2 --record benchmarks/objectives.json
 
 # A process per core, up to 8, for each takes up to 2 GB; a file's tests stay together, for they share what they made.
-PYTEST_PARALLEL := $(BIN)/pytest -n auto --maxprocesses=8 --dist=loadfile --max-worker-restart=0
+# Files begin in the order of tests/conftest.py, the longest first.
+PYTEST_PARALLEL := $(BIN)/pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # Every mechanism at least once, under 12 minutes on two cores.
 test: $(INSTALLED_DEV)
@@ -51,7 +52,9 @@ test: $(INSTALLED_DEV)
 test_slow: $(INSTALLED_DEV)
 	$(PYTEST_PARALLEL) -m slow
 
-test_all: test test_slow
+# Both in one run: while the last test of the one waits, tests of the other take the core.
+test_all: $(INSTALLED_DEV)
+	$(PYTEST_PARALLEL)
 
 # Damaged shards: 2,000 mutations instead of 120, about 8 minutes.
 test_mutations: $(INSTALLED_DEV)

@@ -11,6 +11,15 @@ import torch
 
 from tests.support.pipelines import write_stable_diffusion
 
+LONGEST = ("slurm", "sharding", "kills", "cli", "divergence_guard", "resume", "preemption", "reference")
+LONGEST += ("doctor", "test_command", "notebooks", "estimate", "scoring", "win_rate_callback", "assets")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that at the end no process waits for another one's long file."""
+    names = [f"test_{name}" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
 
 @pytest.fixture(autouse=True)
 def _few_threads():

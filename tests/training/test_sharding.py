@@ -107,7 +107,7 @@ def test_zero2_keeps_weights_for_the_backward_pass_alone(tmp_path):
 
     def run(strategy):
         module, gathered = make(torch.optim.SGD, 0.3), Gathered()
-        grid = SampleGrid(["fox", "tulip"], every_n_steps=1, height=32, width=32, steps=2)
+        grid = SampleGrid(["fox", "tulip"], every_n_steps=1, height=32, width=32, steps=1)
         callbacks = [
             gathered,
             ReferenceUpdate(2),
@@ -116,10 +116,10 @@ def test_zero2_keeps_weights_for_the_backward_pass_alone(tmp_path):
             grid,
             Sharded(),
         ]
-        options = {"limit_val_batches": 1.0, "val_check_interval": 1, "check_val_every_n_epoch": None}
+        options = {"limit_val_batches": 1, "val_check_interval": 1, "check_val_every_n_epoch": None}
         options |= {"gradient_clip_val": 0.5}
         folder = tmp_path / type(strategy).__name__
-        trainer = fit(module, make_data(batch_size=4), folder, 3, callbacks=callbacks, **two(strategy), **options)
+        trainer = fit(module, make_data(batch_size=1), folder, 3, callbacks=callbacks, **two(strategy), **options)
         ends = {
             "weights": full_weights(module),
             "gathered": gathered.counts,
@@ -146,7 +146,7 @@ def runs(tmp_path_factory):
         kept = keep_all(folder / name, save_last="link", every_n_train_steps=1)
         callbacks = [ReferenceUpdate(2), kept, Sharded()]
         options = two(strategy, gradient_clip_val=1.0)
-        trainer = fit(module, make_data(), folder, steps, ckpt_path, callbacks, **options)
+        trainer = fit(module, make_data(batch_size=1), folder, steps, ckpt_path, callbacks, **options)
         torch.save(full_weights(module), folder / f"{name}{trainer.global_rank}.pt")
 
     def both(name, steps, found=None):
@@ -288,7 +288,12 @@ def test_bfloat16_gathers_half_and_rounds_policy_and_reference_equally(tmp_path)
             )
             callbacks = [ReferenceUpdate(2), Sharded(), watch]
             trainer = fit(
-                module, make_data(), tmp_path, 3, callbacks=callbacks, **two(strategy, precision="bf16-mixed")
+                module,
+                make_data(batch_size=1),
+                tmp_path,
+                3,
+                callbacks=callbacks,
+                **two(strategy, precision="bf16-mixed"),
             )
             ends.append({"losses": watch.losses, "weights": full_weights(module), "gathered": seen})
         torch.save(ends, tmp_path / f"rank{trainer.global_rank}.pt")
