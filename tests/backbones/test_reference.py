@@ -70,7 +70,7 @@ def test_policy_and_reference_give_equal_errors(lora):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_loss_is_ln_2_right_after_a_copy(tmp_path, lora, precision):
     """At the start, and after the updates at steps 2 and 4."""
-    module, watch = make(lora, repo=PIPELINE), Watch()
+    module, watch = make(lora, beta_dpo=1000.0), Watch()
     fit(module, make_data(), tmp_path, 5, callbacks=[ReferenceUpdate(2), watch], precision=precision)
     for step, loss in enumerate(watch.losses):
         if step in (0, 2, 4):
@@ -242,19 +242,29 @@ def test_banner_names_the_reference_and_its_schedule(tmp_path):
 
 @KINDS
 def test_two_processes_move_the_same_reference(tmp_path, lora):
-    """DDP on two CPU processes: policy and reference are each equal on both ranks, and differ from each other."""
+    """DDP on two CPU processes: both ranks end with one policy, and with the reference that it was at the update."""
+    steps = []
+
+    class Steps(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            steps.append(weights(pl_module))
 
     def run():
         module = make(lora)
         options = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
-        trainer = fit(module, make_data(), tmp_path, 3, callbacks=[ReferenceUpdate(2)], **options)
-        torch.save({"p": weights(module), "r": reference(module)}, tmp_path / f"rank{trainer.global_rank}.pt")
+        trainer = fit(module, make_data(), tmp_path, 3, callbacks=[ReferenceUpdate(2), Steps()], **options)
+        ends = {"p": weights(module), "r": reference(module), "steps": steps}
+        torch.save(ends, tmp_path / f"rank{trainer.global_rank}.pt")
 
     fork_ranks(run)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for part in ("p", "r"):
         assert equal(first[part], second[part])
-    assert not all(torch.equal(a, b) for a, b in zip(first["p"].values(), first["r"].values(), strict=True))
+    assert len(first["steps"]) == 6
+    second_step = first["steps"][3]
+    assert all(torch.equal(a, b) for a, b in zip(first["r"].values(), second_step.values(), strict=True))
+    for batch in (1, 5):
+        assert not any(torch.equal(first["steps"][batch][name], value) for name, value in second_step.items())
 
 
 def dropping():

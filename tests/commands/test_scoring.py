@@ -376,7 +376,10 @@ def test_votes_are_logged_and_resumed_exactly(tmp_path, presets):
     row = next(row for _, row in logger.rows if "train/loss" in row)
     assert row["train/vote/share"] == pytest.approx(2 / 3)  # colour and sharpness always contradict each other
     assert row["train/vote/ties"] == 0
-    assert 0 < row["train/vote/human_agreement"] < 1
+    first = batches(run_settings(tmp_path, vote)[0])[0]
+    agreed = (first.pairs.human == 1).sum().item() / 13
+    assert 0 < agreed < 1
+    assert row["train/vote/human_agreement"] == pytest.approx(agreed)
     # The n-th batch is the same, and a run with another vote is refused.
     whole = make_module(objective=BalancedDPO())
     fit(whole, run_settings(tmp_path, vote)[0], tmp_path, 3)

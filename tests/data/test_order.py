@@ -3,6 +3,7 @@
 import io
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from lit_align.data import PreferenceDataModule, SampleError
 from lit_align.data.buckets import SDXL_BUCKETS, assign_buckets, bucket_shapes
+from lit_align.data.order import RULE, Order
 from lit_align.data.shards.index import index_shard
 from tests.support.shards import write_dicts
 
@@ -131,6 +133,42 @@ def test_buckets_start_at_any_batch(shards, workers):
             batch.pairs.numbers.tolist() for batch in whole[skip:]
         ]
         assert all(torch.equal(a.chosen, b.chosen) for a, b in zip(rest, whole[skip:], strict=True))
+
+
+def numbers(shards, rank, world_size, shuffle_window, epoch=0):
+    """Draw the pairs of a rank's batches of two; only the lengths of the shards count."""
+    order = Order(shards, 2, ((64, 64),), rank, world_size, 3, shuffle_window)
+    assert order.batches == len(order.epoch(epoch))
+    return [batch.numbers for batch in order.epoch(epoch)]
+
+
+def test_the_order_only_changes_with_its_rule():
+    """Windows of four over three shards; these numbers were drawn when the rule was made."""
+    assert RULE == 2
+    shards = (range(5), range(4), range(6))
+    assert numbers(shards, 0, 2, 4) == [[3, 1], [0, 2], [6, 7]]
+    assert numbers(shards, 1, 2, 4) == [[4, 5], [10, 8], [9, 11]]
+    assert numbers(shards, 0, 2, 4, epoch=1) == [[1, 3], [0, 2], [6, 5]]
+    assert numbers(shards, 1, 2, 4, epoch=1) == [[4, 7], [9, 11], [8, 10]]
+    held_out = [numbers((range(5), range(4)), rank, 3, 0) for rank in range(3)]
+    assert held_out == [[[0, 1]], [[2, 3], [4, 5]], [[6, 7], [8]]]
+    order = Order((range(5), range(4)), 2, ((64, 64),))
+    assert [order.where(number)[1] for number in (0, 4, 5, 8)] == [0, 4, 0, 3]
+    assert [len(order.where(number)[0]) for number in (0, 4, 5, 8)] == [5, 5, 4, 4]
+
+
+def test_the_fingerprint_names_all_that_decides_the_order(shards):
+    order = make(shards).train_dataloader().order
+    pairs = order.shards[0].pairs
+    turned = [
+        replace(order.shards[0], pairs=pairs._replace(**{name: -getattr(pairs, name)})) for name in ("sign", "human")
+    ]
+    changes = [{"seed": 1}, {"batch_size": 3}, {"world_size": 2}, {"shuffle_window": 9}, {"labels": "a vote"}]
+    changes += [{"shapes": order.shapes[:1]}, {"shards": order.shards[1:]}]
+    changes += [{"shards": (shard, *order.shards[1:])} for shard in turned]
+    for change in changes:
+        before, after = order.fingerprint(), replace(order, **change).fingerprint()
+        assert [name for name in before if before[name] != after[name]] == list(change), change
 
 
 def test_an_image_without_a_size_has_no_bucket(tmp_path):

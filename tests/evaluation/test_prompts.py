@@ -109,6 +109,14 @@ def test_our_sets():
         read_prompts("generals")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt_and_what_is_left_out_is_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffa fox\n\n an ox \na fox\n\n\n", encoding="utf-8")
+    found = read_prompts(str(tmp_path / "a.txt"))
+    assert found == (["a fox", "an ox"], 1, 3)
+    assert str(found) == "2 prompts; left out: 1 repeated, 3 blank"
+    assert found.digest() != found._replace(unique=["an ox", "a fox"]).digest()  # images are numbered in this order
+
+
 def test_a_limit_is_spread_over_the_file(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(map(str, range(10))))
     found = read_prompts(str(tmp_path / "a.txt"))

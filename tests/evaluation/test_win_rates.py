@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -75,6 +76,17 @@ def test_bootstrap_agrees_with_scipys_and_with_itself():
     assert bootstrap(values) == ours
 
 
+@pytest.mark.parametrize("n", [2, 5, 40])
+def test_bootstrap_widens_what_resampling_understates(n):
+    """Around the mean, by sqrt(n / (n - 1)): with as many draws of prompts, numpy's quantiles give the plain ends."""
+    values = torch.arange(n, dtype=torch.float64).square()
+    generator = torch.Generator().manual_seed(0)
+    rounds = [torch.randint(n, (intervals.RESAMPLES // 10, n), generator=generator) for _ in range(10)]
+    ends = np.quantile(values.numpy()[torch.cat(rounds).numpy()].mean(1), [0.025, 0.975])
+    mean = (n - 1) * (2 * n - 1) / 6
+    assert bootstrap(values) == pytest.approx(mean + (ends - mean) * math.sqrt(n / (n - 1)), rel=1e-9)
+
+
 def test_compare_by_hand():
     mine = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0]), "b": torch.tensor([0.0, 0.0, 0.0, 1.0])}
     other = {"a": torch.tensor([0.0, 2.0, 3.25, 5.0]), "b": torch.tensor([1.0, 1.0, 0.0, 0.0])}
@@ -91,6 +103,11 @@ def test_compare_by_hand():
     turned = compare(other, mine, {"a": 0.25})
     assert turned.macro == pytest.approx(1 - found.macro)
     assert math.isclose(turned.scorers["b"].difference, -b.difference)
+
+
+def test_differences_are_taken_in_double_precision():
+    found = compare({"a": torch.tensor([2.0**24])}, {"a": torch.tensor([-1.0])}).scorers["a"]
+    assert found.difference == 2**24 + 1
 
 
 def test_a_macro_interval_is_as_wide_as_its_prompts_allow():

@@ -215,6 +215,17 @@ def test_pairs_without_weight_count_for_nothing(objective):
     assert w.grad.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("objective", [MaPO(), PaperMaPO(), SFT(), DiffusionDPO(20.0), DiffusionDPO(20.0, "ipo")])
+def test_only_losses_have_gradients(objective):
+    """A margin or a term with a gradient would keep the graph of every step that is logged."""
+    policy = PairErrors(torch.tensor([0.1], requires_grad=True), torch.tensor([0.2], requires_grad=True))
+    output = objective(policy, PairErrors(torch.tensor([0.3]), torch.tensor([0.2])))
+    assert output.losses.requires_grad
+    assert not output.margin.requires_grad
+    assert not any(term.requires_grad for term in output.terms.values())
+    assert {value.dtype for value in (output.margin, *output.terms.values())} == {torch.float32}
+
+
 def test_weighted_mean_of_fractions():
     assert weighted_mean(torch.tensor([1.0, 2.0]), torch.tensor([0.25, 0.25])).item() == 1.5
 
@@ -246,7 +257,9 @@ def test_formula_shows_its_numbers():
     assert "0.9 logsigmoid(inside) - 0.1 logsigmoid(-inside)" in DiffusionDPO(label_smoothing=0.1).formula()
 
 
-@pytest.mark.parametrize(("loss", "beta", "count"), [("ipo", 5000, 1), ("ipo", 10, 0), ("sigmoid", 0.1, 1)])
+@pytest.mark.parametrize(
+    ("loss", "beta", "count"), [("ipo", 5000, 1), ("ipo", 10, 0), ("sigmoid", 9.5, 1), ("hinge", 10, 0)]
+)
 def test_unusual_betas_are_a_concern(loss, beta, count):
     assert len(DiffusionDPO(beta, loss_type=loss).concerns()) == count
     assert DiffusionDPO().concerns() == MaPO().concerns() == []

@@ -1,5 +1,6 @@
 """Every rule and every tie rule by hand, and properties that hold for all votes."""
 
+import hashlib
 import random
 
 import pytest
@@ -43,12 +44,32 @@ THREE, FOUR = ["clip", "style", "colour"], ["clip", "style", "colour", "sharp"]
         # no share where the tie rule decided
         (Vote(THREE, rule="unanimous", ties="skip"), [0, 0, -1, 0, 1], [0, 0, 1, 0, 1]),
         (Vote(THREE, rule="unanimous"), [1, -1, -1, 0, 1], [0, 0, 1, 0, 1]),
+        # an abstention is no agreement: + + 0, + - 0, - - 0, 0 0 0, + + 0
+        (Vote(THREE, rule="unanimous", ties="skip", margins={"colour": 80.0}), [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
+        # margins are those of the vote; the tie breaker decides by its raw difference: 0 +, 0 0, 0 0, 0 0, + 0
+        (
+            Vote(["clip", "style"], ties="prefer:style", margins={"clip": 0.02, "style": 2.0}),
+            [1, -1, -1, 0, 1],
+            [0.5, 0, 0, 0, 0.5],
+        ),
         (Vote(["style"], rule="single", ties="skip"), [1, -1, -1, 0, 1], [1, 1, 1, 0, 1]),
         # raw sums: -74.98, -30.98, -12.01, 0, 10.03; one voter of three is for the first verdict
         (Vote(THREE, rule="vanilla", ties="skip"), [-1, -1, -1, 0, 1], [1 / 3, 2 / 3, 1, 0, 1]),
         (Vote(FOUR, rule="vanilla", ties="skip"), [-1, -1, -1, 1, 1], [0.5, 0.5, 1, 0.25, 1]),
+        # style abstains up to 1 and colour up to 30: -74.98, 0.02, -2.01, 0, 0.03
+        (
+            Vote(THREE, rule="vanilla", ties="skip", margins={"style": 1.0, "colour": 30.0}),
+            [-1, 1, -1, 0, 1],
+            [1 / 3, 1 / 3, 2 / 3, 0, 1 / 3],
+        ),
         # over scales: 2 + 2.5 - 2, 2 - 0.5 - 0.75, -1 - 1 - 0.25, 0, 3 + 0.5 + 0.225
         (Vote(THREE, rule="normalized", ties="skip"), [1, 1, -1, 0, 1], [2 / 3, 1 / 3, 1, 0, 1]),
+        # clip abstains up to 0.02: 2.5 - 2, -0.5 - 0.75, -1 - 0.25, 0, 3 + 0.5 + 0.225
+        (
+            Vote(THREE, rule="normalized", ties="skip", margins={"clip": 0.02}),
+            [1, -1, -1, 0, 1],
+            [1 / 3, 2 / 3, 2 / 3, 0, 1],
+        ),
     ],
 )
 def test_votes_by_hand(vote, signs, shares):
@@ -64,8 +85,13 @@ def test_random_voter_is_drawn_by_key_and_seed():
     first = Vote(["up", "down", "out"], rule="random", ties="skip").decide(ballot).sign
     counts = [(first == sign).sum().item() for sign in (1, -1, 0)]
     assert all(900 < count < 1100 for count in counts)  # a third each, within four standard deviations of 26
-    other = Vote(["up", "down", "out"], rule="random", ties="skip", seed=1).decide(ballot).sign
-    assert 0.25 < (first == other).float().mean() < 0.42
+    for seed in (0, 1):
+        drawn = [int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") % 3 for key in keys]
+        verdict = Vote(["up", "down", "out"], rule="random", ties="skip", seed=seed).decide(ballot)
+        assert verdict.sign.tolist() == [(1, -1, 0)[voter] for voter in drawn]
+        assert verdict.vote_share.tolist() == pytest.approx([(1 / 3, 1 / 3, 0)[voter] for voter in drawn])
+    with_human = Vote(["up", "human"], rule="random", ties="skip").decide(ballot._replace(human=ballot.human - 1)).sign
+    assert set(with_human.tolist()) == {1, -1}  # the label is drawn as any scorer is
     backwards = Ballot({name: value.flip(0) for name, value in differences.items()}, ballot.human, keys[::-1])
     again = Vote(["up", "down", "out"], rule="random", ties="skip").decide(backwards).sign
     assert torch.equal(again.flip(0), first)
@@ -75,6 +101,10 @@ def test_a_weighted_sum_that_rounds_is_a_tie():
     votes = torch.tensor([[1.0, 1.0, -1.0]], dtype=torch.float64)
     assert consensus.majority(votes, torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)).tolist() == [0]
     assert 0.1 + 0.2 - 0.3 != 0
+
+
+def test_raw_scores_are_added_in_double_precision():
+    assert consensus.vanilla(torch.tensor([[2.0**25, 1.0, -(2.0**25)]])).tolist() == [1]
 
 
 def random_ballot(generator, pairs=64):
