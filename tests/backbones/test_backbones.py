@@ -119,6 +119,8 @@ def test_a_lora_starts_at_the_base_model_and_only_it_is_trained(sdxl):
     time_ids = torch.tensor([[32, 32, 0, 0, 32, 32]])
     with torch.no_grad():
         assert torch.equal(lora.denoise(*args, time_ids), sdxl.denoise(*args, time_ids))
+    first = torch.cat([weight.flatten() for name, weight in names.items() if ".lora_A." in name])
+    assert first.std().item() == pytest.approx(1 / 4, rel=0.05)  # Gaussian, of deviation 1 / rank
 
 
 def test_frozen_parts_have_the_compute_precision_and_the_vae_its_own():
@@ -134,9 +136,11 @@ def test_frozen_parts_have_the_compute_precision_and_the_vae_its_own():
 def test_vae_keeps_its_precision_under_autocast(images, precision):
     backbone = StableDiffusionXL(str(PIPELINE), vae_precision=precision)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = backbone.encode_images(images)
+        inside, text = backbone.encode_images(images), backbone.encode_prompts(["fox"])
     assert torch.equal(inside, backbone.encode_images(images))
     assert inside.dtype == torch.float32
+    for name, value in backbone.encode_prompts(["fox"]).items():
+        assert torch.equal(text[name], value)
 
 
 def test_vae_from_another_folder():

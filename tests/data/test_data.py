@@ -353,6 +353,24 @@ def test_pair_shares_crop_and_flip_and_its_sizes_are_true():
     assert len(lefts) > 10
 
 
+@pytest.mark.parametrize(("height", "width"), [(20, 40), (40, 20)])
+def test_a_crop_is_where_its_draws_say(height, width):
+    """One draw decides the flip, from left to right alone; the next the row of the crop, and the last its column."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    buffer = io.BytesIO()
+    Image.fromarray(torch.stack([x * 5, y * 5, x * 0], 2).byte().numpy()).save(buffer, "PNG")
+    for seed in range(6):
+        draws = random.Random(seed)
+        flip, down, right = (draws.random() for _ in range(3))
+        result = PairTransform("random", 0.5)((buffer.getvalue(),) * 2, random.Random(seed), (20, 20))
+        top, left = round(down * (height - 20)), round(right * (width - 20))
+        assert result.flipped == (flip < 0.5)
+        assert result.time_ids[1].tolist() == [height, width, top, left, 20, 20]
+        across = x.flip(1) if result.flipped else x
+        expected = [5 * plane[top : top + 20, left : left + 20] for plane in (across, y)]
+        assert torch.equal(result.images[1][:2], torch.stack(expected).byte())
+
+
 def test_centre_crop_and_resize_keep_each_images_own_size():
     transform = PairTransform("center", 0.0)
     result = transform((png("red", (64, 32)), png("blue", (24, 40))), random.Random(0), (16, 16))
