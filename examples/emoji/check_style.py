@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_align.backbones import StableDiffusionXL
 from lit_align.data.images import decode_pixels, to_planes
 from lit_align.data.shards.layout import parse_sample, read_samples
-from lit_align.data.shards.scan import expand
+from lit_align.data.shards.patterns import expand
 from lit_align.scoring.scorers.analytic import high_contrast
 
 PAIRS = "assets/emoji/pairs/high_contrast-over-color/held_out/*.tar"

@@ -3,8 +3,8 @@
 import pytest
 
 from lit_align.data.read_options import ReadOptions
+from lit_align.data.shards.listing import find_shards
 from lit_align.data.shards.patterns import expand
-from lit_align.data.shards.scan import find_shards
 
 ODD = ["pairs [v2]", "a{b", "a{1,2}", "x*", "what?", "a}b", "[", "~", "-x", "tab\tand 'quote'", "ünï"]
 
