@@ -25,8 +25,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_align.data import images
-from lit_align.data.images import PairTransform, decode
+from lit_align.data import decoder as decoding
+from lit_align.data.decoder import decode
+from lit_align.data.images import PairTransform
 from lit_align.data.shards.layout import parse_sample, read_samples
 
 EMOJI = Path(__file__).parent.parent / "assets/emoji/pairs/high_contrast-over-color/train/00000.tar"
@@ -125,7 +126,7 @@ def compare_ways(pairs: Sequence[Encoded], resolution: int, rounds: int) -> dict
 
     def ours(decoder: Any) -> Prepare:
         def prepare(pair: Encoded, draw: random.Random) -> Any:
-            images.simplejpeg = decoder
+            decoding.simplejpeg = decoder
             return transform(pair, draw, (resolution, resolution))
 
         return prepare
@@ -134,14 +135,14 @@ def compare_ways(pairs: Sequence[Encoded], resolution: int, rounds: int) -> dict
         "released": lambda pair, draw: released_way(pair, draw, resolution),
         "lit-align": ours(None),
     }
-    if images.simplejpeg is not None:
-        ways["lit-align[fast]"] = ours(images.simplejpeg)
+    if decoding.simplejpeg is not None:
+        ways["lit-align[fast]"] = ours(decoding.simplejpeg)
     work = {name: (lambda prepare=prepare: prepare_all(prepare)) for name, prepare in ways.items()}
-    installed = images.simplejpeg
+    installed = decoding.simplejpeg
     try:
         return {name: [s / len(pairs) for s in seconds] for name, seconds in measure(work, rounds).items()}
     finally:
-        images.simplejpeg = installed
+        decoding.simplejpeg = installed
 
 
 def decoders() -> dict[str, Callable[[bytes], NDArray[np.uint8]]]:
@@ -153,8 +154,8 @@ def decoders() -> dict[str, Callable[[bytes], NDArray[np.uint8]]]:
         return np.asarray(image)
 
     found = {"Pillow": lambda data: np.asarray(decode(data)), "Pillow, draft to 2/3": with_draft}
-    if images.simplejpeg is not None:
-        found["simplejpeg"] = images.simplejpeg.decode_jpeg
+    if decoding.simplejpeg is not None:
+        found["simplejpeg"] = decoding.simplejpeg.decode_jpeg
     try:
         from turbojpeg import TJPF_RGB, TurboJPEG
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_align.callbacks.rank_images import Sampling, gather_shares, generate_on_ranks, pause_throughput
 from lit_align.common.files import write_png
+from lit_align.common.lettering import Lettering, name_unknown
 from lit_align.common.pixels import encode_image, from_image, to_image
 from lit_align.evaluation.image_statistics import against_base, describe, image_statistics
 from lit_align.training.checkpoints.run_folder import run_folder
@@ -122,22 +123,25 @@ def draw_grid(prompts: list[str], rows: dict[str, list[Tensor]], cell: int = 128
     scale = max(1, cell // width)
     height, width, margin, line = height * scale, width * scale, 90, 16
     grid = Image.new("RGB", (margin + len(prompts) * (width + 4), line + len(rows) * (height + 4)), "white")
-    pen = ImageDraw.Draw(grid)
+    pen, letters = ImageDraw.Draw(grid), Lettering(10, plain=True)
     for column, prompt in enumerate(prompts):
         x = margin + column * (width + 4)
-        pen.text((x, 2), _fit(pen, prompt, width), fill="black")
+        letters.draw(pen, (x, 2), _fit(letters, prompt, width), "black", anchor="la")
         for row, images in enumerate(rows.values()):
             image = to_image(images[column])
             grid.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, line + row * (height + 4)))
     for row, name in enumerate(rows):
         pen.text((4, line + row * (height + 4) + height // 2 - 6), name, fill="black")
+    if letters.unknown:
+        rank_zero_info(name_unknown(letters.unknown))
     return grid
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """Cut the text to `width` pixels."""
-    if pen.textlength(text) <= width:
+def _fit(letters: Lettering, text: str, width: int) -> str:
+    """Cut the text, in characters that a font has, to `width` pixels."""
+    text = letters.readable(" ".join(text.split()))
+    if letters.getlength(text) <= width:
         return text
-    while text and pen.textlength(f"{text}...") > width:
+    while text and letters.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_align.data.images import ImageError, PairTransform
+from lit_align.data.images import PairTransform
 from lit_align.data.labels.ordering import Decisions, OrderedPairs, order_pairs
 from lit_align.data.labels.stored import stale
 from lit_align.data.order import Batch, Order
@@ -64,10 +64,7 @@ class ShardPairReader(PairReader):
     def read(self, shard: Shard, row: int, rng: random.Random, shape: tuple[int, int]) -> ReadPair:
         pair = self._pair(shard, int(shard.pairs.offset[row]), int(shard.pairs.size[row]))
         check(pair, shard, row)
-        try:
-            made = self.transform((pair.image_0, pair.image_1), rng, shape)
-        except ImageError as error:
-            raise SampleError(f"{pair.location}: an image cannot be decoded: {error}") from error
+        made = self.transform.read(pair, rng, shape)
         return ReadPair(torch.stack(made.images), torch.stack(made.time_ids), pair.prompt, made.flipped)
 
     def _pair(self, shard: Shard, offset: int, size: int) -> RawPair:

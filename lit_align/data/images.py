@@ -1,27 +1,22 @@
 """Decode, resize and crop the two images of a pair to tensors of one size."""
 
-import io
 import random
-import re
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from lit_align.data.colours import ImageError
+from lit_align.data.decoder import decode_pixels
+from lit_align.data.shards.layout import RawPair, SampleError
 from lit_align.user_errors import UserValueError
 
 Crop = Literal["center", "random"]
-ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory; meaningless to a reader
-JPEG = b"\xff\xd8\xff"  # first bytes of a file
-ORIENTATION = 0x0112  # in EXIF; 2 to 8 ask for a rotation or reflection
-simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None  # the extra `fast`
+FAR_LARGER = 4  # times the area of a crop: then the rest is not resized
 
 
 class PairImages(NamedTuple):
@@ -47,6 +42,18 @@ class PairTransform:
     def __post_init__(self) -> None:
         if not 0 <= self.flip_probability <= 1:
             raise UserValueError(f"data.flip_probability is {self.flip_probability}; it must lie between 0 and 1.")
+
+    def read(self, pair: RawPair, draw: random.Random, shape: tuple[int, int]) -> PairImages:
+        """Transform the images of a sample, see `__call__`; whatever fails is a failure of this sample.
+
+        Raises:
+            SampleError: naming shard and key.
+        """
+        try:
+            return self((pair.image_0, pair.image_1), draw, shape)
+        except Exception as error:  # an allocator raises errors of several classes
+            words = str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
+            raise SampleError(f"{pair.location}: an image cannot be decoded: {words}") from error
 
     def __call__(self, encoded: tuple[bytes, bytes], draw: random.Random, shape: tuple[int, int]) -> PairImages:
         """Decode both images, and resize and crop each to `shape` (height, width; pixels) without distortion.
@@ -75,14 +82,34 @@ def transform(
     height, width = shape
     original_height, original_width, _ = pixels.shape
     scale = max(height / original_height, width / original_width)
-    if scale != 1:
-        covering = max(height, round(original_height * scale)), max(width, round(original_width * scale))
-        pixels = resize(pixels, *covering)
-    if flip:
-        pixels = pixels[:, ::-1]
-    top, left = round(down * (pixels.shape[0] - height)), round(right * (pixels.shape[1] - width))
-    planes = to_planes(pixels[top : top + height, left : left + width])
+    tall, wide = max(height, round(original_height * scale)), max(width, round(original_width * scale))
+    top, left = round(down * (tall - height)), round(right * (wide - width))
+    begin = wide - width - left if flip else left  # in the image that is not mirrored
+    if scale != 1 and tall * wide > FAR_LARGER * height * width:
+        pixels = resize_crop(pixels, (tall, wide), (top, begin), shape)
+    else:
+        pixels = pixels if scale == 1 else resize(pixels, tall, wide)
+        pixels = pixels[top : top + height, begin : begin + width]
+    planes = to_planes(pixels[:, ::-1] if flip else pixels)
     return planes, torch.tensor([original_height, original_width, top, left, height, width])
+
+
+def resize_crop(
+    pixels: NDArray[np.uint8], size: tuple[int, int], corner: tuple[int, int], shape: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Make a crop of a resized image alone, as `resize` and then cutting would within 1 / 255.
+
+    Args:
+        pixels: (height, width, 3).
+        size: height and width of the whole resized image.
+        corner: top and left of the crop in it.
+        shape: height and width of the crop.
+    """
+    vertical, horizontal = pixels.shape[0] / size[0], pixels.shape[1] / size[1]
+    right = min((corner[1] + shape[1]) * horizontal, pixels.shape[1])
+    bottom = min((corner[0] + shape[0]) * vertical, pixels.shape[0])
+    box = (corner[1] * horizontal, corner[0] * vertical, right, bottom)
+    return np.array(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BILINEAR, box))
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -98,40 +125,3 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 def to_planes(pixels: NDArray[np.uint8]) -> Tensor:
     """Convert (height, width, 3), also a cropped or mirrored view, into (3, height, width) with one copy."""
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # numpy takes half as long as torch
-
-
-class ImageError(ValueError):
-    """Raised for bytes that cannot be decoded as an image."""
-
-
-def decode_pixels(data: bytes) -> NDArray[np.uint8]:
-    """Decode an image to (height, width, 3), equal to `decode`; simplejpeg, if installed, is faster on JPEG files."""
-    if simplejpeg is not None and data.startswith(JPEG):
-        with suppress(Exception):  # Pillow decides whether a damaged file is readable
-            image = Image.open(io.BytesIO(data))
-            if image.mode == "RGB" and image.getexif().get(ORIENTATION) not in range(2, 9):
-                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
-                return pixels
-    return np.array(decode(data))
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decode an image to RGB, EXIF rotation applied and transparency on white.
-
-    Raises:
-        ImageError: if it cannot be decoded.
-    """
-    try:
-        return _decode(data)
-    except Exception as error:  # on damaged files Pillow raises errors of any class
-        words = ADDRESS.sub("it", str(error))
-        raise ImageError(f"{type(error).__name__}: {words}") from error
-
-
-def _decode(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    ImageOps.exif_transpose(image, in_place=True)  # otherwise upright images are copied too
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")

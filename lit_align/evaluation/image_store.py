@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lit_align.common.files import write_text
-from lit_align.data.images import decode_pixels, to_planes
+from lit_align.data.decoder import decode_pixels
+from lit_align.data.images import to_planes
 from lit_align.scoring.base import Scorer
 
 KEPT_AT_A_TIME = 128  # scores: as many may be lost when a run is killed

@@ -30,7 +30,7 @@ from lit_align.common.hub import ModelLocation
 from lit_align.data.cache.format import latents_bytes, names_of, rules
 from lit_align.data.cache.pairs import CachedPairReader
 from lit_align.data.cache.reader import Cache
-from lit_align.data.images import decode
+from lit_align.data.decoder import decode
 from lit_align.data.labels.ordering import OrderedPairs
 from lit_align.data.shards.index import content_digest, index_shard, write_index
 from lit_align.data.shards.layout import SampleError, parse_sample, read_samples

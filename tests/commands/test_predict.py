@@ -19,7 +19,7 @@ from lit_align.backbones.loading.denoisers import load_denoiser
 from lit_align.cli import main
 from lit_align.commands.evaluate.predict import Predict
 from lit_align.commands.shared import process_group as place
-from lit_align.data.images import decode_pixels
+from lit_align.data.decoder import decode_pixels
 from lit_align.evaluation.prompts import prompt_seed
 from tests.support.exports import adapter, darker
 from tests.support.paths import PIPELINE, ROOT

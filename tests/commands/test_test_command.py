@@ -15,7 +15,7 @@ from lit_align.backbones.loading.denoisers import load_denoiser
 from lit_align.commands.evaluate import comparison
 from lit_align.commands.shared import image_files
 from lit_align.commands.shared import process_group as place_module
-from lit_align.data.images import decode_pixels
+from lit_align.data.decoder import decode_pixels
 from lit_align.evaluation.prompts import prompt_seed
 from lit_align.evaluation.win_rates import compare
 from lit_align.scoring import load_scorers

@@ -19,7 +19,7 @@ from lit_align.backbones.loading.denoisers import load_denoiser
 from lit_align.backbones.reference import FrozenAdapter
 from lit_align.commands.export import export
 from lit_align.commands.shared.models import find_base, is_pipeline
-from lit_align.data.images import decode_pixels
+from lit_align.data.decoder import decode_pixels
 from lit_align.evaluation.prompts import prompt_seed
 from tests.support.paths import PIPELINE
 from tests.support.runs import fit, make_data, make_module

@@ -4,16 +4,19 @@ import io
 import itertools
 import logging
 import random
+import struct
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 import webdataset as wds
 from PIL import Image
 
-from lit_align.data import PreferenceDataModule, SampleError
+from lit_align.data import PreferenceDataModule, SampleError, images
 from lit_align.data.dataset import PairDataset, ShardPairReader
-from lit_align.data.images import PairTransform, decode
+from lit_align.data.decoder import decode
+from lit_align.data.images import PairTransform, resize, transform
 from lit_align.data.labels.stored import HumanLabels
 from lit_align.data.loader import PairLoader
 from lit_align.data.order import Order
@@ -330,23 +333,31 @@ def test_flips_are_drawn_anew_for_every_pair_and_epoch(tmp_path):
 # -- images
 
 
-def test_pair_shares_crop_and_flip_and_its_sizes_are_true():
+def coordinates(width, height):
     """A picture whose pixels hold their own coordinates shows what was cropped and flipped."""
-    wide = Image.new("RGB", (40, 20))
-    wide.putdata([(x * 5, y * 5, 0) for y in range(20) for x in range(40)])
-    buffer = io.BytesIO()
-    wide.save(buffer, "PNG")
+    image, buffer = Image.new("RGB", (width, height)), io.BytesIO()
+    image.putdata([(x * 4, y * 4, 0) for y in range(height) for x in range(width)])
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_pair_shares_crop_and_flip_and_its_sizes_are_true():
+    """Two images of unequal sizes: one relative position and one flip, and each its own sizes."""
     transform = PairTransform("random", 0.5)
     flips, lefts = set(), set()
     for seed in range(20):
-        result = transform((buffer.getvalue(), buffer.getvalue()), random.Random(seed), (20, 20))
-        assert torch.equal(*result.images)
-        assert torch.equal(*result.time_ids)
-        height, width, top, left, *target = result.time_ids[0].tolist()
-        assert (height, width, top, target) == (20, 40, 0, [20, 20])
-        row = (result.images[0][0, 0] / 5).round().int().tolist()
-        flipped = row[0] > row[-1]
-        assert row == ([39 - left - i for i in range(20)] if flipped else [left + i for i in range(20)])
+        result = transform((coordinates(40, 20), coordinates(60, 20)), random.Random(seed), (20, 20))
+        seen = []
+        for image, time_ids, original in zip(result.images, result.time_ids, (40, 60), strict=True):
+            height, width, top, left, *target = time_ids.tolist()
+            assert (height, width, top, target) == (20, original, 0, [20, 20])
+            row = (image[0, 0] / 4).round().int().tolist()
+            flipped = row[0] > row[-1]
+            assert row == ([width - 1 - left - i for i in range(20)] if flipped else [left + i for i in range(20)])
+            seen.append((flipped, left))
+        (flipped, left), (flipped_too, left_too) = seen
+        assert flipped == flipped_too == result.flipped
+        assert abs(left / 20 - left_too / 40) <= 0.5 / 20 + 0.5 / 40  # each rounded to a pixel
         flips.add(flipped)
         lefts.add(left)
     assert flips == {True, False}
@@ -369,6 +380,58 @@ def test_a_crop_is_where_its_draws_say(height, width):
         across = x.flip(1) if result.flipped else x
         expected = [5 * plane[top : top + 20, left : left + 20] for plane in (across, y)]
         assert torch.equal(result.images[1][:2], torch.stack(expected).byte())
+
+
+def test_sizes_of_unequal_images_go_with_their_images_into_the_batch(tmp_path):
+    """One step with images of four sizes: chosen and rejected keep their own, whatever the label."""
+    sizes = {"0000": ((40, 20), (20, 30)), "0001": ((24, 36), (50, 25))}
+    made = [
+        sample(int(key), label, **{"jpg_0.png": coordinates(*first), "jpg_1.png": coordinates(*second)})
+        for (key, (first, second)), label in zip(sizes.items(), "10", strict=True)
+    ]
+    (batch,) = stream(look(write(tmp_path / "a.tar", made)), shapes=((16, 16),))
+    for number, row in zip(batch.pairs.numbers.tolist(), batch.time_ids.tolist(), strict=True):
+        first, second = sizes[f"{number:04d}"]
+        chosen, rejected = (first, second) if number == 0 else (second, first)
+        assert [tuple(one[1::-1]) for one in row] == [chosen, rejected]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_only_the_crop_of_a_long_image_is_resized(flip):
+    """Within a rounding it is the crop of the whole; the memory is that of the crop."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 400, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(pixels).resize((400, 7), Image.Resampling.BICUBIC))
+    for shape, turned in (((20, 24), pixels), ((24, 20), pixels.transpose(1, 0, 2)), ((4, 4), pixels)):
+        down, right = 0.3, 0.8
+        found, time_ids = transform(turned, shape, flip, down, right)
+        scale = max(shape[0] / turned.shape[0], shape[1] / turned.shape[1])
+        whole = resize(np.ascontiguousarray(turned), *(round(side * scale) for side in turned.shape[:2]))
+        whole = whole[:, ::-1] if flip else whole
+        top, left = time_ids[2:4].tolist()
+        assert (top, left) == (round(down * (whole.shape[0] - shape[0])), round(right * (whole.shape[1] - shape[1])))
+        wanted = whole[top : top + shape[0], left : left + shape[1]]
+        assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 1
+    assert transform(np.zeros((1, 60000, 3), np.uint8), (1024, 1024), flip, 0.5, 0.5)[0].shape == (3, 1024, 1024)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory"), struct.error("argument")])
+def test_any_failure_of_a_decode_is_its_samples(tmp_path, monkeypatch, error):
+    shard = write(tmp_path / "a.tar", [sample(i) for i in range(4)])
+    shards = look(shard)
+    decoded = images.decode_pixels
+
+    def fail(data):
+        if data == png((2, 0, 0)):
+            raise error
+        return decoded(data)
+
+    monkeypatch.setattr(images, "decode_pixels", fail)
+    with pytest.raises(
+        SampleError, match=f"shard {shard}, key 0002: an image cannot be decoded: {type(error).__name__}"
+    ):
+        list(stream(shards))
+    weight = {n: w for b in stream(shards, on_error="skip") for n, w in zip(*map(list, b.pairs[:2]), strict=True)}
+    assert {int(n): float(w) for n, w in weight.items()} == {0: 1, 1: 1, 2: 0, 3: 1}
 
 
 def test_centre_crop_and_resize_keep_each_images_own_size():

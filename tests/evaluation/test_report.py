@@ -13,7 +13,8 @@ from markupsafe import escape
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from lit_align.data.images import decode, decode_pixels, to_planes
+from lit_align.data.decoder import decode, decode_pixels
+from lit_align.data.images import to_planes
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.evaluation.report import page as report
 from lit_align.evaluation.report.page import make_templates, write_report

@@ -9,6 +9,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.cli import main
+from lit_align.data.cache.reader import Cache
 from lit_align.data.shards.index import index_shard
 from tests.support.paths import PAIRS, PIPELINE, ROOT
 from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
@@ -79,6 +80,17 @@ def test_a_run_on_a_cache_is_the_run_on_images(tmp_path, caches, lora, request):
     assert cached.losses != images.losses  # float16 rounds
     for name in ("val/chosen_error", "val/rejected_error"):
         assert shown_cached[name].item() == pytest.approx(shown[name].item(), rel=2e-3)
+
+
+def test_held_out_pairs_are_cached_as_they_are_and_training_pairs_mirrored_too(caches):
+    """Validation never flips, so that mirrored images would only cost time and space."""
+    train, val = (Cache.open(caches[f"{split}_cache"]) for split in ("train", "val"))
+    assert (train.fingerprint["flips"], val.fingerprint["flips"]) == ("both", "none")
+    with pytest.raises(ValueError, match="has no mirrored images"):
+        val.latents(VAL, 0, flipped=True)
+    plain, mirrored = (train.latents(TRAIN[0], 0, flipped=flip) for flip in (False, True))
+    assert plain.shape == mirrored.shape == val.latents(VAL, 0, flipped=False).shape
+    assert not torch.equal(plain, mirrored)
 
 
 @pytest.mark.usefixtures("no_encoders")

@@ -134,10 +134,7 @@ def prepare_images(pair: RawPair, shape: Shape, mirrored: Sequence[bool]) -> tup
     images = []
     for flip in mirrored:
         transform = PairTransform("center", float(flip))
-        try:
-            made = transform((pair.image_0, pair.image_1), random.Random(0), shape)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise SampleError(f"{pair.location}: an image cannot be decoded: {error}") from error
+        made = transform.read(pair, random.Random(0), shape)
         images.append(torch.stack(made.images))
     return torch.stack(images), torch.stack(made.time_ids)
 

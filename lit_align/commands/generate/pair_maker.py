@@ -10,7 +10,7 @@ from lit_align.commands.generate.recipes import SIDES, Recipe, pair_seeds
 from lit_align.commands.shared.models import Model, Sampling
 from lit_align.common.choices import ImageFormat
 from lit_align.common.pixels import encode_image, from_image
-from lit_align.data.images import decode
+from lit_align.data.decoder import decode
 from lit_align.data.shards.writer import NewPair
 from lit_align.scoring.base import Scorer
 

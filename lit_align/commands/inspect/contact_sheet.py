@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lit_align.common.files import write_png
-from lit_align.data.images import decode
+from lit_align.common.lettering import Lettering, name_unknown
+from lit_align.data.decoder import decode
 from lit_align.data.shards.layout import RawPair
 
 BOX = 256  # side of the square into which an image is fitted, pixels
@@ -16,7 +17,6 @@ PADDING = 12  # around a pair
 COLUMNS = 4  # pairs per row
 TITLE = 44  # height of the title line
 ABOVE, BELOW = 24, 72  # heights of the text above and below the images
-FONTS = ("DejaVuSans.ttf", "Arial.ttf")  # Pillow's default font only has ASCII
 PAPER, CARD, EMPTY = "#d9dce1", "#f4f5f7", "#e4e6ea"
 INK, PALE, GOOD, BAD = "#1c1f24", "#6b7280", "#15803d", "#b91c1c"
 
@@ -70,33 +70,52 @@ def _card_size() -> tuple[int, int]:
     return 2 * BOX + GAP + 2 * PADDING, ABOVE + BOX + BELOW
 
 
-def draw_sheet(tiles: Sequence[Tile], title: str, path: Path) -> None:
-    """Draw the pairs and write a PNG atomically."""
+def draw_sheet(tiles: Sequence[Tile], title: str, path: Path) -> str:
+    """Draw the pairs, write a PNG atomically, and say which characters no font has; empty if all are drawn."""
     sheet = Image.new("RGB", sheet_size(len(tiles)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((PADDING, TITLE // 2), title, INK, _font(18), anchor="lm")
+    pen = Pen(sheet)
+    pen.write((PADDING, TITLE // 2), title, INK, 18)
     for number, tile in enumerate(tiles):
-        _draw_tile(sheet, draw, tile, *image_position(number))
+        _draw_tile(pen, tile, *image_position(number))
     write_png(path, sheet)
+    unknown = {character for letters in pen.letters.values() for character in letters.unknown}
+    return name_unknown(unknown) if unknown else ""
 
 
-def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
+class Pen:
+    """Writes on a sheet.
+
+    Args:
+        sheet: to be drawn on.
+    """
+
+    def __init__(self, sheet: Image.Image) -> None:
+        self.sheet, self.draw = sheet, ImageDraw.Draw(sheet)
+        self.letters = {points: Lettering(points) for points in (12, 14, 15, 18)}
+
+    def write(self, place: tuple[int, int], text: str, colour: str, points: int) -> None:
+        """Write a text in one line, its left middle at `place`."""
+        self.letters[points].draw(self.draw, place, text, colour, anchor="lm")
+
+
+def _draw_tile(pen: Pen, tile: Tile, left: int, top: int) -> None:
     width, height = _card_size()
     card = (left - PADDING, top - ABOVE, left - PADDING + width - 1, top - ABOVE + height - 1)
-    draw.rounded_rectangle(card, radius=6, fill=CARD)
+    pen.draw.rounded_rectangle(card, radius=6, fill=CARD)
     words = (("tie", PALE), ("tie", PALE)) if tile.tie else (("chosen", GOOD), ("rejected", BAD))
     for at, image, (word, colour) in zip((left, left + BOX + GAP), (tile.left, tile.right), words, strict=True):
-        draw.text((at, top - ABOVE // 2), word, colour, _font(14), anchor="lm")
-        draw.rectangle((at, top, at + BOX - 1, top + BOX - 1), fill=EMPTY)
-        sheet.paste(image, (at + (BOX - image.width) // 2, top + (BOX - image.height) // 2))
-    prompt = cut(tile.prompt or "(empty prompt)", _font(15), width - 2 * PADDING, lines=2)
-    for number, line in enumerate(prompt):
-        draw.text((left, top + BOX + 14 + 20 * number), line, INK, _font(15), anchor="lm")
-    [note] = cut(tile.note, _font(12), width - 2 * PADDING, lines=1)
-    draw.text((left, top + BOX + BELOW - 14), note, PALE, _font(12), anchor="lm")
+        pen.write((at, top - ABOVE // 2), word, colour, 14)
+        pen.draw.rectangle((at, top, at + BOX - 1, top + BOX - 1), fill=EMPTY)
+        pen.sheet.paste(image, (at + (BOX - image.width) // 2, top + (BOX - image.height) // 2))
+    prompt = pen.letters[15].readable(tile.prompt[:1000] or "(empty prompt)")
+    lines = cut(prompt, pen.letters[15], width - 2 * PADDING, lines=2)
+    for number, line in enumerate(lines):
+        pen.write((left, top + BOX + 14 + 20 * number), line, INK, 15)
+    [note] = cut(pen.letters[12].readable(tile.note), pen.letters[12], width - 2 * PADDING, lines=1)
+    pen.write((left, top + BOX + BELOW - 14), note, PALE, 12)
 
 
-def cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
+def cut(text: str, font: Lettering, width: int, lines: int) -> list[str]:
     """Break a text into at most `lines` lines of `width` pixels; `…` replaces what does not fit."""
     words = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
     broken: list[str] = []
@@ -115,19 +134,10 @@ def cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: in
     return broken
 
 
-def _longest(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> int:
+def _longest(text: str, font: Lettering, width: int) -> int:
     """Count how many characters of the text fit into the width, at least one."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if font.getlength(text[:middle]) <= width else (low, middle - 1)
     return low
-
-
-def _font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in FONTS:
-        try:
-            return ImageFont.truetype(name, points)
-        except OSError:  # not on this machine
-            continue
-    return ImageFont.load_default(points)

@@ -33,8 +33,8 @@ def inspect_shards(shards: str | list[str], output: Path, sheet_pairs: int, seed
     locations = sample_pairs(pairs, sheet_pairs)
     if locations:
         title = f"{len(locations):,} of {found['pairs'] + found['ties']:,} pairs, seed {seed}"
-        draw_sheet(_tiles(reports, locations), title, output / "inspect.png")
-        saved += f", the contact sheet as {output / 'inspect.png'}"
+        unknown = draw_sheet(_tiles(reports, locations), title, output / "inspect.png")
+        saved += f", the contact sheet as {output / 'inspect.png'}{unknown and f'. {unknown}'}"
     print(f"{to_text(found)}\n{saved}")
     if any(found["faults"].values()):
         raise SystemExit(1)

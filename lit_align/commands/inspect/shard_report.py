@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from lit_align.commands.inspect.index_check import IndexCheck
 from lit_align.common.captions import is_surely_cut
-from lit_align.data.images import decode
+from lit_align.data.decoder import decode
 from lit_align.data.shards.index import ShardEntry, parse_unique
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_bytes, parse_sample, read_samples
 from lit_align.data.shards.storage import read_range, size

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_align.common.decode_ahead import decode_ahead
 from lit_align.common.lock import folder_turn
 from lit_align.common.progress import BRIEF, Progress, track
-from lit_align.data.images import ImageError, decode_pixels
+from lit_align.data.decoder import ImageError, decode_pixels
 from lit_align.data.labels.score_files import Identity, Scores, read_scores, side_file, write_scores
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.index import content_digest

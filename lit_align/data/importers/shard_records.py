@@ -9,7 +9,8 @@ from lit_align.data.importers.import_folder import RECORDS
 from lit_align.data.importers.rejects import Reject, read_rejects
 from lit_align.data.shards.index import ShardEntry, rows_path
 
-MAY_RETURN = ("image missing", "prompt missing")  # a drive may be unmounted, or a folder misspelled
+# A drive may be unmounted, or a folder misspelled.
+MAY_RETURN = ("image missing", "image cannot be read", "prompt missing")
 
 
 class ShardRecord(NamedTuple):

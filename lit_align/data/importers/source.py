@@ -1,24 +1,20 @@
 """Sources of an import: numbered rows, each of which becomes a pair or is rejected for a reason."""
 
 import hashlib
-import io
-import re
 from collections.abc import Callable, Iterator
 from errno import ENAMETOOLONG
 from functools import lru_cache, partial
 from typing import Any, Protocol
 
-from PIL import Image
-
 from lit_align.common.captions import clean_caption
 from lit_align.common.passing_faults import OWN, StillFailingError, call_patiently, describe, status_of
+from lit_align.data.decoder import ImageError, decode
 from lit_align.data.importers.rejects import Reject, Rejected, clean, encodable
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
 from lit_align.data.shards.storage import open_binary
 from lit_align.data.shards.writer import NewPair
 from lit_align.user_errors import MissingPackageError
 
-ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # of an object in memory; differs in each process
 GONE = (404, 410)  # HTTP statuses of a file that is not there
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)
 
@@ -140,12 +136,9 @@ def check_image(data: bytes | None) -> bytes:
     if not data:
         raise Rejected("image missing")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (max(image.width // 8, 1), max(image.height // 8, 1)))
-            image.load()
-    except Exception as error:  # on damaged data Pillow's plugins raise errors of any class
-        words = ADDRESS.sub("it", f"{type(error).__name__}: {error}")
-        raise Rejected("image cannot be decoded", words[:200]) from error
+        decode(data, draft=True)
+    except ImageError as error:
+        raise Rejected(error.reason, error.detail[:200]) from error
     return data
 
 
@@ -176,6 +169,8 @@ def _read_file(path: str) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, NO_FILE) or getattr(error, "errno", None) == ENAMETOOLONG:
             raise Rejected("image missing", path) from error
+        if isinstance(error, PermissionError):
+            raise Rejected("image cannot be read", f"{path}: {error.strerror}") from error
         raise
 
 

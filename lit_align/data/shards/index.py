@@ -5,7 +5,6 @@ totals. The index of shards on the web or on a read-only disk lies in another fo
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from lit_align.common.files import atomic_path, write_text
+from lit_align.data.decoder import ImageError, check_header, upright_size
 from lit_align.data.shards.filesystems import join, parent
 from lit_align.data.shards.layout import RawPair, Sample, SampleError, parse_sample, read_samples
 from lit_align.data.shards.storage import open_binary
@@ -104,9 +103,21 @@ def sample_row(sample: Sample, whole: bool, sizes: bool, seen: bool) -> dict[str
     except SampleError as error:
         return row | {"fault": str(error)}
     row |= {"label_0": pair.label_0, "prompt": pair.prompt, "content": content_digest(pair) if whole else ""}
-    if sizes:
+    if sizes and not whole:
         row |= dict(zip(SIZES, (*upright_size(pair.image_0), *upright_size(pair.image_1)), strict=True))
-    return row
+    return row | _checked_sizes(pair) if whole else row
+
+
+def _checked_sizes(pair: RawPair) -> dict[str, Any]:
+    """Sizes of both images, or why one cannot train: the label of a broken sample counts for nothing."""
+    sizes: list[int] = []
+    for number, data in enumerate((pair.image_0, pair.image_1)):
+        try:
+            sizes += check_header(data)
+        except ImageError as error:
+            fault = f"{pair.location}: jpg_{number}: {error.reason}; {error.detail}"
+            return {"fault": fault, "label_0": float("nan")}
+    return dict(zip(SIZES, sizes, strict=True))
 
 
 def parse_unique(sample: Sample, seen: bool) -> RawPair:
@@ -114,17 +125,6 @@ def parse_unique(sample: Sample, seen: bool) -> RawPair:
     if seen:
         raise SampleError(f"{sample.location}: the shard has this key twice. Give each sample its own key.")
     return parse_sample(sample)
-
-
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Read an encoded image's height and width from its header, EXIF rotation applied; (0, 0) if unreadable."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            rotated = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5
-    except Exception:  # on damaged files PIL raises errors of almost any kind
-        return 0, 0
-    return (width, height) if rotated else (height, width)
 
 
 def index_shard(shard: str, folder: str | None = None) -> ShardEntry:

@@ -18,6 +18,7 @@ from lit_align.user_errors import UserValueError
 
 PROMPT_FIELDS = ("caption.txt", "original_prompt.txt")
 BLOCK = 512  # bytes; the unit of a tar file
+JPEG = b"\xff\xd8\xff"  # first bytes of a file
 
 
 class SampleError(UserValueError):
@@ -64,7 +65,8 @@ def read_samples(shard: str, image_bytes: int | None = None, timeout: float | No
 
     Args:
         shard: local path or URL.
-        image_bytes: bytes to read of each image; None reads all, and the rest is skipped without reading it.
+        image_bytes: bytes to read of each image; None reads all, and the rest is skipped without reading it. Of formats
+            that may state size or orientation behind the pixels, all but JPEG, all is read unless it is 0.
         timeout: seconds until a read is given up; None waits forever.
 
     Raises:
@@ -121,6 +123,8 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: str, at_most: in
     data = b"" if file is None or wanted == 0 else file.read(wanted)
     if len(data) != wanted:
         raise SampleError(f"shard {shard} ends in the middle of {member.name}. Restore the file or leave it out.")
+    if file is not None and 0 < wanted < member.size and not data.startswith(JPEG):
+        data += file.read()
     return data
 
 

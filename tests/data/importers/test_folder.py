@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +114,105 @@ def test_two_folders(tmp_path):
         folder(str(tmp_path / "out3"), None, tmp_path, tmp_path / "bad", workers=1)
     with pytest.raises(ValueError, match="Name --table, or --chosen and --rejected"):
         folder(str(tmp_path / "out3"), None, tmp_path, workers=1)
+
+
+def test_whatever_lies_in_the_folders_is_a_pair_or_counted(tmp_path):
+    """Suffixes of all kinds and cases, links, hidden files, captions alone, and what is no image."""
+    one, two = BUNDLED[0].image_0, BUNDLED[0].image_1
+    pairs = {"a.jfif": "a.jpe", "b.JPG": "b.PNG", "c.dat": "c.dat", "d.1": "d.1", "sub/x y [1].Tif": "sub/x y [1].png"}
+    for good, bad in pairs.items():
+        for kind, name, data in (("good", good, one), ("bad", bad, two)):
+            (tmp_path / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / kind / name).write_bytes(data)
+    for name in ("a.txt", "b.TXT", "c.dat.txt", "d.1.Txt", "sub/x y [1].txt"):
+        (tmp_path / "good" / name).write_text(name)
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    for name in ("e.webp", "deep/f.png"):
+        (tmp_path / "elsewhere" / name).write_bytes(encoded(one, "PNG"))
+        (tmp_path / "bad/linked" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bad/linked" / name).write_bytes(two)
+        (tmp_path / "elsewhere" / name).with_suffix(".txt").write_text(name)
+    (tmp_path / "good/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "good/gone.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "good/notes.md").write_text("notes")
+    (tmp_path / "good/.hidden").mkdir()
+    (tmp_path / "good/.hidden/a.png").write_bytes(one)
+    (tmp_path / "bad/._a.jpg").write_bytes(b"fork")
+    (tmp_path / "bad/alone.txt").write_text("no image")
+    (tmp_path / "bad/a.TXT").write_text("beside the rejected image")
+    for kind in ("good", "bad"):
+        (tmp_path / kind / "photo.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(20))
+    (tmp_path / "good/photo.txt").write_text("a format that is not read")
+    (tmp_path / "good/twice.txt").write_text("one")
+    (tmp_path / "good/twice.TXT").write_text("two")
+    for kind, data in (("good", one), ("bad", two)):
+        (tmp_path / kind / "twice.png").write_bytes(data)
+    folder(str(tmp_path / "out"), None, tmp_path / "good", tmp_path / "bad", workers=1)
+    prompts = ["a.txt", "b.TXT", "c.dat.txt", "d.1.Txt", "deep/f.png", "e.webp", "sub/x y [1].txt"]
+    found = read_all(tmp_path / "out")
+    assert [pair.prompt for pair, _ in found] == prompts
+    assert next(pair.image_0 if pair.label_0 == 1 else pair.image_1 for pair, _ in found) == one
+    assert sorted(rejects(tmp_path / "out")) == [
+        (6, "photo", "image cannot be decoded"),
+        (8, "twice", "two captions of the same name"),
+        (9, "chosen/.hidden", "hidden file or folder"),
+        (10, "chosen/gone.png", "link to nothing"),
+        (11, "chosen/linked/deep/up", "link to a folder that it is in"),
+        (12, "chosen/notes.md", "file is neither an image nor a caption"),
+        (13, "rejected/._a.jpg", "hidden file or folder"),
+        (14, "alone.txt", "caption without images"),
+    ]
+
+
+def test_a_captions_folder_counts_what_is_not_used(tmp_path):
+    for kind, data in (("good", BUNDLED[0].image_0), ("bad", BUNDLED[0].image_1)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "a.png").write_bytes(data)
+    (tmp_path / "texts").mkdir()
+    for name in ("a.txt", "b.txt", "c.json", "a.png"):
+        (tmp_path / "texts" / name).write_text("right")
+    (tmp_path / "bad/a.txt").write_text("wrong")
+    folder(str(tmp_path / "out"), None, tmp_path / "good", tmp_path / "bad", tmp_path / "texts", workers=1)
+    assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["right"]
+    assert [(place, why) for _, place, why in rejects(tmp_path / "out")] == [
+        ("captions/c.json", "file is neither an image nor a caption"),
+        ("captions/a.png", "image among captions"),
+        ("rejected/a.txt", "caption beside images, not in captions"),
+        ("b.txt", "caption without images"),
+    ]
+    before = files(tmp_path / "out")
+    (tmp_path / "good/new.md").write_text("new")
+    with pytest.raises(ValueError, match="chosen and rejected: sha256 was"):
+        folder(str(tmp_path / "out"), None, tmp_path / "good", tmp_path / "bad", tmp_path / "texts", workers=1)
+    assert files(tmp_path / "out") == before
+
+
+def test_files_that_may_not_be_read_are_counted(tmp_path, monkeypatch):
+    """Root may read everything, so the refusal is made."""
+    listed, opened = os.listdir, Path.open
+
+    def refuse(path, *args, **kinds):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    for kind in ("good", "bad"):
+        (tmp_path / kind / "locked").mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / kind / f"{number}.png").write_bytes(BUNDLED[number].image_0 + (b"" if kind == "good" else b" "))
+            (tmp_path / kind / f"{number}.txt").write_text("x")
+
+    def closed(path, *args, **kinds):
+        if path.name == "1.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kinds)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(Path, "open", closed)
+    folder(str(tmp_path / "out"), None, tmp_path / "good", tmp_path / "bad", workers=1)
+    assert [why for _, _, why in rejects(tmp_path / "out")] == [
+        "image cannot be read",
+        "folder cannot be read: Permission denied",
+        "folder cannot be read: Permission denied",
+    ]
