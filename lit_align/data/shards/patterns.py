@@ -4,7 +4,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from lit_align.common.paths import expand_home
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
@@ -72,7 +72,7 @@ def _match(front: str, rest: str, pattern: str, must_exist: bool) -> list[str]:
 def _braces(pattern: str) -> list[str]:
     try:
         return list(braceexpand(pattern))
-    except UnbalancedBracesError:  # a brace of a name
+    except ValueError:  # unbalanced: a brace of a name
         return [pattern]
 
 
