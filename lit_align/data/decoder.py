@@ -129,14 +129,14 @@ def orientation(image: Image.Image, data: bytes) -> int:
     """
     if image.format == "PNG" and "exif" not in image.info and not any(mark in data for mark in PNG_METADATA):
         return 1  # `getexif` would load the pixels
-    found = None
+    found: Any = None
     with suppress(Exception):  # a broken EXIF says nothing
         found = image.getexif().get(ORIENTATION)
     if found not in range(1, 9) and image.format != "TIFF":
         packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp", b"")
         said = XMP_ORIENTATION.search(packet.encode() if isinstance(packet, str) else packet)
         found = int(said[1]) if said else 1
-    return found if found in range(1, 9) else 1
+    return int(found) if found in range(1, 9) else 1
 
 
 def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
