@@ -75,9 +75,9 @@ class Lettering:
         return fonts
 
     def _font_of(self, character: str) -> Font | None:
-        for font in self.fonts:
-            if _has(font, character):
-                return font
+        known = next((font for font in self.fonts if _has(font, character)), None)
+        if known is not None:
+            return known
         path = _system_font(character)
         font = None if path is None else _open(path, self.points)
         if font is not None and _has(font, character):
