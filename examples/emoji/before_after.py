@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lit_align.callbacks.sample_grid import draw_grid
 from lit_align.common.files import write_png
-from lit_align.data.images import decode_pixels, to_planes
+from lit_align.data.decoder import decode_pixels
+from lit_align.data.images import to_planes
 from lit_align.scoring.scorers.analytic import colourfulness, high_contrast
 
 SHOWN = 16  # prompts in the picture

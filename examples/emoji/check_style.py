@@ -11,7 +11,8 @@ from diffusers import StableDiffusionXLImg2ImgPipeline
 from torch import Tensor
 
 from lit_align.backbones import StableDiffusionXL
-from lit_align.data.images import decode_pixels, to_planes
+from lit_align.data.decoder import decode_pixels
+from lit_align.data.images import to_planes
 from lit_align.data.shards.layout import parse_sample, read_samples
 from lit_align.data.shards.patterns import expand
 from lit_align.scoring.scorers.analytic import high_contrast
