@@ -46,11 +46,6 @@ def run_validation(trainer: "L.Trainer") -> None:
     trainer.training = True
 
 
-def check_all_before_training(trainer: "L.Trainer") -> None:
-    """Let the sanity check see all held-out pairs; the Trainer takes the number at construction only."""
-    trainer.num_sanity_val_steps = float("inf")  # as -1 in Trainer's constructor
-
-
 def replace_signal_handlers(trainer: "L.Trainer", handlers: Any) -> None:
     """Put an object with `register_signal_handlers`, `teardown` and `received_sigterm` in place of Lightning's.
 

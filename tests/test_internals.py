@@ -101,23 +101,6 @@ def test_run_validation():
     assert callback.batches == [0, 1, 0, 1]
 
 
-class Sanity(L.Callback):
-    def __init__(self):
-        self.batches = 0
-
-    def setup(self, trainer, pl_module, stage):
-        internals.check_all_before_training(trainer)
-
-    def on_validation_batch_end(self, trainer, *_, **__):
-        self.batches += trainer.sanity_checking
-
-
-def test_check_all_before_training():
-    callback = Sanity()
-    fit(callback, limit_val_batches=4)
-    assert callback.batches == 4
-
-
 class Handlers(L.Callback):
     def __init__(self):
         self.calls = []

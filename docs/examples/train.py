@@ -39,6 +39,7 @@ def main() -> None:
         max_steps=options.max_steps,
         default_root_dir=options.output,
         log_every_n_steps=1,
+        num_sanity_val_steps=-1,  # all held-out pairs: the start that later errors are compared with
         callbacks=[StartBanner(), StepProgress(), Throughput(), ChosenErrorRise()],
     )
     trainer.fit(module, data)

@@ -4,10 +4,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lit_align.internals import check_all_before_training
 from lit_align.types import EncodedBatch, PreferenceBatch
 
 UNCOUNTED = -1.0  # instead of the error of a pair that was not seen or has no weight
@@ -21,16 +20,26 @@ class ChosenErrorRise(L.Callback):
     noise and timesteps, so that both depend only on the weights. They compare with the run's own start, whereas
     `chosen_worse`, which some objectives log, compares with a reference that may have moved.
 
-    Lightning's sanity check, extended to all held-out pairs, measures the start, without effect on the training. A
-    resumed run has no sanity check, and reads the start from its checkpoint (4 bytes a pair).
+    Lightning's sanity check measures the start, without effect on the training: all held-out pairs where
+    `trainer.num_sanity_val_steps` is -1, those of the first batches where it is a number, and none where it is 0. Pairs
+    without a start are not compared. A resumed run reads the start from its checkpoint (4 bytes a pair).
     """
 
     def __init__(self) -> None:
         self.start: Tensor | None = None  # (pairs,) float32, by the pair's number
+        self.partial = False  # whether the start is that of some batches
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # number, weight, error of a batch here, (batch,) each
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        check_all_before_training(trainer)
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.start is None and trainer.enable_validation and trainer.val_dataloaders:
+            why = "trainer.num_sanity_val_steps is 0" if trainer.global_step == 0 else "the run began without a start"
+            rank_zero_info(f"ChosenErrorRise: {why}, so that val/chosen_error_rise is not measured.")
+        elif self.start is not None and self.partial:
+            pairs = int((self.start != UNCOUNTED).sum())
+            rank_zero_info(
+                f"ChosenErrorRise: val/chosen_error_rise is that of {pairs:,} held-out pairs, the first ones, to which "
+                "trainer.num_sanity_val_steps limits the start; -1 measures all."
+            )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen = []
@@ -49,17 +58,17 @@ class ChosenErrorRise(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         errors = self._errors(trainer)
         if trainer.sanity_checking:
-            self.start = errors if self.start is None else self.start
-        elif self.start is not None and len(self.start) != len(errors):
+            if self.start is None:
+                self.start, self.partial = errors, trainer.num_sanity_val_steps != float("inf")
+        elif self.start is not None and len(self.start) != len(errors) and not self.partial:
             rank_zero_warn(
                 f"ChosenErrorRise: there are {len(errors)} held-out pairs, and there were {len(self.start)} when the "
                 "run began; their errors are not compared. Use the data.val_shards that the run began with."
             )
         elif self.start is not None:
-            counted = (self.start >= 0) & (errors != UNCOUNTED)
-            start, now = self.start[counted], errors[counted]
-            pl_module.log("val/chosen_error_rise", (now / start - 1).mean())  # equal on all ranks
-            pl_module.log("val/chosen_worse_than_start", (now > start).float().mean())
+            rise, share = compare_errors(self.start, errors)
+            pl_module.log("val/chosen_error_rise", rise)  # equal on all ranks
+            pl_module.log("val/chosen_worse_than_start", share)
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -67,10 +76,10 @@ class ChosenErrorRise(L.Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self.start}
+        return {"start": self.start, "partial": self.partial}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.start = state_dict["start"]
+        self.start, self.partial = state_dict["start"], state_dict.get("partial", False)
 
     def _errors(self, trainer: L.Trainer) -> Tensor:
         """The chosen errors of this validation's pairs on all ranks, (pairs,) float32 on the CPU, by their numbers."""
@@ -78,6 +87,15 @@ class ChosenErrorRise(L.Callback):
         reduce = trainer.strategy.reduce
         size = int(reduce(number.max() + 1, reduce_op="max"))
         sums = torch.zeros(2, size, device=error.device)
-        counted = torch.stack([torch.where(weight > 0, error * weight, 0.0), weight])
+        counted = torch.stack([torch.where(weight > 0, error * weight, 0.0), weight]).float()
         total = reduce(sums.index_add_(1, number, counted), reduce_op="sum").cpu()
         return torch.where(total[1] > 0, total[0] / total[1], UNCOUNTED)
+
+
+def compare_errors(start: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare the errors (pairs,) of the pairs that have both: mean of their relative rises, share of greater ones."""
+    pairs = min(len(start), len(now))
+    start, now = start[:pairs], now[:pairs]
+    counted = (start >= 0) & (now != UNCOUNTED)
+    start, now = start[counted], now[counted]
+    return (now / start - 1).mean(), (now > start).float().mean()

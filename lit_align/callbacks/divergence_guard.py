@@ -1,5 +1,6 @@
 """Stops a run that diverges, before its images are ruined."""
 
+import time
 from collections import deque
 from math import hypot
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_align.backbones.sharding import copy_full_, to_full, to_local
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
+from lit_align.callbacks.first_pairs import first_batches
 from lit_align.callbacks.mean_errors import Mean, chosen_sums, mean_of
 from lit_align.common.files import atomic_path
 from lit_align.training.checkpoints.run_folder import run_folder
@@ -25,7 +27,8 @@ from lit_align.user_errors import UserValueError
 
 Action = Literal["stop", "restore"]
 AnyBatch = PreferenceBatch | EncodedBatch
-START_DRAWS = 8  # noises and timesteps of each pair of the first batch
+START_PAIRS = 32  # of the first step, on all devices together, on which the start is measured
+START_DRAWS = 8  # noises and timesteps of each of these pairs
 SURE = 3.0  # standard errors
 WEIGHTS, RESTORED = "best-weights.safetensors", "restored.ckpt"
 
@@ -35,10 +38,11 @@ class DivergenceGuard(L.Callback):
 
     It watches two errors against their start. At each validation, the error of the held-out chosen images
     (`val/chosen_error_rise`, see `ChosenErrorRise`). After each step, the mean error of chosen training images over the
-    last `window` steps, against the untrained model's error on the pairs of the first step. These are other pairs at
-    other timesteps, so their rise must exceed `max_rise` by three standard errors. Healthy runs raise chosen errors too
-    (and rejected ones more): the quickstart by a quarter; at 10 times its learning rate tenfold within 5 steps. It also
-    acts if `AlignmentModule` ends the run because gradients are not finite.
+    last `window` steps, against the untrained model's error on the first step's pairs (32 of them, or one a device, if
+    it has more), measured before it. These are other pairs at other timesteps, so their rise must exceed `max_rise` by
+    three standard errors. Healthy runs raise chosen errors too (and rejected ones more): the quickstart by a quarter;
+    at 10 times its learning rate tenfold within 5 steps. It also acts if `AlignmentModule` ends the run because
+    gradients are not finite.
 
     `restore` also loads the best weights: those with the lowest `val/loss`, including the validation before the first
     step. A safetensors file in the log folder holds them, and is written only when a validation is better than all
@@ -64,16 +68,19 @@ class DivergenceGuard(L.Callback):
         self.best: dict[str, Any] | None = None  # file, step and loss
         self.seen: str | None = None  # the fault that stopped the run
         self._sums: Tensor | None = None  # `chosen_sums` of the current step on this rank
-        self._first: Tensor | None = None  # `chosen_sums` of the first step's pairs before it
         self._left_out = 0  # steps that the module has skipped
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnyBatch, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, AlignmentModule)
-        if self.start is None and trainer.global_step == 0:
-            sums = chosen_sums(batch.pairs, self._start_errors(trainer, pl_module, batch))
-            self._first = sums if self._first is None else self._first + sums
+    def _measure_start(self, trainer: L.Trainer, module: AlignmentModule) -> None:
+        """Measure the start on the first pairs of all ranks, and say how long it took."""
+        began, sums = time.monotonic(), torch.zeros(3, device=module.device)
+        for batch in first_batches(trainer, -(-START_PAIRS // trainer.world_size)):
+            sums = sums + chosen_sums(batch.pairs, self._start_errors(trainer, module, batch))
+        summed = self._reduced(trainer, sums)
+        self.start = mean_of([summed])
+        rank_zero_info(
+            f"DivergenceGuard: the start of the training errors, of {summed[2]:.0f} pairs with {START_DRAWS} draws "
+            f"each, took {time.monotonic() - began:.1f} s."
+        )
 
     @torch.no_grad()
     def _start_errors(self, trainer: L.Trainer, module: AlignmentModule, batch: AnyBatch) -> Tensor:
@@ -97,8 +104,6 @@ class DivergenceGuard(L.Callback):
         if not at_step(trainer):
             return
         assert isinstance(pl_module, AlignmentModule)
-        if self._first is not None:
-            self.start, self._first = mean_of([self._reduced(trainer, self._first)]), None
         if pl_module.skipping.count == self._left_out:  # the errors of a skipped step mean nothing
             self.recent.append(self._reduced(trainer, self._sums))
         self._left_out, self._sums = pl_module.skipping.count, None
@@ -111,6 +116,8 @@ class DivergenceGuard(L.Callback):
         if not rise <= self.max_rise:  # also true for NaN
             what = f"the chosen error of held-out pairs is {rise:.1%} over its start"
             self._act(trainer, pl_module, f"{what}; max_rise is {self.max_rise:.0%}")
+        if trainer.sanity_checking and trainer.num_sanity_val_steps != float("inf"):
+            return  # the loss of some batches cannot be compared with later ones
         loss = trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))).item()  # NaN: no pair counts
         if self.seen is None and self.action == "restore" and (self.best is None or loss < self.best["loss"]):
             self._keep(trainer, pl_module, loss)
@@ -156,6 +163,8 @@ class DivergenceGuard(L.Callback):
                 f"DivergenceGuard: the run began without it, so that at step {trainer.global_step} the start of the "
                 "training errors is unknown. It only watches held-out pairs, and values that are not finite."
             )
+        if self.start is None and trainer.global_step == 0:
+            self._measure_start(trainer, pl_module)
         if self.action == "restore" and (self.best is None or not self._is_there(trainer, self.best["file"])):
             self._keep(trainer, pl_module, float("inf"))
 

@@ -10,10 +10,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_align.callbacks.step_progress import total_steps
 from lit_align.internals import leave_fit, replace_signal_handlers
 from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders
-from lit_align.training.steps import at_step
+from lit_align.training.steps import at_step, total_steps
 
 NAME = "preempted.ckpt"
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later

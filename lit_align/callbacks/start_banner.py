@@ -10,8 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_align.callbacks.reference_update import ReferenceUpdate
 from lit_align.internals import ddp_options
 from lit_align.memory import Shares, measure_optimizer, weigh
+from lit_align.training.lr_schedulers import rate_lines
 from lit_align.training.module import AlignmentModule
 from lit_align.training.rounding import rounding_line
+from lit_align.training.steps import accumulation, total_steps
 
 
 class StartBanner(L.Callback):
@@ -26,14 +28,15 @@ class StartBanner(L.Callback):
     def text(self, trainer: L.Trainer, module: AlignmentModule) -> str:
         """Write the banner."""
         batch = trainer.datamodule.batch_size  # type: ignore[attr-defined]  # set by Trainer.fit
-        steps, epochs = trainer.max_steps, trainer.max_epochs
-        until = f"{steps:,} optimizer steps" if steps > 0 else f"{epochs} epochs"
+        steps = total_steps(trainer)
+        until = _until(trainer, steps)
         lines = [
             f"lit-align: {type(module.backbone).__name__} from {module.backbone.repo}",
             *model_lines(module, trainer.callbacks),  # type: ignore[attr-defined]
-            batch_line(batch, trainer.accumulate_grad_batches, trainer.world_size),
+            batch_line(batch, trainer.accumulate_grad_batches, trainer.world_size, _by_epoch(trainer)),
             f"  until       {until}, from step {trainer.global_step:,}; precision {trainer.precision}",
             *_rounding(trainer),
+            *rate_lines(module.optimizer, module.lr_scheduler, steps),
             *self._memory(trainer, module),
         ]
         return "\n".join(lines)
@@ -52,6 +55,15 @@ def _rounding(trainer: L.Trainer) -> list[str]:
     """Describe which weights can change where they are in half precision; each group's weights count."""
     lines = [rounding_line(optimizer, str(trainer.precision)) for optimizer in trainer.optimizers]
     return [f"  rounding    {line}" for line in lines if line is not None]
+
+
+def _until(trainer: L.Trainer, steps: int | None) -> str:
+    """Describe what ends a run: steps, epochs, whichever comes first, or neither."""
+    if steps is None:
+        return "trainer.max_time or a signal ends it"
+    if steps == trainer.max_steps:
+        return f"{steps:,} optimizer steps"
+    return f"{trainer.max_epochs} epochs, {steps:,} optimizer steps"
 
 
 def memory_line(module: AlignmentModule, shares: Shares, available: int) -> str:
@@ -101,9 +113,18 @@ def _reference(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list
     return [f"  reference   {kind}, {size:,} parameters; {moves[0] if moves else 'static'}"]
 
 
-def batch_line(batch: int, accumulated: int, devices: int) -> str:
-    """Describe the pairs of an optimizer step."""
+def batch_line(batch: int, accumulated: int, devices: int, by_epoch: dict[int, int] | None = None) -> str:
+    """Describe the pairs of an optimizer step; accumulations that change are given by their first epochs."""
+    if by_epoch:
+        accumulated = by_epoch[0]
+    later = [f"{count} from epoch {epoch} on" for epoch, count in sorted((by_epoch or {}).items()) if epoch]
     return (
         f"  batch       {batch * accumulated * devices:,} pairs a step = {batch} a device x {accumulated} "
-        f"accumulated x {devices} devices"
+        f"accumulated{''.join(f' ({change})' for change in later)} x {devices} devices"
     )
+
+
+def _by_epoch(trainer: L.Trainer) -> dict[int, int]:
+    """Accumulations by their first epochs, where a callback sets them."""
+    changing = accumulation(trainer)
+    return {} if changing is None else dict(changing.scheduling)

@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
 from lit_align.common.progress import Progress, show_progress
+from lit_align.training.steps import total_steps
 
 
 class StepProgress(ProgressBar):
@@ -85,9 +86,3 @@ class StepProgress(ProgressBar):
 def is_alone(trainer: L.Trainer) -> bool:
     """Whether a validation runs outside `fit`, whose bar counts steps."""
     return trainer.state.fn == "validate" or trainer.sanity_checking
-
-
-def total_steps(trainer: L.Trainer) -> int | None:
-    """Optimizer steps of the whole fit, or None where it has no end."""
-    steps = trainer.estimated_stepping_batches
-    return int(steps) if steps != float("inf") else None

@@ -2,6 +2,7 @@
 
 import logging
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,7 @@ from lit_align.data.images import Crop, PairTransform
 from lit_align.data.labels.live_vote import LiveVote
 from lit_align.data.loader import PairLoader
 from lit_align.data.order import Order
-from lit_align.data.read_options import ReadOptions
+from lit_align.data.read_options import ReadOptions, check_least
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.split import Split
 from lit_align.scoring.base import Scorer
@@ -37,7 +38,7 @@ class PreferenceDataModule(L.LightningDataModule):
         resolution: side of the square that both images are resized and cropped to, pixels.
         aspect_buckets: train in SDXL's shapes of about as many pixels instead of squares, each pair in the nearest.
         batch_size: pairs per device and micro-batch.
-        num_workers: reading and decoding processes per device; 0 reads in the training process.
+        num_workers: reading processes per device, and as many for held-out pairs; 0 reads in the training process.
         shuffle_window: number of consecutive pairs that are shuffled among themselves, after the shards have been
             shuffled; larger windows shuffle better and read from more shards at a time.
         crop: `center`, or `random` with one draw per pair.
@@ -99,7 +100,8 @@ class PreferenceDataModule(L.LightningDataModule):
         self._resumed_order: dict[str, Any] | None = None
         self._contents: dict[str, Any] = {}  # of the shards
         self._readers: dict[str, PairReader] = {}
-        self._loaders = weakref.WeakSet[PairLoader]()  # weak: workers of a loader in a cycle would not hear its end
+        # Weak, as the workers of a loader in a cycle would not hear its end.
+        self._loaders = weakref.WeakValueDictionary[str, PairLoader]()  # by split
 
     @property
     def encoded(self) -> bool:
@@ -127,14 +129,14 @@ class PreferenceDataModule(L.LightningDataModule):
         out = order.pairs - order.batches * order.batch_size * order.world_size
         devices = f" on each of {order.world_size} devices" if order.world_size > 1 else ""
         rank_zero_info(f"an epoch: {order.batches:,} batches{devices}; {out:,} leftover pairs are dropped")
-        return self._loader(PairLoader(self._dataset(self.train, order), self.num_workers, self._position))
+        return self._loader(self.train, order, self._position)
 
     def val_dataloader(self) -> "PairLoader | list[PairLoader]":
         if self.val is None:
             return []
         order = self._order(self.val, 0)
         self.check_val(order)
-        return self._loader(PairLoader(self._dataset(self.val, order), self.num_workers, lambda: (0, 0)))
+        return self._loader(self.val, order, lambda: (0, 0))
 
     def check_train(self, order: Order) -> None:
         """Refuse fewer training pairs than one batch on every device."""
@@ -153,8 +155,10 @@ class PreferenceDataModule(L.LightningDataModule):
                 f"{self.batch_size}, fewer than the {order.world_size} devices. Lower data.batch_size or add shards."
             )
 
-    def _loader(self, loader: PairLoader) -> PairLoader:
-        self._loaders.add(loader)
+    def _loader(self, split: Split, order: Order, position: Callable[[], tuple[int, int]]) -> PairLoader:
+        if split.name in self._loaders:  # trainer.reload_dataloaders_every_n_epochs
+            self._loaders[split.name].release()
+        loader = self._loaders[split.name] = PairLoader(self._dataset(split, order), self.num_workers, position)
         return loader
 
     def _dataset(self, split: Split, order: Order) -> PairDataset:
@@ -191,7 +195,8 @@ class PreferenceDataModule(L.LightningDataModule):
         """Epoch and number of batches trained in it, by the Trainer's counters, which checkpoints restore."""
         if self.trainer is None:
             return 0, 0
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        loop, same = self.trainer.fit_loop, self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return 0 if same else loop.epoch_progress.current.completed, loop.epoch_loop.batch_progress.current.ready
 
     def on_before_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> AnyBatch:
         for fault in batch.pairs.faults:
@@ -208,7 +213,7 @@ class PreferenceDataModule(L.LightningDataModule):
         return self.live_vote.order(batch)
 
     def _release(self) -> None:
-        for loader in list(self._loaders):
+        for loader in list(self._loaders.values()):
             loader.release()
 
     def on_exception(self, exception: BaseException) -> None:
@@ -233,14 +238,3 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed_order = state_dict
-
-
-def check_least(**options: tuple[int, int]) -> None:
-    """Refuse options below their minimum; each argument is a value and its minimum.
-
-    Raises:
-        UserValueError: naming the option.
-    """
-    for name, (value, least) in options.items():
-        if value < least:
-            raise UserValueError(f"data.{name} is {value}; it must be at least {least}.")

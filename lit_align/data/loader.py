@@ -2,6 +2,7 @@
 
 import atexit
 import signal
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +27,7 @@ class PairLoader:
     """
 
     def __init__(self, dataset: PairDataset, workers: int, position: Callable[[], tuple[int, int]]) -> None:
-        self.order, self.position = dataset.order, position
+        self.dataset, self.order, self.position = dataset, dataset.order, position
         self.loader = DataLoader(
             dataset,
             batch_size=None,
@@ -37,6 +38,7 @@ class PairLoader:
             collate_fn=_identity,
             worker_init_fn=_outlive_signals,
         )
+        self.waited = 0.0  # seconds until batches were there
         if workers:
             atexit.register(_release, weakref.ref(self))
 
@@ -46,9 +48,27 @@ class PairLoader:
     def __iter__(self) -> Iterator[PreferenceBatch | EncodedBatch]:
         # The body of a generator runs at the first `next`: by then the Trainer has restored its counters.
         try:
-            yield from self.loader
+            batches = iter(self.loader)
+            while (batch := self._next(batches)) is not None:
+                yield batch
         except UserError as error:  # torch puts the traceback of a worker in front of the message
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """Return the next batch, None at the end, and count the time until it is there."""
+        began = time.monotonic()
+        try:
+            return next(batches, None)
+        finally:
+            self.waited += time.monotonic() - began
+
+    def first_batches(self, pairs: int) -> Iterator[PreferenceBatch | EncodedBatch]:
+        """Read the first pairs of this rank in this process, beside the loader and its workers."""
+        for batch in self.order.epoch(0):
+            yield self.dataset[batch._replace(numbers=batch.numbers[:pairs])]
+            pairs -= len(batch.numbers)
+            if pairs <= 0:
+                return
 
     def release(self) -> None:
         """Shut the workers down now, even if a traceback still holds their iterator.

@@ -48,3 +48,14 @@ class ReadOptions:
                 f"{where}: {len(faults)} broken samples, more than data.skip_limit {self.skip_limit} allows; "
                 f"the last: {faults[-1]}"
             )
+
+
+def check_least(**options: tuple[int, int]) -> None:
+    """Refuse options below their minimum; each argument is a value and its minimum.
+
+    Raises:
+        UserValueError: naming the option.
+    """
+    for name, (value, least) in options.items():
+        if value < least:
+            raise UserValueError(f"data.{name} is {value}; it must be at least {least}.")

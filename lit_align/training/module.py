@@ -20,11 +20,13 @@ from lit_align.objectives import Objective
 from lit_align.training.checkpoints.resume import beginning, check_beginning, check_weights
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import OnResume
+from lit_align.training.lr_schedulers import Plateau, follow_validation, with_schedule
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
-from lit_align.training.steps import at_logged_step
+from lit_align.training.steps import at_logged_step, restore_accumulation
 from lit_align.training.strategies import FSDP2
 from lit_align.training.strategy_checks import check_strategy
+from lit_align.training.trainer_checks import check_callbacks
 from lit_align.types import EncodedBatch, ObjectiveOutput, PairErrors, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
@@ -74,17 +76,14 @@ class AlignmentModule(L.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
         self.strict_loading = False  # a checkpoint lacks frozen weights; `on_load_checkpoint` checks the others
-        terms = self._objective_terms()
+        errors = PairErrors(torch.ones(1), torch.ones(1))
+        terms = list(objective(errors, errors).terms)
         self.train_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
         # In training a range has too few pairs between two logged steps.
         self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps, HELD_OUT)
         self.gradient_norm: Tensor | None = None
         self.skipping = Skipping(non_finite, skip_limit)
         self.run_record = RunRecord(optimizer_on_resume)
-
-    def _objective_terms(self) -> list[str]:
-        errors = PairErrors(torch.ones(1), torch.ones(1))
-        return list(self.objective(errors, errors).terms)
 
     def training_step(self, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Compute the loss of a micro-batch, and for callbacks the chosen error of its pairs, (batch,)."""
@@ -158,6 +157,7 @@ class AlignmentModule(L.LightningModule):
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.log_dict(values, sync_dist=False)  # the metric has already been reduced over ranks
         self.val_metrics.reset()
+        follow_validation(self.trainer)
 
     def configure_gradient_clipping(
         self,
@@ -182,18 +182,23 @@ class AlignmentModule(L.LightningModule):
         """Shard the denoiser if the strategy is FSDP2. Idempotent."""
         strategy = self.trainer.strategy
         check_strategy(strategy)
+        check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]  # set in Trainer's constructor
         if isinstance(strategy, FSDP2):
             dtype = COMPUTE_DTYPES.get(str(self.trainer.precision))
             self.backbone.shard(strategy.device_mesh["data_parallel"], dtype, strategy.keep_for_backward)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
-        if self.lr_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        return with_schedule(self.trainer, self.optimizer, optimizer, self.lr_scheduler, self.val_metrics.names)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule after an optimizer step; one on a plateau waits for `follow_validation`."""
+        if not isinstance(scheduler, Plateau):
+            scheduler.step()
 
     def on_train_start(self) -> None:
         self.run_record.take(self)
+        restore_accumulation(self.trainer)
 
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode

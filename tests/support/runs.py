@@ -4,6 +4,7 @@ import lightning as L
 import torch
 
 from lit_align.backbones import StableDiffusionXL
+from lit_align.callbacks import ChosenErrorRise
 from lit_align.data import PreferenceDataModule
 from lit_align.objectives import MaPO
 from lit_align.training.module import AlignmentModule
@@ -40,12 +41,17 @@ def fit(module, data, folder, steps, ckpt_path=None, callbacks=(), **options):
         enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
         enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks),
         enable_model_summary=False,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=options.pop("num_sanity_val_steps", -1 if measures_start(callbacks) else 0),
         callbacks=list(callbacks),
         **{"limit_val_batches": 0, **options},
     )
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
+
+
+def measures_start(callbacks):
+    """Tell whether a callback compares with the held-out errors before the first step."""
+    return any(isinstance(callback, ChosenErrorRise) for callback in callbacks)
 
 
 def weights(module):

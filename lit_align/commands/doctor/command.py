@@ -18,11 +18,13 @@ from lit_align.commands.doctor.data_check import DataCheck
 from lit_align.commands.doctor.diagnosis import Diagnosis
 from lit_align.commands.doctor.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.doctor.memory_report import MemoryReport
+from lit_align.commands.doctor.run_length import accumulations, count_steps, length_line, schedule_lines
 from lit_align.commands.doctor.run_parts import RunParts
 from lit_align.commands.doctor.weights_check import download_command, weight_lines
 from lit_align.common.sizes import format_bytes
 from lit_align.memory import UnknownPrecision
 from lit_align.training.strategy_checks import check_strategy, name_of
+from lit_align.training.trainer_checks import check_callbacks, check_options
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 CKPT_WORDS = ("best", "last", "hpc")  # accepted by the Trainer in place of a path
@@ -69,6 +71,7 @@ class Doctor:
         self.machine = machine_elsewhere(self.config.trainer, 0 if memory is None else memory)
         self.backbone: Backbone | None = None
         self.data: DataCheck | None = None
+        self.steps = -1  # of the run; -1 where unknown
         self.fetch: str | None = None  # command that downloads the pipeline's configs, if they are missing
 
     def examine(self) -> Diagnosis:
@@ -78,7 +81,7 @@ class Doctor:
             self.found.check("devices", check)
         self._weights()
         self._data()
-        for check in (self._objective, self._length, self._vote, self._refusals):
+        for check in (self._objective, self._length, self._schedule, self._vote, self._refusals):
             self.found.check("run", check)
         self.found.check("memory", self._memory)
         self.found.advice += self._advice()
@@ -87,6 +90,7 @@ class Doctor:
     def _trainer(self) -> Iterator[str]:
         wanted = self.config.trainer
         check_strategy(name_of(wanted.strategy))
+        check_options(wanted)
         options = f"trainer.accelerator {wanted.accelerator}, devices {wanted.devices}"
         try:
             self.trainer = self.parts.trainer(on_one_cpu=self.memory is not None)
@@ -95,6 +99,7 @@ class Doctor:
                 f"{options}: {error} Override trainer.accelerator and trainer.devices, or give --memory to check for "
                 "GPUs of another machine."
             ) from error
+        check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.memory is None:
             self.machine = machine_of(self.trainer, wanted.strategy)
         machine, where = self.machine, "" if self.memory is None else " (elsewhere)"
@@ -155,6 +160,8 @@ class Doctor:
             yield from self.data.train()
         options = self.config.data
         readers = f"{options.num_workers} workers a device" if options.num_workers else "the training process"
+        if options.num_workers and options.val_shards is not None:
+            readers += f" and {options.num_workers} more for the held-out pairs"
         yield f"read by {readers}; batches of {options.batch_size} pairs at {options.resolution} px"
 
     def _caches(self, data: DataCheck) -> None:
@@ -178,18 +185,17 @@ class Doctor:
     def _length(self) -> Iterator[str]:
         """Describe a step's pairs, and the run's length in steps, pairs and epochs."""
         wanted, batch_size = self.config.trainer, self.config.data.batch_size
-        accumulated, batches = wanted.accumulate_grad_batches, 0 if self.data is None else self.data.batches
-        yield batch_line(batch_size, accumulated, self.machine.devices).strip()
-        epoch_steps = -(-batches // accumulated)
-        steps = wanted.max_steps
-        if steps < 0 and epoch_steps and wanted.max_epochs not in (None, -1):
-            steps = wanted.max_epochs * epoch_steps
-        if steps < 0:
-            yield f"until       {wanted.max_epochs} epochs"
-            return
-        pairs = steps * batch_size * accumulated * self.machine.devices
-        epochs = f", {steps / epoch_steps:,.1f} epochs" if epoch_steps else ""
-        yield f"until       {steps:,} optimizer steps, {pairs:,} pairs{epochs}"
+        by_epoch, batches = accumulations(self.trainer), 0 if self.data is None else self.data.batches
+        accumulated = by_epoch.get(0, wanted.accumulate_grad_batches)
+        yield batch_line(batch_size, accumulated, self.machine.devices, by_epoch).strip()
+        self.steps = count_steps(wanted, accumulated, batches)
+        pairs = batch_size * accumulated * self.machine.devices if len(by_epoch) < 2 else 0
+        yield length_line(wanted, self.steps, pairs, -(-batches // accumulated))
+
+    def _schedule(self) -> Iterator[str]:
+        if self.backbone is not None:
+            validates = self.config.data.val_shards is not None and self.config.trainer.limit_val_batches != 0
+            yield from schedule_lines(self.parts.module(), self.steps, validates)
 
     def _vote(self) -> None:
         objective = self.parts.objective()

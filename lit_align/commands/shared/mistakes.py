@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 
+from lit_align.commands.shared.schedule_mistakes import explain_schedule
 from lit_align.user_errors import UserError
 
 WIDTH = 600  # characters of a library's message that are shown
@@ -64,6 +65,8 @@ def explain_parsing(message: str) -> str:
     """A message of jsonargparse as one line: the key, its value and what the value must be."""
     message = re.sub(r"Call to compute_fn of link .* failed: ", "", message)
     message = re.sub(r"Subcommand '\w+' does not accept option '(.*)'", r"there is no option '\1'", message)
+    if schedule := explain_schedule(message):
+        return schedule
     if required := re.search(r"arguments are required: (.*)", message):
         names = re.sub(r"\b(fit|validate)\.", "", required[1])
         return f"missing: {names}. Give them as options, or in a file: --config FILE."
