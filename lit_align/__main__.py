@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 
 from lit_align.cli import main as run_command
 
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     `LIT_ALIGN_DEBUG=1` shows the traceback of both.
     """
     quiet_libraries()
+    see_working_directory()
     try:
         run_command(arguments)
     except KeyboardInterrupt:
@@ -45,6 +47,14 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are optional
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message)
+
+
+def see_working_directory() -> None:
+    """Let options name classes of files in the working directory, as `python -m lit_align` does."""
+    if not sys.flags.safe_path:  # python -P, PYTHONSAFEPATH
+        with suppress(FileNotFoundError):  # a folder that was deleted
+            folder = os.getcwd()
+            sys.path += [] if folder in sys.path else [folder]  # last, so that no file there hides a package
 
 
 def ignore_signals() -> None:

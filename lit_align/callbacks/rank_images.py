@@ -78,4 +78,4 @@ def pause_throughput(trainer: L.Trainer) -> None:
     """Pause the clock of `Throughput` until the next batch."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer's constructor
         if isinstance(callback, Throughput):
-            callback.pause()
+            callback.pause(trainer)

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
-from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, StartBanner, StepProgress, Throughput
+from lit_align.callbacks import Preemption
+from lit_align.callbacks.defaults import default_callbacks, without_rivals
 from lit_align.commands.shared.command_line import ShortErrors
 from lit_align.common.files import write_text
 from lit_align.data import PreferenceDataModule
@@ -34,6 +35,7 @@ from lit_align.training.checkpoints.settings import flat, put
 from lit_align.training.config_checks import choose_versions, inherited_init_args, integer_seed
 from lit_align.training.module import AlignmentModule
 from lit_align.training.strategy_checks import check_strategy, name_of
+from lit_align.training.trainer_checks import check_options
 from lit_align.types import CacheOrigin
 from lit_align.user_errors import UserError, UserValueError
 
@@ -86,21 +88,20 @@ class AlignmentCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         if self.subcommand:
             check_strategy(name_of(config.trainer.strategy))
+            check_options(config.trainer)
         for warning in inherited_init_args(config):
             rank_zero_info(warning)
+        self.trainer_defaults["callbacks"] = without_rivals(default_callbacks(), config.trainer)
         if config.get("ckpt_path") == "last":
             choose_versions(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Add our CheckpointIO, unless the config names one, and our progress bar, unless the config disables it.
+        """Add our CheckpointIO, unless the config names one.
 
         Raises:
             ValueError: if the Trainer refuses its options.
         """
         trainer = self.config_init[self.subcommand].trainer
-        if trainer.enable_progress_bar is False:
-            ours = self.trainer_defaults["callbacks"]
-            self.trainer_defaults["callbacks"] = [c for c in ours if not isinstance(c, StepProgress)]
         given = trainer.plugins or []
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -109,7 +110,7 @@ class AlignmentCLI(LightningCLI):
             return super().instantiate_trainer(plugins=plugins, **kwargs)
         except UserError:
             raise
-        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserValueError(f"trainer: {error}") from error
 
     def before_fit(self) -> None:
@@ -209,16 +210,9 @@ def make_cli(kind: type[CLI], words: list[str], run: bool, prog: str) -> CLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={
-            "callbacks": [
-                RunFolder(),
-                StartBanner(),
-                Throughput(),
-                StepProgress(),
-                ChosenErrorRise(),
-                DueValidation(),
-                Preemption(),
-            ],
+            "callbacks": default_callbacks(),
             "enable_model_summary": False,  # the banner says it
+            "num_sanity_val_steps": -1,  # all held-out pairs: the start that later errors are compared with
         },
         save_config_callback=SaveConfig,
         parser_class=Parser,

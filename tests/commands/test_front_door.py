@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 from lit_align import __version__
+from lit_align.__main__ import see_working_directory
 from lit_align.cli import COMMANDS, GROUPS, check_configs, main
 from lit_align.commands.completion import completion_script
 from lit_align.commands.export import export
@@ -115,3 +117,15 @@ def test_completion_has_all_commands(capsys):
 def test_completion_of_another_shell_is_refused():
     with pytest.raises(UserValueError, match="'fish'; choose from bash, zsh, tcsh"):
         completion_script({}, "fish")
+
+
+def test_the_working_directory_is_seen(tmp_path, monkeypatch):
+    """As by `python -m lit_align`, but last; `python -P` turns it off."""
+    (tmp_path / "mine_alone.py").write_text("class MyObjective: ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    see_working_directory()
+    see_working_directory()
+    assert sys.path[-1] == str(tmp_path)
+    assert sys.path.count(str(tmp_path)) == 1
+    assert import_module("mine_alone").MyObjective
