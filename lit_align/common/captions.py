@@ -6,7 +6,8 @@ CLIP_TOKENS = 75  # of a caption that CLIP's text encoders read, without the fir
 # Byte order marks, spaces without width, marks of direction, soft hyphens, and control characters but white space. Kept
 # are the joiners of emoji and of Persian, and variation selectors.
 INVISIBLE = re.compile("[\ufeff\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\u00ad\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
-PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORECASE)
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # of which CLIP reads every character as one token or more
+PIECES = re.compile(rf"'(?:s|t|re|ve|m|ll|d)\b|[{CJK}]|[^\W\d_{CJK}]+|\d|[^\s\w]+|_+", re.IGNORECASE)
 
 
 def clean_caption(text: str) -> str:

@@ -12,6 +12,7 @@ def test_invisible_characters_go_and_joiners_stay():
 def test_long_captions():
     assert not is_surely_cut("word " * 75)
     assert is_surely_cut("word " * 76)
+    assert is_surely_cut("\u72d0" * 76)
     assert is_surely_cut("1" * 76)  # each digit is a token
     assert not is_surely_cut("a" * 500)  # perhaps, but not surely
     assert is_surely_cut("it's, " * 26)

@@ -56,7 +56,7 @@ def test_help_lists_the_sources(capsys):
         said = capsys.readouterr().out
         assert f"usage: lit-align {' '.join(words)} " in said
         if len(words) == 1:
-            assert all(f"\n    {name} " in said for name in ("pick-a-pic", "webdataset", "hpd", "folder"))
+            assert all(f"\n    {name} " in said for name in ("table", "pick-a-pic", "webdataset", "hpd", "folder"))
     assert "n (n - 1) / 2 pairs" in " ".join(said.split())
 
 
