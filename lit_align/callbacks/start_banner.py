@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_align.callbacks.reference_update import ReferenceUpdate
 from lit_align.internals import ddp_options
@@ -17,13 +17,31 @@ from lit_align.training.steps import accumulation, total_steps
 
 
 class StartBanner(L.Callback):
-    """Prints parameters, effective batch, steps, the reference and the objective's formula with its numbers."""
+    """Prints parameters, effective batch, steps, the reference and the objective's formula with its numbers.
+
+    After the first backward pass it names trained weights that got no gradient.
+    """
+
+    def __init__(self) -> None:
+        self.looked = False  # for weights without gradients
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
         if not trainer.datamodule.encoded:  # type: ignore[attr-defined]  # set by Trainer.fit
             pl_module.backbone.load_encoders()  # so that they are counted here, and not timed with the first step
         rank_zero_info(self.text(trainer, pl_module))
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if not self.looked:
+            self.looked = True
+            idle = [name for name, p in pl_module.named_parameters() if p.requires_grad and p.grad is None]
+            if idle:
+                rank_zero_warn(
+                    f"{len(idle):,} of the trained weights got no gradient in the first step and stay as they are, "
+                    f"such as {idle[0]}: the model has a part that training does not use."
+                )
 
     def text(self, trainer: L.Trainer, module: AlignmentModule) -> str:
         """Write the banner."""

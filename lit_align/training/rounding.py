@@ -41,7 +41,8 @@ def rounding_line(optimizer: torch.optim.Optimizer, precision: str) -> str | Non
     share = sum(count * part for count, part in zip(counts, shares, strict=True)) / sum(counts)
     rate = max(rate for _, rate in groups)
     remedy = "; bf16-mixed keeps float32 weights" if share < FEW else ""
-    return f"{precision}: {share:.1%} of the weights change in a step of the learning rate {rate:g}, as {lost}{remedy}"
+    moving = f"{share:.1%} of the weights can change in a step of the learning rate {rate:g}"
+    return f"{precision}: {moving}, as {lost}{remedy}"
 
 
 def _rate(group: dict[str, Any]) -> float:

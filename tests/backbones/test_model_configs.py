@@ -58,6 +58,8 @@ def edit(folder, file, **changes):
         (UNET, {"addition_embed_type": "text_image"}, "addition_embed_type is 'text_image', but must be 'text_time'"),
         (UNET, {"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type is 'ip_image_proj'"),
         (UNET, {"attention_type": "gated"}, "attention_type is 'gated'"),
+        (UNET, {"dual_cross_attention": True}, "dual_cross_attention is True, but must be False"),
+        (UNET, {"guidance_embeds": True}, "guidance_embeds is True, which lit-align does not know"),
         (UNET, {"cross_attention_dim": 64}, "cross_attention_dim is 64, but must be 128 here"),
         (UNET, {"projection_class_embeddings_input_dim": 224}, "input_dim is 224, but must be 256 here: six sizes"),
         (UNET, {"_class_name": "UNetMotionModel"}, "the denoiser is UNetMotionModel"),
@@ -134,6 +136,12 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path, file, dr
         return
     with pytest.raises(UserValueError, match=message):
         StableDiffusionXL(str(folder)).load_encoders()
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    folder = edit(shutil.copytree(PIPELINE, tmp_path / "p"), UNET, block_out_channels=[64, 192])
+    with pytest.raises(UserValueError, match=r"unet: .* but got torch.Size\(\[128\]\).* must belong to one model"):
+        StableDiffusionXL(str(folder))
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "DPMSolverSDEScheduler"])

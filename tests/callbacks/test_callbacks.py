@@ -160,6 +160,15 @@ class SlowGrid(SampleGrid):
         return images
 
 
+def test_weights_without_a_gradient_are_named(tmp_path):
+    module = make_module()
+    module.backbone.denoiser.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+    with pytest.warns(
+        UserWarning, match=r"1 of the trained weights got no gradient .* such as backbone\.denoiser\.idle"
+    ):
+        fit(module, make_data(), tmp_path, steps=2, callbacks=[StartBanner()])
+
+
 def test_throughput_leaves_validation_and_sampling_out(tmp_path):
     grid, nap = SlowGrid(["fox"], every_n_steps=2, height=32, width=32, steps=1), Nap()
     grid.seconds = []

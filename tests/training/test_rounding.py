@@ -23,9 +23,11 @@ def test_the_line_says_the_share_and_the_reason():
     weights = [torch.nn.Parameter(torch.tensor([1.5, 0.75, 0.375, 0.0], dtype=torch.bfloat16))]
     adam = torch.optim.AdamW([{"params": weights, "lr": 0.0, "initial_lr": 1 / 1000}])  # a warm-up begins at 0
     line = rounding_line(adam, "bf16-true")
-    assert line.startswith("bf16-true: 50.0% of the weights change in a step of the learning rate 0.001, as changes of")
+    assert line.startswith(
+        "bf16-true: 50.0% of the weights can change in a step of the learning rate 0.001, as changes"
+    )
     assert line.endswith("less than 1/512 of a weight are rounded away; bf16-mixed keeps float32 weights")
-    assert "of the weights change" not in rounding_line(torch.optim.SGD(weights, lr=0.1), "bf16-true")
+    assert "of the weights can" not in rounding_line(torch.optim.SGD(weights, lr=0.1), "bf16-true")
     assert rounding_line(torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]), "32-true") is None
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from lit_align.common.hub import ModelLocation
 from lit_align.user_errors import UserValueError
 
+ONE_MODEL = "Its config.json and its weights must belong to one model."
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
 
@@ -34,9 +35,12 @@ def load_model(model_class: Any, location: ModelLocation, dtype: torch.dtype) ->
     """
     repo, options = location.repo, location.load_options
     if not _shapes_only.get():
-        model, report = model_class.from_pretrained(
-            repo, variant=location.variant, dtype=dtype, output_loading_info=True, **options
-        )
+        try:
+            model, report = model_class.from_pretrained(
+                repo, variant=location.variant, dtype=dtype, output_loading_info=True, **options
+            )
+        except (RuntimeError, ValueError) as error:  # shapes that differ
+            raise UserValueError(f"{location}: {str(error).splitlines()[0][:200]} {ONE_MODEL}") from error
         # A text encoder may be a part of a file, or have fewer layers than it: what CLIP skip means.
         unused = report["unexpected_keys"] if issubclass(model_class, ConfigMixin) else ()
         _check_complete(location, report["missing_keys"], unused)
@@ -57,7 +61,4 @@ def _check_complete(location: ModelLocation, missing: Collection[str], unused: C
     ):
         if names:
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-            raise UserValueError(
-                f"{location} {fault} {', '.join(names[:2])}{more}. Its config.json and its weights must belong to one "
-                "model."
-            )
+            raise UserValueError(f"{location} {fault} {', '.join(names[:2])}{more}. {ONE_MODEL}")

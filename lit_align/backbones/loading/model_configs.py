@@ -167,6 +167,7 @@ def check_unet(
         "in_channels": channels,
         "out_channels": channels,
         "attention_type": ("default", ""),
+        "dual_cross_attention": (False, ""),
         "cross_attention_dim": (text_width, ": the width of the text encoders' output"),
         "addition_embed_type": (None if pooled_width is None else "text_time", ""),
     }

@@ -33,7 +33,7 @@ CLASSES = (
 )
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # of betas, which our samplers know too
 FORWARD_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-REPLACE = "Replace scheduler/scheduler_config.json by that of the base model, or choose another model.backbone.repo."
+REPLACE = "Replace scheduler/scheduler_config.json by that of the base model, or choose another repo."
 
 
 def load_scheduler(repo: str, revision: str | None, listed: str | None) -> Any:
