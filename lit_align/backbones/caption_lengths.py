@@ -25,17 +25,19 @@ class CaptionCount:
         if too_long and self.cut >= self.due:
             while self.due <= self.cut:
                 self.due *= 10
-            log.warning(
-                "%d of %d captions so far are longer than the %d tokens that the text encoder reads (longest: %d); the "
-                "rest of them is cut, as of %r",
-                self.cut,
-                self.seen,
-                limit,
-                self.longest,
-                prompts[too_long[0]][:80],
-            )
+            self._say(limit, prompts[too_long[0]])
+
+    def _say(self, limit: int, example: str) -> None:
+        text = (
+            f"{self.cut} of {self.seen} captions so far are longer than the {limit} tokens that the text encoder reads "
+            f"(longest: {self.longest}); the rest of them is cut, as of {example[:80]!r}"
+        )
+        if text not in _said:  # SDXL's two tokenizers cut the same captions
+            _said.add(text)
+            log.warning(text)
 
 
+_said: set[str] = set()
 _counts: "WeakKeyDictionary[Any, CaptionCount]" = WeakKeyDictionary()
 
 

@@ -18,5 +18,8 @@ def test_cut_captions_are_counted(caplog):
         tokenize(tokenizer, ["fox", f"{fits}a a a"])
         tokenize(tokenizer, [f"{fits}a"])
         tokenize(tokenizer, [f"{fits}a"] * 10)
+        other = CLIPTokenizer.from_pretrained(ROOT / "assets/emoji/pipeline/tokenizer_2")
+        tokenize(other, ["fox", fits])
+        tokenize(other, ["fox", f"{fits}a a a"])  # SDXL's second tokenizer repeats no line
     said = f"captions so far are longer than the {limit} tokens that the text encoder reads (longest: {limit + 3})"
     assert [message.split(";")[0] for message in caplog.messages] == [f"1 of 4 {said}", f"12 of 15 {said}"]
