@@ -18,6 +18,7 @@ from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.layout import read_samples
 from lit_align.data.shards.listing import ShardFile, find_shards
 from lit_align.data.shards.scan import Shard, scan_shards
+from lit_align.data.shards.spooled import WHOLE, share_copies
 from lit_align.scoring.vote import Vote
 from lit_align.user_errors import UserValueError
 
@@ -111,6 +112,8 @@ class Split:
             FileNotFoundError: if the folder holds no cache.
         """
         if self.cache is None:
+            if any(shard.path.startswith(WHOLE) for shard in self.shards):
+                share_copies()
             return ShardPairReader(self.transform, self.reading)
         cache = Cache.open(self.cache)
         cache.check(expected)

@@ -1,6 +1,8 @@
 """Reading from web servers with and without range requests, from fsspec and from pipes; reads that hang."""
 
 import os
+import shutil
+import tempfile
 import threading
 import time
 from functools import partial
@@ -11,11 +13,15 @@ import fsspec
 import pytest
 import torch
 
+from lit_align.common import passing_faults
 from lit_align.data import PreferenceDataModule, SampleError
+from lit_align.data.read_options import ReadOptions
+from lit_align.data.shards import spooled
 from lit_align.data.shards.index import index_shard, read_entry, write_index
 from lit_align.data.shards.layout import read_samples
+from lit_align.data.shards.listing import find_shards
 from lit_align.data.shards.patterns import expand
-from lit_align.data.shards.storage import open_binary, read_range, size
+from lit_align.data.shards.storage import _has_ranges, open_binary, read_range, size
 from lit_align.data.shards.timeouts import within
 from tests.support.paths import PAIRS
 
@@ -51,8 +57,60 @@ class Ranges(SimpleHTTPRequestHandler):
 class Whole(SimpleHTTPRequestHandler):
     """A web server that ignores range requests."""
 
+    whole: list[str] = []  # noqa: RUF012  # files that were requested to be read to their end
+
+    def do_GET(self):
+        if self.headers.get("Range") is None and self.path.endswith(".tar"):
+            self.whole.append(self.path)
+        super().do_GET()
+
     def log_message(self, *_):
         pass
+
+
+class Flaky(Ranges):
+    """A web server whose first answers for each file are faults that pass, or one that lasts."""
+
+    faults: dict[str, list[int]] = {}  # noqa: RUF012  # statuses still to be answered, by path; 0 cuts the connection
+    lasting: dict[str, int] = {}  # noqa: RUF012
+
+    def fails(self):
+        left = self.faults.setdefault(self.path, [503, 0, 429])
+        status = self.lasting.get(self.path) or (left.pop(0) if left else None)
+        if status == 0:
+            self.close_connection = True
+        elif status is not None:
+            self.send_response(status)
+            self.send_header("Retry-After", "7")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        return status is not None
+
+    def do_GET(self):
+        return None if self.fails() else super().do_GET()
+
+    def do_HEAD(self):
+        return None if self.fails() else super().do_HEAD()
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """Pauses between attempts, which are not made."""
+    pauses = []
+    monkeypatch.setattr(passing_faults.time, "sleep", pauses.append)
+    monkeypatch.setattr(Flaky, "faults", {})
+    monkeypatch.setattr(Flaky, "lasting", {})
+    _has_ranges.cache_clear()
+    return pauses
+
+
+@pytest.fixture
+def copies(monkeypatch, tmp_path):
+    """Folder in which folders of copies are made."""
+    monkeypatch.delenv(spooled.FOLDER, raising=False)
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    return tmp_path / "copies"
 
 
 @pytest.fixture
@@ -108,6 +166,78 @@ def test_web_servers(serve, local, handler):
     assert_same(batches(f"{address}/0000{{0..1}}.tar"), local)
     if handler is Ranges:
         assert_same(batches(f"{address}/0000{{0..1}}.tar", num_workers=2), local)  # fsspec's loop survives the fork
+
+
+def test_faults_that_pass_cost_time_alone(serve, local, tmp_path, slept):
+    """Of the first HEAD too: it decides whether there is an index, against whose digests pairs are checked."""
+    for name in NAMES:
+        shutil.copy(TRAIN / name, tmp_path)
+        index_shard(str(tmp_path / name))
+    address = serve(Flaky, tmp_path)
+    data = PreferenceDataModule(f"{address}/0000{{0..1}}.tar", resolution=32, batch_size=8, num_workers=0)
+    data.shuffle_window = 16
+    data.setup("fit")
+    assert [shard.content_known_from for shard in data.train.shards] == ["index", "index"]
+    assert_same(list(data.train_dataloader()), local)
+    assert 7 in slept
+    assert len(slept) >= 4
+    Flaky.faults = {"/00000.tar": [503] * 20}
+    with pytest.raises(SampleError, match=r"HTTP status 503 .* at 7 attempts"):
+        batches(f"{address}/00000.tar")
+
+
+def test_only_what_a_server_calls_missing_is_missing(serve, tmp_path, slept):
+    shutil.copy(TRAIN / NAMES[0], tmp_path)
+    address = serve(Flaky, tmp_path)
+    Flaky.faults = {f"/{name}": [] for name in ("00000.tar", "00000.index.parquet", "other.tar")}
+    assert find_shards(f"{address}/00000.tar", ReadOptions())[0].rows is None
+    with pytest.raises(FileNotFoundError):
+        open_binary(f"{address}/other.tar")
+    Flaky.lasting = {f"/{name}": 403 for name in ("00000.index.parquet", "other.tar")}
+    with pytest.raises(OSError, match=r"cannot be found out .*HTTP status 403 .*import webdataset --shards"):
+        find_shards(f"{address}/00000.tar", ReadOptions())
+    with pytest.raises(OSError, match=r"other\.tar: HTTP status 403") as refused:
+        open_binary(f"{address}/other.tar")
+    assert not isinstance(refused.value, FileNotFoundError)
+    assert slept == []
+
+
+@pytest.mark.parametrize("kind", ["web", "pipe"])
+def test_a_shard_is_fetched_once_for_all_workers(serve, local, copies, tmp_path, monkeypatch, kind):
+    """The window of 52 pairs reads at random from both shards."""
+    if kind == "web":
+        Whole.whole.clear()
+        names = [f"{serve(Whole, TRAIN)}/{name}" for name in NAMES]
+    else:
+        names = [f"pipe:echo {name} >> {tmp_path}/fetched; cat {TRAIN / name}" for name in NAMES]
+    for _ in range(2):
+        found = batches(names, num_workers=2, shuffle_window=52, batch_size=2, allow_pipe=True)
+        assert sum(len(batch.prompts) for batch in found) == 52
+    fetched = Whole.whole if kind == "web" else (tmp_path / "fetched").read_text().split()
+    assert sorted(fetched) == [name if kind == "pipe" else f"/{name}" for name in NAMES]
+
+
+def test_copies_are_bounded(copies, monkeypatch):
+    """The one that was not used for longest goes, and is fetched again where it is wanted."""
+    tars = sorted(TRAIN.glob("*.tar"))[:3]
+    urls = [spooled.trust(f"pipe:cat {tar}") for tar in tars]
+    monkeypatch.setattr(spooled, "LIMIT", tars[0].stat().st_size + tars[1].stat().st_size + tars[2].stat().st_size - 1)
+    for url in (*urls[:2], urls[0], urls[2], urls[1]):  # the last one takes the place of the first
+        with spooled.spool(url) as file:
+            assert file.read() == tars[urls.index(url)].read_bytes()
+        time.sleep(0.01)
+    (folder,) = copies.iterdir()
+    held = {path.read_bytes() for path in folder.iterdir() if path.name != spooled.HELD}
+    assert held == {tars[1].read_bytes(), tars[2].read_bytes()}
+
+
+def test_copies_of_a_killed_process_are_deleted(copies, monkeypatch):
+    killed, alive = copies / f"{spooled.PREFIX}killed", spooled.share_copies()
+    killed.mkdir()
+    (killed / spooled.HELD).touch()
+    monkeypatch.delenv(spooled.FOLDER)
+    assert spooled.share_copies() != alive
+    assert (killed.exists(), alive.exists()) == (False, True)
 
 
 @pytest.mark.parametrize("pattern", ["memory://pairs/0000{0..1}.tar", "memory://pairs/*.tar"])

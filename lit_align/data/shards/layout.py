@@ -6,6 +6,7 @@ KEY.caption.txt                  the prompt; KEY.original_prompt.txt is read too
 """
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -17,6 +18,10 @@ from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
 
 PROMPT_FIELDS = ("caption.txt", "original_prompt.txt")
+TEXTS = ("label_0.txt", "label_1.txt", *PROMPT_FIELDS)
+DOTTED = re.compile(r"\.(jpg_[01](\.|$)|label_[01]\.txt$|caption\.txt$|original_prompt\.txt$)")  # a field with a front
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+LISTED = 8  # names of members in a message
 BLOCK = 512  # bytes; the unit of a tar file
 JPEG = b"\xff\xd8\xff"  # first bytes of a file
 
@@ -65,8 +70,8 @@ def read_samples(shard: str, image_bytes: int | None = None, timeout: float | No
 
     Args:
         shard: local path or URL.
-        image_bytes: bytes to read of each image; None reads all, and the rest is skipped without reading it. Of formats
-            that may state size or orientation behind the pixels, all but JPEG, all is read unless it is 0.
+        image_bytes: bytes to read of each image; None reads all members; else only texts are read whole.
+            Of images whose size or orientation may stand behind the pixels, all but JPEG, all is read unless it is 0.
         timeout: seconds until a read is given up; None waits forever.
 
     Raises:
@@ -80,6 +85,8 @@ def read_samples(shard: str, image_bytes: int | None = None, timeout: float | No
     except SampleError:
         raise
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        if shard.endswith(COMPRESSED):
+            raise SampleError(f"shard {shard} is compressed, and pairs are read at their places. Unpack it.") from error
         raise SampleError(f"shard {shard} cannot be read: {error}. Restore the file or leave it out.") from error
 
 
@@ -101,6 +108,7 @@ def parse_bytes(shard: str, data: bytes) -> Sample:
 
 def _samples(tar: tarfile.TarFile, shard: str, image_bytes: int | None) -> Iterator[Sample]:
     key, begin, fields, repeated = "", 0, dict[str, bytes](), list[str]()
+    parts = dict[str, bool]()  # whether the sample of a key was whole
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # the list of headers would grow without bound
         name_key, field = base_plus_ext(member.name)
@@ -108,13 +116,34 @@ def _samples(tar: tarfile.TarFile, shard: str, image_bytes: int | None) -> Itera
             continue
         if name_key != key:
             if fields:
+                parts[key] = _is_whole(fields)
                 yield Sample(shard, key, fields, tuple(repeated), begin, member.offset - begin)
+            if not parts.get(name_key, True):
+                raise SampleError(
+                    f"shard {shard}, key {name_key}: its members do not stand together. Write the shard again with all "
+                    "members of a sample in a row, as tar --sort=name does."
+                )
             key, begin, fields, repeated = name_key, member.offset, {}, []
         if field in fields:
             repeated.append(field)
-        fields[field] = _read(tar, member, shard, image_bytes if field.startswith("jpg_") else None)
+        fields[field] = _read(tar, member, shard, _wanted(field, image_bytes))
     if fields:
         yield Sample(shard, key, fields, tuple(repeated), begin, tar.offset - begin)
+
+
+def _wanted(field: str, image_bytes: int | None) -> int | None:
+    """Bytes to read of a member; None for all."""
+    if image_bytes is None or field in TEXTS:
+        return None
+    return image_bytes if field.startswith("jpg_") else 0
+
+
+def _is_whole(fields: dict[str, bytes]) -> bool:
+    """Whether a sample has the members of a pair."""
+    images = {name.split(".")[0] for name in fields}
+    return (
+        {"jpg_0", "jpg_1"} <= images and set(TEXTS[:2]) <= set(fields) and any(map(fields.__contains__, PROMPT_FIELDS))
+    )
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: str, at_most: int | None) -> bytes:
@@ -146,6 +175,7 @@ def parse_sample(sample: Sample) -> RawPair:
         SampleError: if a field is missing or repeated, a label is not 0, 0.5 or 1, or the labels do not add up to 1.
     """
     location = sample.location
+    _refuse_dots(sample)
     if sample.repeated:
         raise SampleError(f"{location}: field {sample.repeated[0]} is there more than once.")
     label_0, label_1 = (_parse_label(sample, f"label_{i}.txt") for i in (0, 1))
@@ -153,6 +183,15 @@ def parse_sample(sample: Sample) -> RawPair:
         raise SampleError(f"{location}: label_0 is {label_0:g} and label_1 is {label_1:g}; they must add up to 1.")
     images = [_image_field(sample, f"jpg_{i}") for i in (0, 1)]
     return RawPair(sample.shard, sample.key, images[0], images[1], label_0, _prompt(sample))
+
+
+def _refuse_dots(sample: Sample) -> None:
+    dotted = next((name for name in sample.fields if DOTTED.search(name)), None)
+    if dotted is not None and not set(TEXTS[:2]) <= set(sample.fields):
+        raise SampleError(
+            f"shard {sample.shard}: {sample.key}.{dotted} has a dot in its key. A key ends at the first dot of a name, "
+            "so different samples run together. Write the shard again with keys without dots."
+        )
 
 
 def _parse_label(sample: Sample, field: str) -> float:
@@ -183,4 +222,6 @@ def _prompt(sample: Sample) -> str:
 
 
 def _names(sample: Sample) -> str:
-    return ", ".join(sorted(sample.fields)) or "no field"
+    names = sorted(sample.fields)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more if names else "no field"

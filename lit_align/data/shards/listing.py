@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_align.common.passing_faults import describe
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url, join
 from lit_align.data.shards.index import INDEX, read_index, rows_path
 from lit_align.data.shards.patterns import expand
-from lit_align.data.shards.storage import exists
-from lit_align.user_errors import UserFileNotFoundError, UserValueError
+from lit_align.data.shards.storage import ask, exists
+from lit_align.user_errors import UserFileNotFoundError, UserOSError, UserValueError
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,10 @@ def _tars(folder: str) -> list[str]:
     if folder.startswith(("http:", "https:")):
         return []
     filesystem, name = filesystem_of(folder)
-    return [filesystem.unstrip_protocol(tar) for tar in sorted(filesystem.glob(f"{name.rstrip('/')}/*.tar"))]
+    return [
+        filesystem.unstrip_protocol(tar)
+        for tar in sorted(ask(folder, lambda: filesystem.glob(f"{name.rstrip('/')}/*.tar")))
+    ]
 
 
 def _indexed(path: str, allow_pipe: bool, tars: Sequence[str] = ()) -> list[ShardFile]:
@@ -119,4 +123,11 @@ def _with_rows(file: ShardFile) -> ShardFile:
     if file.rows is not None or file.path.startswith(PIPE):
         return file
     rows = rows_path(file.path)
-    return file._replace(rows=rows if exists(rows) else None)
+    try:
+        return file._replace(rows=rows if exists(rows) else None)
+    except OSError as error:
+        raise UserOSError(
+            f"It cannot be found out whether {file.path} has an index, {rows}: {describe(error)}. Try again later. "
+            "Where a server refuses what it does not have: lit-align import webdataset --shards ... --output FOLDER "
+            "writes an index.json that is used instead."
+        ) from error

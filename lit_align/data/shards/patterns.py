@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -9,6 +10,7 @@ from braceexpand import braceexpand
 from lit_align.common.paths import expand_home
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
 from lit_align.data.shards.spooled import trust
+from lit_align.data.shards.storage import ask, exists
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 
@@ -85,9 +87,9 @@ def _match_url(url: str) -> list[str]:
             f"{url!r}: a web server cannot be asked for wildcards. Use braces {{000..127}}, or an index."
         )
     filesystem, path = filesystem_of(url)
-    if filesystem.exists(path):
+    if exists(url):
         return [url]
-    found = [filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))]
+    found = [filesystem.unstrip_protocol(match) for match in sorted(ask(url, partial(filesystem.glob, path)))]
     if not found:
         raise UserFileNotFoundError(f"{url!r} matches no file.")
     return found

@@ -1,17 +1,49 @@
-"""Find and read files: local ones, `http(s):`, `s3:`, `gs:`, `hf:` through fsspec, and `pipe:` commands."""
+"""Find and read files: local ones, `http(s):`, `s3:`, `gs:`, `hf:` through fsspec, and `pipe:` commands.
+
+Every call to a network is repeated while it fails for a reason that may pass. Only what a server calls missing is.
+"""
 
 import io
 import os
-import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
+from fsspec.asyn import sync
+
+from lit_align.common.passing_faults import StillFailingError, call_patiently, describe, status_of
 from lit_align.data.shards.filesystems import PIPE, filesystem_of, is_url
-from lit_align.data.shards.spooled import SpooledFile, spool
+from lit_align.data.shards.spooled import spool
 from lit_align.data.shards.timeouts import TimedFile, within
 
-PAUSES = (1.0, 5.0)  # seconds between attempts to read from the network
+Answer = TypeVar("Answer")
+GONE = (404, 410)  # HTTP statuses of a file that is not there
+
+
+def ask(path: str, work: Callable[[], Answer], timeout: float | None = None) -> Answer:
+    """Return the result of `work`, which reads `path`; on a network, try again after passing faults.
+
+    Args:
+        path: local path, URL or `pipe:` command; a command is run once.
+        work: reads it.
+        timeout: seconds until an attempt is given up; None waits forever.
+
+    Raises:
+        OSError: if it fails; FileNotFoundError only if the file is missing, whatever its filesystem calls a refusal.
+    """
+    attempt = partial(within, timeout, path, work)
+    if not is_url(path) or path.startswith(PIPE):
+        return attempt()
+    try:
+        return call_patiently(attempt, path)
+    except StillFailingError:
+        raise
+    except OSError as error:
+        status = status_of(error)
+        if status is None or (status in GONE) == isinstance(error, FileNotFoundError):
+            raise
+        raise (FileNotFoundError if status in GONE else OSError)(f"{path}: {describe(error)}") from error
 
 
 def size(path: str, timeout: float | None = None) -> int | None:
@@ -20,7 +52,7 @@ def size(path: str, timeout: float | None = None) -> int | None:
     Raises:
         OSError: if the file is missing.
     """
-    return within(timeout, path, partial(_size, path))
+    return ask(path, partial(_size, path), timeout)
 
 
 def _size(path: str) -> int | None:
@@ -34,13 +66,21 @@ def _size(path: str) -> int | None:
 
 
 def exists(path: str) -> bool:
-    """Whether a file exists; False for `pipe:`."""
+    """Whether a file exists; False for `pipe:`.
+
+    Raises:
+        OSError: if its server neither has it nor says that it is missing.
+    """
     if not is_url(path):
         return Path(path).is_file()
     if path.startswith(PIPE):
         return False
     filesystem, name = filesystem_of(path)
-    return bool(filesystem.exists(name))
+    try:
+        ask(path, partial(filesystem.info, name))  # the `exists` of web servers takes any error for an absence
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read_range(path: str, offset: int, count: int, timeout: float | None = None) -> bytes:
@@ -55,7 +95,7 @@ def read_range(path: str, offset: int, count: int, timeout: float | None = None)
     Raises:
         OSError: if the file cannot be read; TimeoutError if that takes too long.
     """
-    return within(timeout, path, partial(_read_range, path, offset, count))
+    return ask(path, partial(_read_range, path, offset, count), timeout)
 
 
 def _read_range(path: str, offset: int, count: int) -> bytes:
@@ -64,19 +104,11 @@ def _read_range(path: str, offset: int, count: int) -> bytes:
             file.seek(offset)
             return file.read(count) or b""
     if not _has_ranges(path):
-        return os.pread(spool(path).fileno(), count, offset)
+        with spool(path) as copy:
+            return os.pread(copy.fileno(), count, offset)
     filesystem, name = filesystem_of(path)
     exactly = {} if filesystem.async_impl else {"cache_type": "none"}  # the default of some reads megabytes ahead
-    read = partial(filesystem.cat_file, name, start=offset, end=offset + count, **exactly)
-    for pause in PAUSES:
-        try:
-            data: bytes = read()
-            return data
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception:  # filesystems raise errors of any class; the network may recover
-            time.sleep(pause)
-    data = read()
+    data: bytes = filesystem.cat_file(name, start=offset, end=offset + count, **exactly)
     return data
 
 
@@ -86,15 +118,19 @@ def open_binary(path: str, timeout: float | None = None) -> IO[bytes]:
     Raises:
         OSError: if it cannot be opened.
     """
-    file = within(timeout, path, partial(_open, path))
-    return file if timeout is None and not is_url(path) else io.BufferedReader(TimedFile(file, path, timeout), 1 << 15)
+    file = ask(path, partial(_open, path), timeout)
+    return (
+        file
+        if timeout is None and not is_url(path)
+        else io.BufferedReader(TimedFile(file, path, timeout, ask), 1 << 15)
+    )
 
 
 def _open(path: str) -> IO[bytes]:
     if not is_url(path):
         return Path(path).open("rb")
     if not _has_ranges(path):
-        return io.BufferedReader(SpooledFile(spool(path)))
+        return spool(path)
     filesystem, name = filesystem_of(path)
     file: IO[bytes] = filesystem.open(name, "rb")
     return file
@@ -108,4 +144,14 @@ def _has_ranges(url: str) -> bool:
     if not url.startswith(("http:", "https:")):
         return True
     filesystem, name = filesystem_of(url)
-    return filesystem.info(name).get("partial", True) and len(filesystem.cat_file(name, start=0, end=2)) == 2
+    answers: bool = sync(filesystem.loop, _answers_parts, filesystem, name)
+    return answers
+
+
+async def _answers_parts(filesystem: Any, url: str) -> bool:
+    """Ask a web server for two bytes; if it sends the whole file, close the connection instead of reading it."""
+    session = await filesystem.set_session()
+    options = {**filesystem.kwargs, "headers": {**filesystem.kwargs.get("headers", {}), "Range": "bytes=0-1"}}
+    async with session.get(filesystem.encode_url(url), **options) as response:
+        response.raise_for_status()
+        return bool(response.status == 206)

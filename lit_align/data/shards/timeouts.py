@@ -7,8 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import IO, Any, TypeVar
 
+from lit_align.common.passing_faults import StillFailingError
+
 Answer = TypeVar("Answer")
 _abandoned: list[IO[bytes]] = []
+
+
+class NoAnswerError(StillFailingError, TimeoutError):
+    """A read that took longer than the user allows; it is not tried again."""
 
 
 def within(timeout: float | None, path: str, work: Callable[[], Answer]) -> Answer:
@@ -33,7 +39,7 @@ def within(timeout: float | None, path: str, work: Callable[[], Answer]) -> Answ
     try:
         worked, value = answer.get(timeout=timeout)
     except queue.Empty:
-        raise TimeoutError(f"no answer in {timeout:g} s") from None
+        raise NoAnswerError(f"no answer in {timeout:g} s") from None
     if not worked:
         raise value
     result: Answer = value
@@ -61,17 +67,24 @@ class SeekableReader(io.RawIOBase):
 
 
 class TimedFile(SeekableReader):
-    """A file for reading, whose reads have a timeout and raise only OSErrors."""
+    """A file for reading, whose reads have a timeout and raise only OSErrors.
 
-    def __init__(self, file: IO[bytes], path: str, timeout: float | None) -> None:
-        self.file, self.path, self.timeout, self.hangs = file, path, timeout, False
+    Args:
+        file: reads at its position, and stays there if that fails.
+        path: of the file.
+        timeout: seconds until a read is given up; None waits forever.
+        ask: calls a read, and again after a passing fault, see `storage.ask`.
+    """
+
+    def __init__(self, file: IO[bytes], path: str, timeout: float | None, ask: Callable[..., Any]) -> None:
+        self.file, self.path, self.timeout, self.ask, self.hangs = file, path, timeout, ask, False
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self.file.seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = within(self.timeout, self.path, partial(self.file.read, len(buffer)))
+            data = self.ask(self.path, partial(self.file.read, len(buffer)), self.timeout)
         except TimeoutError:
             self.hangs = True
             raise
