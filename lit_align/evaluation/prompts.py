@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.filesystems import is_url
-from lit_align.data.shards.index import is_index, read_rows, scan_rows
+from lit_align.data.shards.index import is_index, read_rows
+from lit_align.data.shards.kept_scans import labels_of
 from lit_align.data.shards.listing import find_shards
 from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
@@ -100,7 +101,7 @@ def _are_shards(path: str, kind: str) -> bool:
 def _of_shards(path: str) -> Iterator[str]:
     """Prompts of all samples; broken ones have none."""
     for file in find_shards(path, ReadOptions()):
-        rows = scan_rows(file.path, whole=False) if file.rows is None else read_rows(file.rows, ["prompt"])
+        rows = labels_of(file.path, sizes=False) if file.rows is None else read_rows(file.rows, ["prompt"])
         yield from rows["prompt"].to_pylist()
 
 

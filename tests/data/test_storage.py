@@ -15,12 +15,14 @@ import torch
 
 from lit_align.common import passing_faults
 from lit_align.data import PreferenceDataModule, SampleError
+from lit_align.data.labels.stored import HumanLabels
 from lit_align.data.read_options import ReadOptions
-from lit_align.data.shards import spooled
+from lit_align.data.shards import kept_scans, spooled
 from lit_align.data.shards.index import index_shard, read_entry, write_index
 from lit_align.data.shards.layout import read_samples
 from lit_align.data.shards.listing import find_shards
 from lit_align.data.shards.patterns import expand
+from lit_align.data.shards.scan import scan_shards
 from lit_align.data.shards.storage import _has_ranges, open_binary, read_range, size
 from lit_align.data.shards.timeouts import within
 from tests.support.paths import PAIRS
@@ -91,6 +93,13 @@ class Flaky(Ranges):
 
     def do_HEAD(self):
         return None if self.fails() else super().do_HEAD()
+
+
+@pytest.fixture(autouse=True)
+def scans(monkeypatch, tmp_path):
+    """Folder of scans that are kept."""
+    monkeypatch.setattr(kept_scans, "kept_folder", lambda: tmp_path / "scans")
+    return tmp_path / "scans"
 
 
 @pytest.fixture
@@ -200,6 +209,26 @@ def test_only_what_a_server_calls_missing_is_missing(serve, tmp_path, slept):
         open_binary(f"{address}/other.tar")
     assert not isinstance(refused.value, FileNotFoundError)
     assert slept == []
+
+
+def test_labels_of_a_remote_shard_are_read_once(serve, tmp_path, scans):
+    """The next start, and every other rank, take the scan that was kept, until the shard has changed."""
+    shutil.copy(TRAIN / NAMES[0], tmp_path)
+    files = find_shards(f"{serve(Ranges, tmp_path)}/00000.tar", ReadOptions())
+    found = []
+    for changed in (False, False, True):
+        if changed:
+            shutil.copy(TRAIN / NAMES[1], tmp_path / NAMES[0])
+            os.utime(tmp_path / NAMES[0], (10**9, 10**9))
+        Ranges.requests.clear()
+        (shard,) = scan_shards(files, HumanLabels(), ReadOptions())
+        found.append((len(Ranges.requests) > 0, shard.pairs.key.tolist()))
+    assert [asked for asked, _ in found] == [True, False, True]
+    assert found[0][1] == found[1][1] != found[2][1]
+    for kept in scans.glob("*.parquet"):
+        kept.write_bytes(b"damaged")
+    (again,) = scan_shards(files, HumanLabels(), ReadOptions())
+    assert again.pairs.key.tolist() == found[2][1]
 
 
 @pytest.mark.parametrize("kind", ["web", "pipe"])

@@ -14,7 +14,8 @@ from lit_align.common.progress import BRIEF, track
 from lit_align.data.buckets import Shape, assign_buckets, bucket_shapes
 from lit_align.data.cache.format import names_of
 from lit_align.data.read_options import ReadOptions
-from lit_align.data.shards.index import SIZES, read_rows, scan_rows
+from lit_align.data.shards.index import SIZES, read_rows
+from lit_align.data.shards.kept_scans import labels_of
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.shards.listing import ShardFile, find_shards
 
@@ -82,7 +83,7 @@ def make_plan(
 
 
 def _rows(file: ShardFile, sizes: bool, timeout: float | None) -> pa.Table:
-    return read_rows(file.rows) if file.rows is not None else scan_rows(file.path, False, sizes, timeout)
+    return read_rows(file.rows) if file.rows is not None else labels_of(file.path, sizes, timeout)
 
 
 def target_shapes(rows: pa.Table, resolution: int, aspect_buckets: bool) -> list[Shape]:

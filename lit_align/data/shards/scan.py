@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from lit_align.common.progress import BRIEF, track
 from lit_align.data.labels.stored import Decisions, HumanLabels, Labels, stale
 from lit_align.data.read_options import ReadOptions
-from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_rows, scan_rows
+from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_rows
+from lit_align.data.shards.kept_scans import labels_of
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.shards.listing import ShardFile
 from lit_align.data.shards.storage import size
@@ -99,7 +100,7 @@ class _Scan:
 
     def _rows(self, file: ShardFile) -> pa.Table:
         if file.rows is None:
-            return scan_rows(file.path, False, self.sizes, self.options.timeout)
+            return labels_of(file.path, self.sizes, self.options.timeout)
         rows = read_rows(file.rows, [*COLUMNS, *(SIZES if self.sizes else ())])
         if not self.cached:
             _check_bytes(file, int(rows.schema.metadata[b"bytes"]), self.options.timeout)
