@@ -205,7 +205,7 @@ def test_only_what_a_server_calls_missing_is_missing(serve, tmp_path, slept):
     Flaky.lasting = {f"/{name}": 403 for name in ("00000.index.parquet", "other.tar")}
     with pytest.raises(OSError, match=r"cannot be found out .*HTTP status 403 .*import webdataset --shards"):
         find_shards(f"{address}/00000.tar", ReadOptions())
-    with pytest.raises(OSError, match=r"other\.tar: HTTP status 403") as refused:
+    with pytest.raises(OSError, match=r"403.*other\.tar") as refused:
         open_binary(f"{address}/other.tar")
     assert not isinstance(refused.value, FileNotFoundError)
     assert slept == []

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,7 @@ LIMIT = 16_000_000_000  # bytes of all copies of a process and its workers; at m
 FOLDER = "LIT_ALIGN_SHARD_COPIES"  # variable that names the folder to workers
 PREFIX, HELD = "lit-align-copies-", "held"  # of the folders' names; the file that the owner of a folder locks
 
+_making = threading.Lock()  # several threads scan shards
 _trusted: set[str] = set()  # commands that the user has allowed; commands named by data never run
 
 
@@ -36,8 +38,12 @@ def trust(command: str) -> str:
 
 def share_copies() -> Path:
     """Make the folder of copies, which this process deletes at its end; workers that it starts use it too."""
-    if FOLDER in os.environ and Path(os.environ[FOLDER]).is_dir():
-        return Path(os.environ[FOLDER])
+    with _making:
+        known = Path(os.environ.get(FOLDER, ""))
+        return known if known.name and known.is_dir() else _make_folder()
+
+
+def _make_folder() -> Path:
     for left_over in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         _delete_unheld(left_over)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
