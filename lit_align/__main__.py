@@ -19,8 +19,7 @@ HARMLESS = (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
-    Exit codes: 2 for a mistake that the user can correct, 1 with a traceback for any other error, 130 for Ctrl-C (1 in
-    fit and validate, where Lightning handles it).
+    Exit codes: 2 for a mistake that the user can correct, 1 with a traceback for any other error, 130 for Ctrl-C.
     `LIT_ALIGN_DEBUG=1` shows the traceback of both.
     """
     quiet_libraries()

@@ -3,6 +3,8 @@
 Lightning is imported inside functions, so that rooms which do not know Lightning can use the parts of torch.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -88,6 +90,20 @@ def save_schedule(checkpoint: "ModelCheckpoint") -> SaveSchedule:
     return SaveSchedule(checkpoint._every_n_train_steps, checkpoint._save_on_train_epoch_end)
 
 
+def replace_link(checkpoint: "ModelCheckpoint", link: Callable[[Path, Path], None]) -> None:
+    """Let a ModelCheckpoint with `save_last: link` make its link by `link(file, last)`, on the first rank.
+
+    Its own removes the old link first, and a kill in between leaves none.
+    """
+
+    def replaced(trainer: "L.Trainer", filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero:
+            link(Path(filepath), Path(linkpath))
+        trainer.strategy.barrier()
+
+    checkpoint._link_checkpoint = replaced  # type: ignore[method-assign]
+
+
 def ddp_options(strategy: "Strategy") -> dict[str, Any]:
     """Read the keyword arguments of DistributedDataParallel; empty for other strategies."""
     return dict(getattr(strategy, "_ddp_kwargs", {}))
@@ -112,16 +128,25 @@ def rewind_to_step(loops: dict[str, Any], accumulate_grad_batches: int, batches:
         accumulate_grad_batches: micro-batches per step; an epoch's last step may have fewer.
         batches: of an epoch.
     """
-    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+    loop = loops["fit_loop"]
+    progress = loop["epoch_loop.batch_progress"]
     current, total = progress["current"], progress["total"]
     done = current["processed"]  # a micro-batch that has only started is repeated
     unused = 0 if done >= batches else done % accumulate_grad_batches
     back = {name: current[name] - (done - unused) for name in ("ready", "started", "processed")}
     # `completed` stays one behind as before: Lightning reads from it that the batch's end was under way.
     back["completed"] = unused
+    if unused and current["completed"] < done:
+        # Lightning adds one when it resumes from the end of a batch that completed a step, as this one now seems to.
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
     for counters in (current, total):
         for name, count in back.items():
             counters[name] -= count
+    optimizer = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for span in ("total", "current"):
+        steps = optimizer["step"][span]["completed"]
+        optimizer["step"][span]["ready"] = steps
+        optimizer["zero_grad"][span] = dict.fromkeys(optimizer["zero_grad"][span], steps)
     return unused
 
 

@@ -22,9 +22,8 @@ def fit(callback, **options):
     """Train Lightning's small model with one callback on 5 batches an epoch."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     settings = {"max_epochs": 1, "limit_train_batches": 5, "limit_val_batches": 2, "num_sanity_val_steps": 0}
-    trainer = L.Trainer(
-        accelerator="cpu", enable_model_summary=False, callbacks=[callback], **quiet, **settings | options
-    )
+    settings = quiet | settings | options
+    trainer = L.Trainer(accelerator="cpu", enable_model_summary=False, callbacks=[callback], **settings)
     trainer.fit(BoringModel())
     return trainer
 
@@ -166,6 +165,15 @@ def test_save_schedule():
     steps = L.pytorch.callbacks.ModelCheckpoint(every_n_train_steps=3, save_on_train_epoch_end=True)
     assert internals.save_schedule(steps) == (3, True)
     assert internals.save_schedule(L.pytorch.callbacks.ModelCheckpoint(every_n_epochs=1)) == (0, None)
+
+
+def test_replace_link(tmp_path):
+    made = []
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last="link", filename="x")
+    internals.replace_link(checkpoint, lambda path, last: made.append((path.name, last.name)))
+    fit(checkpoint, enable_checkpointing=True)
+    assert made[0] == ("x.ckpt", "last.ckpt")
+    assert not (tmp_path / "last.ckpt").exists()
 
 
 def test_ddp_options():

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
+from lit_align.backbones.compiled import name_plainly, plain_name
 from lit_align.backbones.encoder_parts import DIFFUSERS_STEM, DTYPES, EncoderParts, Precision
 from lit_align.backbones.encoders import Encoders
 from lit_align.backbones.loading.meta import load_model
@@ -70,6 +71,7 @@ class Backbone(Encoders):
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self._choose_trainable(lora, gradient_checkpointing)
         self.reference: Reference | None = None
+        name_plainly(self)
 
     def check_denoiser_config(self, where: object, config: Mapping[str, Any]) -> None:
         """Refuse a UNet that takes other inputs than this backbone gives it.
@@ -209,7 +211,7 @@ class Backbone(Encoders):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by their names in this module."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {plain_name(name): weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def reference_weights(self) -> dict[str, Tensor]:
         """Return the reference's own weights by their names in this module; none without a reference."""

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from lit_align.backbones.compiled import plain_name
 from lit_align.backbones.sharding import Denoiser, norm_of_parts, to_local
 from lit_align.user_errors import UserValueError
 
@@ -97,8 +98,9 @@ class FrozenCopy(Reference):
         yield self.denoiser
 
     def pairs(self) -> dict[str, tuple[Tensor, nn.Parameter]]:
-        policy = dict(self._policy[0].named_parameters())
-        return {f"reference.denoiser.{name}": (p, policy[name]) for name, p in self.denoiser.named_parameters()}
+        policy = {plain_name(name): weight for name, weight in self._policy[0].named_parameters()}
+        own = {plain_name(name): weight for name, weight in self.denoiser.named_parameters()}
+        return {f"reference.denoiser.{name}": (weight, policy[name]) for name, weight in own.items()}
 
     def own_denoisers(self) -> list[Denoiser]:
         return [self.denoiser]
@@ -138,7 +140,7 @@ class FrozenAdapter(Reference):
             denoiser.train(training)
 
     def pairs(self) -> dict[str, tuple[Tensor, nn.Parameter]]:
-        parameters = dict(self._policy[0].named_parameters())
+        parameters = {plain_name(name): weight for name, weight in self._policy[0].named_parameters()}
         return {
             f"denoiser.{name}": (p, parameters[name.replace(f".{REFERENCE}.", f".{POLICY}.")])
             for name, p in parameters.items()

@@ -1,5 +1,6 @@
 """FSDP2 sharding of a denoiser's weights, and conversion between full tensors and one device's shard."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ def _reshard_without_backward(denoiser: nn.Module, *_: object) -> None:
 def to_local(tensor: Tensor) -> Tensor:
     """Return this device's shard, sharing its memory; an unsharded tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """List the tensors of which this device's part holds a value that is not finite; 8-bit ones cannot."""
+    found = {name: to_local(value.detach()) for name, value in tensors.items()}
+    real = {name: value for name, value in found.items() if value.is_floating_point() and value.itemsize > 1}
+    return [name for name, value in real.items() if not value.is_meta and not value.isfinite().all()]
 
 
 def to_full(tensor: Tensor) -> Tensor:

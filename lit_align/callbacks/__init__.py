@@ -8,6 +8,7 @@ from lit_align.callbacks.reference_update import ReferenceUpdate
 from lit_align.callbacks.sample_grid import SampleGrid
 from lit_align.callbacks.start_banner import StartBanner
 from lit_align.callbacks.step_progress import StepProgress
+from lit_align.callbacks.superseded_checkpoints import SupersededCheckpoints
 from lit_align.callbacks.throughput import Throughput
 from lit_align.callbacks.win_rate import WinRate
 
@@ -20,6 +21,7 @@ __all__ = [
     "SampleGrid",
     "StartBanner",
     "StepProgress",
+    "SupersededCheckpoints",
     "Throughput",
     "WinRate",
 ]

@@ -11,6 +11,7 @@ from lit_align.callbacks.due_validation import DueValidation
 from lit_align.callbacks.preemption import Preemption
 from lit_align.callbacks.start_banner import StartBanner
 from lit_align.callbacks.step_progress import StepProgress
+from lit_align.callbacks.superseded_checkpoints import SupersededCheckpoints
 from lit_align.callbacks.throughput import Throughput
 from lit_align.training.checkpoints.run_folder import RunFolder
 
@@ -18,7 +19,7 @@ from lit_align.training.checkpoints.run_folder import RunFolder
 def default_callbacks() -> list[L.Callback]:
     """Make the callbacks in the order in which they act."""
     watching = [StartBanner(), Throughput(), StepProgress(), ChosenErrorRise()]
-    return [RunFolder(), *watching, DueValidation(), Preemption()]
+    return [RunFolder(), *watching, DueValidation(), Preemption(), SupersededCheckpoints()]
 
 
 def without_rivals(defaults: list[L.Callback], trainer: Any) -> list[L.Callback]:

@@ -70,6 +70,11 @@ class DivergenceGuard(L.Callback):
         self._sums: Tensor | None = None  # `chosen_sums` of the current step on this rank
         self._left_out = 0  # steps that the module has skipped
 
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a process whose run it has watched: 1 if it has stopped the run."""
+        return 0 if self.seen is None else 1
+
     def _measure_start(self, trainer: L.Trainer, module: AlignmentModule) -> None:
         """Measure the start on the first pairs of all ranks, and say how long it took."""
         began, sums = time.monotonic(), torch.zeros(3, device=module.device)

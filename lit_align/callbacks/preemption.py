@@ -2,12 +2,16 @@
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.internals import leave_fit, replace_signal_handlers
@@ -16,7 +20,7 @@ from lit_align.training.steps import at_step, total_steps
 
 NAME = "preempted.ckpt"
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-EXIT_CODES = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: 128 + signal.SIGTERM}
+EXIT_CODES = {number: 128 + number for number in (signal.SIGINT, signal.SIGTERM)} | {signal.SIGUSR1: REQUEUE}
 
 
 class NotedSignals:
@@ -33,6 +37,7 @@ class NotedSignals:
     def __init__(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
         self.exit_code = 0  # of the gravest signal that this process received
+        self._interrupted = False  # by Ctrl-C
         self.ended = False  # whether all ranks have agreed to end
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -46,26 +51,38 @@ class NotedSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number)
+        if name == signal.SIGINT and self._interrupted:
+            self._end_at_once()
+        self._interrupted |= name == signal.SIGINT
         self.exit_code = max(self.exit_code, EXIT_CODES[name])
         if self.trainer.is_global_zero:  # not by `logging`: the signal may have interrupted its stream
-            os.write(2, f"{name.name}: a checkpoint will be written after this step, then the run ends.\n".encode())
+            again = " Ctrl-C again ends it at once." if name == signal.SIGINT else ""
+            text = f"{name.name}: a checkpoint will be written after this step, then the run ends.{again}\n"
+            os.write(2, text.encode())
+
+    def _end_at_once(self) -> None:
+        for checkpoint in self.trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, ModelCheckpoint):
+                checkpoint.save_on_exception = False  # a large checkpoint takes minutes
+        raise KeyboardInterrupt
 
     def teardown(self) -> None:
         """Restore the previous handlers. After a preemption ignore signals, so that late ranks keep their exit code."""
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_IGN if self.ended else handler)
+            signal.signal(number, signal.SIG_IGN if self.ended and number != signal.SIGINT else handler)
         self._previous = {}
 
 
 class Preemption(L.Callback):
-    """Ends a run at the next optimizer step after SIGUSR1 (SLURM's warning) or SIGTERM, with a checkpoint.
+    """Ends a run at the next optimizer step after SIGUSR1 (SLURM's warning), SIGTERM or Ctrl-C, with a checkpoint.
 
     After each step the ranks agree on it by reducing one number. The checkpoint, `preempted.ckpt` beside the others, is
     written after all other callbacks have acted, so that the resumed run equals the unbroken one. A signal during
-    validation, a sample grid or the start waits for the next step; a signal after the last step has no effect.
+    validation, a sample grid or the start waits for the next step; a signal after the last step has no effect. A second
+    Ctrl-C ends the run at once, without a checkpoint.
 
-    `exit_code` is 75 after SIGUSR1, 143 after SIGTERM, else 0. The process should exit with it, and ignores both
-    signals until then. A validation that was due at that step runs after the resume, see `DueValidation`.
+    `exit_code` is 75 after SIGUSR1, 130 after Ctrl-C, 143 after SIGTERM, else 0. The process should exit with it, and
+    ignores these signals until then. A validation that was due at that step runs after the resume, see `DueValidation`.
     """
 
     def __init__(self) -> None:
@@ -109,6 +126,17 @@ class Preemption(L.Callback):
         if self.exit_code:
             self._signals.ended = True
             leave_fit()
+
+
+@contextmanager
+def ctrl_c_code() -> Iterator[None]:
+    """Exit with 130 after Ctrl-C, as shells and our other commands do; Lightning exits with 1."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            sys.exit(EXIT_CODES[signal.SIGINT])
+        raise
 
 
 def gravest(trainer: L.Trainer, exit_code: int) -> int:

@@ -32,11 +32,13 @@ def export(ckpt_path: Path, output: Path, precision: Precision = "fp32", overwri
     """
     from lit_align.backbones.encoder_parts import DTYPES
     from lit_align.backbones.loading.trained import read_trained
+    from lit_align.commands.shared.announced_checkpoint import announce_checkpoint
 
     if output.exists() and not overwrite:
         raise UserFileExistsError(f"output: {output} exists. Choose another folder or pass --overwrite true.")
     check_replaceable(output)
     trained = read_trained(ckpt_path)
+    announce_checkpoint(ckpt_path)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as part:
         folder = Path(part) / output.name  # renamed once complete
@@ -82,14 +84,14 @@ def _write_lora(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
     """
     import diffusers
 
+    from lit_align.backbones.loading.trained import cast
     from lit_align.backbones.lora import LoRA
     from lit_align.backbones.reference import POLICY
 
     pipeline, lora = getattr(diffusers, trained.info["pipeline"]), LoRA(**trained.info["lora"])
-    layers = {}
-    for name, value in trained.weights.items():
-        scaled = value.float() * lora.scale if ".lora_B." in name else value
-        layers[name.replace(f".{POLICY}.weight", ".weight")] = scaled.to(dtype)
+    scaled = {n: value.float() * lora.scale if ".lora_B." in n else value for n, value in trained.weights.items()}
+    weights = cast(trained._replace(weights=scaled), dtype)
+    layers = {name.replace(f".{POLICY}.weight", ".weight"): value for name, value in weights.items()}
     metadata = {"r": lora.rank, "lora_alpha": lora.rank, "target_modules": list(lora.target_modules)}
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata)
     return "pipeline.load_lora_weights(OUTPUT)"

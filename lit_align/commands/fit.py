@@ -13,8 +13,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
-from lit_align.callbacks import Preemption
+from lit_align.callbacks import DivergenceGuard, Preemption
 from lit_align.callbacks.defaults import default_callbacks, without_rivals
+from lit_align.callbacks.preemption import ctrl_c_code
+from lit_align.commands.shared.announced_checkpoint import choose_checkpoint
 from lit_align.commands.shared.command_line import ShortErrors
 from lit_align.common.files import write_text
 from lit_align.data import PreferenceDataModule
@@ -22,7 +24,7 @@ from lit_align.data.cache.reader import Cache
 from lit_align.internals import is_lightning_child
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
 from lit_align.training.checkpoints.folder_owner import check_folder_is_own
-from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, last_checkpoint
+from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders
 from lit_align.training.checkpoints.run_folder import (
     CONFIG,
     RunFolder,
@@ -123,21 +125,16 @@ class AlignmentCLI(LightningCLI):
         (folder,) = (callback for callback in callbacks if isinstance(callback, RunFolder))
         folder.decide(self.trainer, fit.ckpt_path == "last", config)
         folders = checkpoint_folders(self.trainer)
-        if fit.ckpt_path == "last":
-            found = last_checkpoint(folders)
-            rank_zero_info(
-                f"ckpt_path last: {found.path}, of step {found.step:,}"
-                if found
-                else f"ckpt_path last: no checkpoint in {', '.join(map(str, folders))}; the run starts from step 0."
-            )
-            fit.ckpt_path = None if found is None else str(found.path)
+        fit.ckpt_path = choose_checkpoint(folders, fit.ckpt_path, or_begin=True)
         self.model.run_record.fork = not check_folder_is_own(folders, fit.ckpt_path)
         if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
             check_writable(folders[0] if folder.path else experiment_folder(self.trainer))
         keep_metrics(self.trainer)
 
     def before_validate(self) -> None:
-        """Take the loggers away: only `fit` writes into a run, and the values of a validation are printed."""
+        """Find the checkpoint, and take the loggers away: only `fit` writes into a run, and values are printed."""
+        options = self.config_init.validate
+        options.ckpt_path = choose_checkpoint(checkpoint_folders(self.trainer), options.ckpt_path, or_begin=False)
         self.trainer.loggers = []
 
     def _check_caches(self) -> None:
@@ -149,14 +146,14 @@ class AlignmentCLI(LightningCLI):
 
     @property
     def exit_code(self) -> int:
-        """Exit code; non-zero after a signal.
+        """Exit code; non-zero after a signal, and where the run was stopped because it diverged.
 
         A child process of Lightning exits with 0: Lightning would kill the parent, which may still have to write.
         """
         if is_lightning_child(self.trainer.strategy):
             return 0
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
-        return next((callback.exit_code for callback in callbacks if isinstance(callback, Preemption)), 0)
+        return max((c.exit_code for c in callbacks if isinstance(c, Preemption | DivergenceGuard)), default=0)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -195,7 +192,8 @@ def validate(words: list[str]) -> None:
 
 
 def _run(subcommand: str, words: list[str]) -> None:
-    code = make_cli(AlignmentCLI, [subcommand, *words], run=True, prog="lit-align").exit_code
+    with ctrl_c_code():
+        code = make_cli(AlignmentCLI, [subcommand, *words], run=True, prog="lit-align").exit_code
     if code:
         sys.exit(code)
 

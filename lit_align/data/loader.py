@@ -115,9 +115,10 @@ def _release(loader: "weakref.ref[PairLoader]") -> None:
 
 
 def _outlive_signals(worker: int) -> None:
-    """Let a worker survive SIGUSR1 and the first SIGTERM, which SLURM sends to all processes of a run.
+    """Let a worker survive SIGUSR1 and the first SIGTERM, which SLURM sends to all processes of a run, and Ctrl-C.
 
     A run whose worker died could not finish its step. The second SIGTERM ends the worker.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

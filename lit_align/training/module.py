@@ -3,26 +3,22 @@
 import random
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
-from lit_align import __version__
 from lit_align.backbones import Backbone
 from lit_align.backbones.sharding import to_full
 from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_draw
-from lit_align.internals import rewind_to_step
 from lit_align.objectives import Objective
-from lit_align.training.checkpoints.resume import beginning, check_beginning, check_weights
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import OnResume
 from lit_align.training.lr_schedulers import Plateau, follow_validation, with_schedule
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
+from lit_align.training.saved_module import SavedModule
 from lit_align.training.steps import at_logged_step, restore_accumulation
 from lit_align.training.strategies import FSDP2
 from lit_align.training.strategy_checks import check_strategy
@@ -34,7 +30,7 @@ COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
 
 
-class AlignmentModule(L.LightningModule):
+class AlignmentModule(SavedModule):
     """Aligns a backbone's denoiser with preference pairs by an objective.
 
     Args:
@@ -179,7 +175,9 @@ class AlignmentModule(L.LightningModule):
             self.skipping.leave_out(self.trainer.global_step + 1, self.gradient_norm.item())
 
     def configure_model(self) -> None:
-        """Shard the denoiser if the strategy is FSDP2. Idempotent."""
+        """Shard the denoiser if the strategy is FSDP2; nothing without a Trainer. Idempotent."""
+        if self._trainer is None:  # in `load_from_checkpoint`
+            return
         strategy = self.trainer.strategy
         check_strategy(strategy)
         check_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]  # set in Trainer's constructor
@@ -210,47 +208,3 @@ class AlignmentModule(L.LightningModule):
     def _prepare_frozen(self) -> None:
         """Cast frozen weights. Earlier the precision plugin would still round the VAE's."""
         self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only trained weights, the reference once it has moved, and the facts that an export needs.
-
-        Seed and the Trainer's counters are the random state of all ranks, see `training_draw`.
-        """
-        reference = self.backbone.reference
-        kept = self._trained_names() | (self._reference_names() if reference is not None and reference.moved else set())
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        checkpoint["lit_align"] = {
-            "version": __version__,
-            "skipped": self.skipping.count,
-            "fault": self.skipping.fault,
-            "run": self.run_record.save(self),
-            **beginning(self),
-        }
-        if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
-            accumulate = self.trainer.accumulate_grad_batches
-            rewind_to_step(checkpoint["loops"], accumulate, self.trainer.num_training_batches)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not hold exactly what this module trains.
-
-        Raises:
-            UserValueError: if weights are missing, unknown or of other shapes, or if training began with another seed
-                or objective.
-        """
-        weights, reference = checkpoint["state_dict"], self._reference_names()
-        moved = not reference.isdisjoint(weights)
-        own = self.state_dict()
-        check_weights(weights, {name: own[name] for name in self._trained_names() | (reference if moved else set())})
-        if self.backbone.reference is not None:
-            self.backbone.reference.moved = moved
-        began = checkpoint.get("lit_align", {})
-        self.skipping.count = began.get("skipped", 0)
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            check_beginning(began, beginning(self), self.skipping.policy)
-            self.run_record.resume(checkpoint, self)
-
-    def _trained_names(self) -> set[str]:
-        return {f"backbone.{name}" for name in self.backbone.trainable_parameters()}
-
-    def _reference_names(self) -> set[str]:
-        return {f"backbone.{name}" for name in self.backbone.reference_weights()}

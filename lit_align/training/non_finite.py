@@ -1,8 +1,12 @@
-"""Optimizer steps whose gradients are not finite."""
+"""Optimizer steps whose gradients are not finite, and checkpoints whose values are not."""
 
 import warnings
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from torch import Tensor
+
+from lit_align.backbones.sharding import non_finite
 from lit_align.user_errors import UserValueError
 
 NonFinite = Literal["stop", "skip"]
@@ -39,3 +43,14 @@ class Skipping:
             self.fault = f"{what}, one more than model.skip_limit {self.limit}"
         else:
             self.fault = what
+
+
+def describe_non_finite(checkpoint: Mapping[str, Any]) -> str | None:
+    """Count the weights and states of optimizers in a checkpoint that are not finite here; None if all are finite."""
+    states = [of for optimizer in checkpoint.get("optimizer_states", []) for of in optimizer.get("state", {}).items()]
+    named = {f"{weight}.{name}": value for weight, state in states for name, value in state.items()}
+    moments = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    parts = {"weights": checkpoint["state_dict"], "states of the optimizer": moments}
+    found = {what: non_finite(tensors) for what, tensors in parts.items()}
+    counts = [f"{len(bad)} of {len(parts[what])} {what} ({bad[0]})" for what, bad in found.items() if bad]
+    return f"{' and '.join(counts)} are not finite" if counts else None

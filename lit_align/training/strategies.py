@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lit_align.backbones.loading.sharded import META, is_resumable, is_sharded, meta_weights, read_into, replace_folder
 from lit_align.backbones.sharding import copy_full_
 from lit_align.internals import shard_over_all_devices
+from lit_align.training.checkpoints.last_link import follow
 from lit_align.training.strategy_checks import refusals
 from lit_align.user_errors import UserValueError
 
@@ -90,6 +91,7 @@ class FSDP2(ModelParallelStrategy):
         self.barrier()
         if self.is_global_zero:
             replace_folder(path, part)
+            follow(path, checkpoint)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

@@ -191,6 +191,7 @@ def test_weights_that_are_not_finite_stop_the_run(tmp_path):
     trainer = fit(make_bundled(lora=LoRA(rank=2)), make_data(), tmp_path, 5, callbacks=[Poison(1, weight=True), guard])
     assert trainer.global_step == 2
     assert "step 2: some weights are not finite" in guard.seen
+    assert (guard.exit_code, DivergenceGuard().exit_code) == (1, 0)
 
 
 def test_the_state_survives_a_resume(tmp_path):

@@ -13,13 +13,14 @@ import torch
 import yaml
 
 from lit_align.callbacks import ChosenErrorRise, DueValidation, Preemption, ReferenceUpdate
+from lit_align.callbacks.preemption import ctrl_c_code
 from lit_align.objectives import DiffusionDPO
 from tests.support.paths import PAIRS, ROOT
 from tests.support.pipelines import small_sdxl
 from tests.support.processes import fork, fork_ranks
 from tests.support.runs import KeepLogs, Recorder, equal, fit, keep_all, make_data, make_module, weights
 
-USR1, TERM = signal.SIGUSR1, signal.SIGTERM
+USR1, TERM, INT = signal.SIGUSR1, signal.SIGTERM, signal.SIGINT
 VALIDATES = {"limit_val_batches": 2, "check_val_every_n_epoch": None, "val_check_interval": 2}
 
 
@@ -76,7 +77,7 @@ def of_a_run():
 @pytest.fixture(autouse=True)
 def _signals():
     """Restore the handlers: after a preemption a process ignores signals, as it is about to exit."""
-    before = {number: signal.getsignal(number) for number in (USR1, TERM)}
+    before = {number: signal.getsignal(number) for number in (USR1, TERM, INT)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -101,6 +102,7 @@ def whole(tmp_path_factory):
         (USR1, "on_train_batch_start", 5, 3, 2),  # in the middle of a step, at whose end the reference moves
         (TERM, "on_train_batch_end", 4, 2, 0),
         (USR1, "on_fit_start", 1, 1, 0),
+        (INT, "on_train_batch_start", 3, 2, 2),  # a terminal sends it to the workers too
     ],
 )
 def test_the_resumed_run_ends_with_the_weights_of_the_unbroken_one(
@@ -108,7 +110,7 @@ def test_the_resumed_run_ends_with_the_weights_of_the_unbroken_one(
 ):
     options = {"accumulate_grad_batches": 2, "data": {"num_workers": workers}}
     code, ended = in_fork(tmp_path, 6, [Send(number, hook, count)], **options)
-    assert code == {USR1: 75, TERM: 143}[number]
+    assert code == {USR1: 75, TERM: 143, INT: 130}[number]
     errors = capfd.readouterr().err
     assert f"{number.name}: a checkpoint will be written after this step" in errors
     assert ended["pairs"] == whole[1][: 2 * step]
@@ -185,6 +187,25 @@ def test_a_signal_during_validation_waits_for_the_next_step(tmp_path):
     code, ended = in_fork(tmp_path, 6, [Send(TERM, "on_validation_batch_start")], **VALIDATES)
     assert code == 143
     assert len(ended["pairs"]) == step_of(tmp_path / "checkpoints/preempted.ckpt") == 3
+
+
+class Interrupts(L.Callback):
+    """Presses Ctrl-C twice in a step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        os.kill(os.getpid(), INT)
+        self.noted = trainer.global_step
+        os.kill(os.getpid(), INT)
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path, capfd):
+    interrupts, kept = Interrupts(), keep_all(tmp_path, every_n_train_steps=9)
+    with pytest.raises(SystemExit) as end, ctrl_c_code():
+        fit(make_module(), make_data(), tmp_path, 3, callbacks=[interrupts, Preemption(), kept])
+    assert end.value.code == 130
+    assert interrupts.noted == 0  # the first one let the step go on
+    assert "then the run ends. Ctrl-C again ends it at once." in capfd.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_last_step_ends_by_itself(tmp_path):

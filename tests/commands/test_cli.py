@@ -93,7 +93,7 @@ def test_config_runs_and_its_export_loads(config, tmp_path, sd15, sd21, capsys):
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=6)], ids=["full", "lora"])
-def test_export_gives_the_same_images(tmp_path, lora):
+def test_export_gives_the_same_images(tmp_path, lora, capsys):
     """The live module, and diffusers with the exported weights, draw the same."""
     import lightning as L
 
@@ -107,6 +107,7 @@ def test_export_gives_the_same_images(tmp_path, lora):
     base = generate(StableDiffusionXL(str(PIPELINE)), ["fox"], [3], 32, 32, steps=3)
 
     main(["export", f"--ckpt_path={tmp_path}/last.ckpt", f"--output={tmp_path}/out"])
+    assert f"{tmp_path}/last.ckpt: checkpoint of step 3\n" in capsys.readouterr().out
     if lora is None:
         unet = UNet2DConditionModel.from_pretrained(tmp_path / "out")
         pipeline = StableDiffusionXLPipeline.from_pretrained(PIPELINE, unet=unet)
@@ -151,7 +152,9 @@ def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, c
     """The README's commands on a run's folder."""
     main(["fit", *small_options(ROOT / f"configs/{name}.yaml", tmp_path, sd15, sd21)])
     config, checkpoint = next(tmp_path.rglob("config.yaml")), tmp_path / "checkpoints/last.ckpt"
+    capsys.readouterr()
     main(["fit", f"--config={config}", f"--ckpt_path={checkpoint}", "--trainer.max_steps=3"])
+    assert f"{checkpoint}: checkpoint of step 2\n" in capsys.readouterr().out
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
     before = config.read_text()
     with pytest.raises(ValueError, match="began with seed_everything"):
@@ -160,8 +163,18 @@ def test_a_run_goes_on_and_validates_from_its_own_config(tmp_path, sd15, sd21, c
     capsys.readouterr()
     main(["validate", f"--config={config}", f"--ckpt_path={checkpoint}"])
     table = capsys.readouterr().out
+    assert f"{checkpoint}: checkpoint of step 3\n" in table
     assert "val/accuracy" in table
     assert "val/margin" in table
+
+
+def test_a_run_that_the_guard_stops_has_failed(tmp_path, sd15, sd21):
+    words = small_options(ROOT / "configs/quickstart.yaml", tmp_path, sd15, sd21)
+    guard = {"class_path": "DivergenceGuard", "init_args": {"max_rise": 0.01, "window": 1}}
+    (tmp_path / "callbacks.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [guard]}}))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *words, "--data.val_shards=null", "--model.optimizer.init_args.lr=0.5", "--trainer.max_steps=9"])
+    assert end.value.code == 1
 
 
 def test_a_number_that_a_family_keeps_is_said(tmp_path, sd15, sd21, caplog):

@@ -1,5 +1,7 @@
 """Files that are either complete or absent."""
 
+import os
+
 import pytest
 import torch
 from PIL import Image
@@ -37,6 +39,21 @@ def test_one_writer_overwrites_what_a_killed_process_left(tmp_path):
             part.touch()
     assert names[:2] == [".a.part", ".a.part"]
     assert len(set(names)) == 3  # writers at the same time do not share a name
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Else a machine that loses its power may keep the name, and not what is in the file."""
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "x").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_text(tmp_path / "x", "text")
+    ((path, named),) = synced
+    assert path.startswith(f"{tmp_path}/.x.")
+    assert not named
 
 
 def test_text_is_utf_8(tmp_path):

@@ -181,6 +181,9 @@ def test_a_killed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, unbrok
     rows.append((kill + 1, moment, number, round(delay * 1000), begins, equal))
     assert not list(run.rglob("*.part")), "leftovers of a killed save"
     assert equal, rows[-1]
+    files = list((run / "checkpoints").iterdir())
+    assert sorted(path.name for path in files) == ["epoch=0-step=12.ckpt", "last.ckpt"]
+    assert (run / "checkpoints/last.ckpt").resolve() == last_checkpoint([run / "checkpoints"]).path
 
 
 def write_record(rows) -> None:

@@ -1,6 +1,7 @@
 """The last complete checkpoint of a run is found, as a file or as a folder of parts."""
 
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -8,12 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from jsonargparse import Namespace
-from torch.distributed.checkpoint import save as save_in_parts
 
 from lit_align.backbones.loading.sharded import replace_folder
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO
-from lit_align.training.checkpoints.last_checkpoint import last_checkpoint, last_version
+from lit_align.training.checkpoints.last_checkpoint import (
+    checkpoint_to_resume,
+    last_checkpoint,
+    last_version,
+    newer_beside,
+)
 from lit_align.training.config_checks import choose_version
+from tests.support.checkpoints import write, write_in_parts
 
 
 def test_last_is_the_greatest_complete_step(tmp_path, lora_run, caplog):
@@ -37,6 +43,35 @@ def test_last_is_the_greatest_complete_step(tmp_path, lora_run, caplog):
     assert last_checkpoint([tmp_path / "none"]) is None
 
 
+def test_the_greatest_step_is_last_whatever_was_written_last(tmp_path):
+    """A copied or restored file is new, and not the newest state; of equal steps the newest file counts."""
+    third = write(tmp_path / "a.ckpt", 3, optimizer_states=[])
+    second = write(tmp_path / "b.ckpt", 2, optimizer_states=[])
+    os.utime(third, (1, 1))
+    assert last_checkpoint([tmp_path]) == (third, 3)
+    assert newer_beside(second) == (2, (third, 3))
+    assert newer_beside(third) == (3, None)
+    again = write(tmp_path / "c.ckpt", 3, optimizer_states=[])
+    assert last_checkpoint([tmp_path]) == (again, 3)
+
+
+@pytest.mark.parametrize("kind", ["damaged", "weights alone"])
+def test_last_is_an_error_where_no_run_can_resume(tmp_path, kind):
+    """It would begin at step 0 in a job that is requeued."""
+    path = write(tmp_path / "version_4/checkpoints/x.ckpt", 9)
+    if kind == "damaged":
+        path.write_bytes(b"cut")
+    with pytest.raises(
+        ValueError, match=r"ckpt_path last: a run can resume from none of the 1 checkpoints in .*x\.ckpt"
+    ):
+        checkpoint_to_resume([tmp_path, path.parent])
+    assert checkpoint_to_resume([tmp_path / "none"]) is None
+    write(tmp_path / "version_3/checkpoints/y.ckpt", 2, optimizer_states=[])
+    if kind == "damaged":  # not another run's
+        with pytest.raises(ValueError, match="can resume from none"):
+            last_version(tmp_path)
+
+
 def test_last_resumes_in_the_logger_s_last_folder(tmp_path, lora_run):
     shutil.copytree(lora_run, tmp_path / "mapo/version_3/checkpoints")
     (tmp_path / "mapo/version_4").mkdir()
@@ -50,13 +85,6 @@ def test_last_resumes_in_the_logger_s_last_folder(tmp_path, lora_run):
         choose_version(logger)
         assert logger.init_args.version == version
     choose_version(None)  # Lightning's own
-
-
-def write_in_parts(folder, step, **meta):
-    """Write a checkpoint as sharded runs do."""
-    save_in_parts({"state_dict": {"backbone.x": torch.arange(6.0)}}, checkpoint_id=folder, no_dist=True)
-    torch.save({"global_step": step, **meta}, folder / "meta.pt")
-    return folder
 
 
 def test_a_folder_counts_if_it_is_complete_and_has_the_optimizer(tmp_path, caplog):
@@ -90,6 +118,9 @@ def test_replacing_a_folder_keeps_one_of_both_complete(tmp_path, monkeypatch):
         replace_folder(old, new)
     assert last_checkpoint([tmp_path]).step == 1
     monkeypatch.undo()
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     replace_folder(old, new)
     assert last_checkpoint([tmp_path]) == (old, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["preempted.ckpt"]
+    assert synced == [str(new / "meta.pt")]  # before it is renamed

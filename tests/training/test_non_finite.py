@@ -10,6 +10,7 @@ import torch
 
 from lit_align.backbones import LoRA
 from lit_align.callbacks import DivergenceGuard
+from lit_align.commands.export import export
 from lit_align.objectives import DiffusionDPO
 from tests.support.processes import fork_ranks
 from tests.support.runs import equal, fit, keep_all, make_data, make_module, weights
@@ -96,6 +97,68 @@ def test_a_stopped_run_does_not_resume_past_its_step(tmp_path):
     skipping = make_module(lora=LoRA(rank=2), non_finite="skip")
     fit(skipping, make_data(), tmp_path, 5, ckpt_path=path)
     assert skipping.skipping.count == 1
+
+
+class Spoils(L.Callback):
+    """Makes a value of a trained weight, of the reference or of the optimizer NaN after the second step."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 2:
+            moments = next(iter(trainer.optimizers[0].state.values()))
+            weight = next(iter(pl_module.backbone.trainable_parameters().values()))
+            pl_module.backbone.reference.moved = True
+            reference = next(iter(pl_module.backbone.reference_weights().values()))
+            spoilt = {"weights": weight, "reference": reference, "optimizer": moments["exp_avg_sq"]}[self.what]
+            spoilt.data.view(-1)[0] = float("inf")
+
+
+@pytest.mark.parametrize("what", ["weights", "reference", "optimizer"])
+def test_a_checkpoint_of_values_that_are_not_finite_is_not_written(tmp_path, what):
+    """With one checkpoint kept, the next would have replaced the only good one."""
+    module, last = make_module(lora=LoRA(rank=2), objective=DiffusionDPO()), tmp_path / "last.ckpt"
+    kept = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, filename="{step}", save_last="link")
+    counted = {"optimizer": r"1 of 192 states of the optimizer \(0\.exp_avg_sq\)"}.get(
+        what, r"1 of 128 weights \(backbone."
+    )
+    with pytest.raises(RuntimeError, match=rf"^step 2: {counted}.* not finite\. No checkpoint is written"):
+        fit(module, make_data(), tmp_path, 4, callbacks=[Spoils(what), kept])
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "step=1.ckpt"]
+    assert os.readlink(last) == "step=1.ckpt"
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """A checkpoint of an earlier version, which wrote values that are not finite."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    fit(make_module(lora=LoRA(rank=2)), make_data(), folder, 1, callbacks=[keep_all(folder, every_n_train_steps=1)])
+    checkpoint = torch.load(folder / "step=1.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values()))[0, 0] = float("nan")
+    torch.save(checkpoint, folder / "spoilt.ckpt")
+    return folder / "spoilt.ckpt"
+
+
+def test_values_that_are_not_finite_are_not_resumed_from(tmp_path, spoilt):
+    with pytest.raises(
+        RuntimeError, match=r"^step 1: 1 of 64 weights .* not finite\. Resume from an earlier checkpoint"
+    ):
+        fit(make_module(lora=LoRA(rank=2)), make_data(), tmp_path, 2, ckpt_path=spoilt)
+
+
+def test_values_that_are_not_finite_are_not_exported(tmp_path, spoilt):
+    with pytest.raises(
+        ValueError, match=r"step 1 cannot be used: 1 of its 64 weights are not finite in the checkpoint"
+    ):
+        export(spoilt, tmp_path / "out")
+    checkpoint = torch.load(spoilt.with_name("step=1.ckpt"), weights_only=True)
+    next(iter(checkpoint["state_dict"].values()))[0, 0] = 1e5  # more than half precision holds
+    torch.save(checkpoint, tmp_path / "great.ckpt")
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16, such as .*; choose fp32 or bf16"):
+        export(tmp_path / "great.ckpt", tmp_path / "out", precision="fp16")
+    assert os.listdir(tmp_path) == ["great.ckpt"]
+    export(tmp_path / "great.ckpt", tmp_path / "out")
 
 
 class Scaled(L.Callback):

@@ -10,14 +10,27 @@ import torch
 
 from lit_align.backbones import LoRA
 from tests.support.processes import fork_ranks
-from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
+from tests.support.runs import KeepLogs, Recorder, equal, fit, keep_all, make_data, make_module, weights
 
 
 def train_whole(folder, lora=None, **data):
-    """Train 9 steps with accumulation, across an epoch's end; return the weights and the pairs."""
-    module, recorder = make_module(lora=lora, caption_dropout=0.2), Recorder()
-    fit(module, make_data(batch_size=4, **data), folder, 9, callbacks=[recorder], accumulate_grad_batches=2)
-    return weights(module), recorder.pairs
+    """Train 9 steps with accumulation, across an epoch's end; return the weights, the pairs, and what is counted."""
+    module, recorder, logger = make_module(lora=lora, caption_dropout=0.2), Recorder(), KeepLogs()
+    options = {"accumulate_grad_batches": 2, "logger": logger, "log_every_n_steps": 1}
+    trainer = fit(module, make_data(batch_size=4, **data), folder, 9, callbacks=[recorder], **options)
+    return weights(module), recorder.pairs, counted(trainer, logger)
+
+
+def counted(trainer, logger):
+    """Return the Trainer's counters by name, and the step and loss of each logged row."""
+    loops = {"": trainer.fit_loop.state_dict()}
+    while any(isinstance(value, dict) for value in loops.values()):
+        parts = [(name, value.items() if isinstance(value, dict) else [("", value)]) for name, value in loops.items()]
+        loops = {f"{name}/{key}".rstrip("/"): value for name, items in parts for key, value in items}
+    # After a resume at an epoch's last batch Lightning does not count the epoch that begins; nothing reads these.
+    unread = ("epoch_progress/total", "epoch_progress/current")
+    counters = {name: value for name, value in loops.items() if not name.strip("/").startswith(unread)}
+    return counters, [(step, row["train/loss"]) for step, row in logger.rows if "train/loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +54,7 @@ def test_resumed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, whole_r
     """Mid-epoch and across an epoch's end, with accumulation and prefetching workers."""
     options = {"accumulate_grad_batches": 2}
     data = {"num_workers": workers, "batch_size": 4}  # 13 batches an epoch
-    whole, pairs = whole_run if lora is None else train_whole(tmp_path, lora=lora, num_workers=workers)
+    whole, pairs, _ = whole_run if lora is None else train_whole(tmp_path, lora=lora, num_workers=workers)
     assert len(pairs) == 18 - 1  # 13 batches make 7 steps, the last of one batch
 
     killed, kept = make_module(lora=lora, caption_dropout=0.2), keep_all(tmp_path, every_n_train_steps=1)
@@ -98,7 +111,7 @@ def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, whole_run, batc
     """13 batches make 7 steps, the last of a single batch; an unfinished step is repeated from its first batch."""
     options = {"accumulate_grad_batches": 2}
     data = {"batch_size": 4, "num_workers": workers}
-    whole, pairs = whole_run
+    whole, pairs, (counters, rows) = whole_run
     path = tmp_path / "middle.ckpt"
     fit(
         make_module(caption_dropout=0.2),
@@ -108,10 +121,14 @@ def test_a_checkpoint_in_the_middle_of_an_accumulation(tmp_path, whole_run, batc
         callbacks=[StopInTheMiddle(path, batch)],
         **options,
     )
-    resumed, rest = make_module(caption_dropout=0.2), Recorder()
-    fit(resumed, make_data(**data), tmp_path, 9, callbacks=[rest], ckpt_path=path, **options)
+    resumed, rest, logger = make_module(caption_dropout=0.2), Recorder(), KeepLogs()
+    options |= {"logger": logger, "log_every_n_steps": 1}
+    trainer = fit(resumed, make_data(**data), tmp_path, 9, callbacks=[rest], ckpt_path=path, **options)
     assert rest.pairs == pairs[consumed:]
     assert equal(weights(resumed), whole)
+    found, logged = counted(trainer, logger)
+    assert found == counters
+    assert logged == rows[-len(logged) :]
 
 
 class Breaks(L.Callback):
@@ -128,11 +145,15 @@ def test_a_checkpoint_of_a_failure(tmp_path, whole_run):
     module = make_module(caption_dropout=0.2)
     with pytest.raises(RuntimeError, match="the machine fails"):
         fit(module, make_data(batch_size=4), tmp_path, 9, callbacks=[Breaks(), failed], accumulate_grad_batches=2)
-    resumed, rest = make_module(caption_dropout=0.2), Recorder()
+    resumed, rest, logger = make_module(caption_dropout=0.2), Recorder(), KeepLogs()
     path = tmp_path / "failed.ckpt"
-    fit(resumed, make_data(batch_size=4), tmp_path, 9, ckpt_path=path, callbacks=[rest], accumulate_grad_batches=2)
+    options = {"accumulate_grad_batches": 2, "logger": logger, "log_every_n_steps": 1}
+    trainer = fit(resumed, make_data(batch_size=4), tmp_path, 9, ckpt_path=path, callbacks=[rest], **options)
     assert rest.pairs == whole_run[1][2:]
     assert equal(weights(resumed), whole_run[0])
+    found, logged = counted(trainer, logger)
+    assert found == whole_run[2][0]
+    assert logged == whole_run[2][1][-len(logged) :]
 
 
 def test_workers_end_with_a_run_that_fails(tmp_path):

@@ -10,10 +10,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from lit_align.backbones.base import Backbone
+from lit_align.backbones.compiled import plain_name
 from lit_align.backbones.loading.sharded import META, is_sharded, read_full
 from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import REFERENCE
-from lit_align.backbones.sharding import Denoiser
+from lit_align.backbones.sharding import Denoiser, non_finite
 from lit_align.user_errors import UserValueError
 
 PREFIX = "backbone.denoiser."
@@ -46,19 +47,36 @@ def read_trained(path: Path) -> Trained:
     found = read_full(path, PREFIX) if sharded else checkpoint["state_dict"]
     weights = {
         name.removeprefix(PREFIX): value
-        for name, value in found.items()
+        for name, value in ((plain_name(name), value) for name, value in found.items())
         if name.startswith(PREFIX) and f".{REFERENCE}." not in name
     }
     return Trained(weights, info, checkpoint["global_step"])
+
+
+def cast(trained: Trained, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copy the weights in `dtype`: a running training overwrites its last checkpoint, from which they are mapped.
+
+    Raises:
+        UserValueError: if a weight is not finite, or not in `dtype`.
+    """
+    weights = {name: value.to(dtype, copy=True) for name, value in trained.weights.items()}
+    if found := non_finite(weights):
+        before = non_finite({name: trained.weights[name] for name in found})
+        what, remedy = (
+            ("in the checkpoint", "choose an earlier one") if before else (f"in {dtype}", "choose fp32 or bf16")
+        )
+        raise UserValueError(
+            f"The checkpoint of step {trained.step:,} cannot be used: {len(found)} of its {len(weights)} weights are "
+            f"not finite {what}, such as {found[0]}; {remedy}."
+        )
+    return weights
 
 
 def build_unet(trained: Trained, dtype: torch.dtype) -> Denoiser:
     """Build the UNet of a full fine-tuning in `dtype`."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(trained.info["denoiser_config"])
-    # Copied from the mapped file: a running training overwrites its last checkpoint.
-    weights = {name: value.to(dtype, copy=True) for name, value in trained.weights.items()}
-    unet.load_state_dict(weights, strict=True, assign=True)
+    unet.load_state_dict(cast(trained, dtype), strict=True, assign=True)
     return unet
 
 
@@ -76,7 +94,7 @@ def merge_trained_lora(backbone: Backbone, trained: Trained) -> Denoiser:
         raise UserValueError(
             f"unet: the checkpoint's LoRA was trained on {trained.info['repo']!r} and does not fit {backbone.repo!r}."
         )
-    denoiser.load_state_dict(trained.weights, strict=False)
+    denoiser.load_state_dict(cast(trained, torch.float32), strict=False)
     denoiser.fuse_lora()
     denoiser.unload_lora()
     return denoiser

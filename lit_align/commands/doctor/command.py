@@ -21,8 +21,10 @@ from lit_align.commands.doctor.memory_report import MemoryReport
 from lit_align.commands.doctor.run_length import accumulations, count_steps, length_line, schedule_lines
 from lit_align.commands.doctor.run_parts import RunParts
 from lit_align.commands.doctor.weights_check import download_command, weight_lines
+from lit_align.commands.shared.announced_checkpoint import checkpoint_lines
 from lit_align.common.sizes import format_bytes
 from lit_align.memory import UnknownPrecision
+from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, checkpoint_to_resume
 from lit_align.training.strategy_checks import check_strategy, name_of
 from lit_align.training.trainer_checks import check_callbacks, check_options
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
@@ -110,12 +112,19 @@ class Doctor:
         for name in self.parts.judges():
             yield f"{name}: left out here and not checked, because its scorers would load their weights"
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self) -> Iterator[str]:
         path = self.config.get("ckpt_path")
-        if path is not None and path not in CKPT_WORDS and ":" not in path and not Path(path).exists():
+        if path == "last" and self.trainer is not None:
+            found = checkpoint_to_resume(checkpoint_folders(self.trainer))
+            path = None if found is None else str(found.path)
+        if path is None or path in CKPT_WORDS or ":" in path:
+            return
+        if not Path(path).exists():
             raise UserFileNotFoundError(
                 f"ckpt_path {path!r} does not exist. Name a checkpoint, or leave ckpt_path out to start a new run."
             )
+        lines, warnings = checkpoint_lines(Path(path))
+        yield from (*lines, *warnings)
 
     def _weights(self) -> None:
         self.found.check("weights", self._backbone)

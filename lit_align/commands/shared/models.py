@@ -18,6 +18,7 @@ from lit_align.backbones.loading.sharded import is_sharded
 from lit_align.backbones.loading.trained import read_trained
 from lit_align.backbones.reference import Denoiser
 from lit_align.backbones.sampling import Sampler
+from lit_align.commands.shared.announced_checkpoint import announce_checkpoint
 from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -81,6 +82,8 @@ def load_models(specs: Sequence[ModelSpec], vae_repo: str | None, variant: str |
             backbones[spec.repo] = backbone
         backbone = backbones[spec.repo]
         if spec not in models:
+            if spec.unet is not None and Path(spec.unet).suffix == CHECKPOINT:
+                announce_checkpoint(Path(spec.unet))
             # `Model.draw` replaces the backbone's denoiser, but all models are loaded before the first image.
             denoiser = backbone.denoiser if spec.unet is None else load_denoiser(backbone, spec.unet)
             models[spec] = Model(backbone, denoiser, fingerprint(backbone, denoiser))

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_align.common.files import atomic_path
+from lit_align.training.checkpoints.last_link import follow
 from lit_align.user_errors import UserFileNotFoundError, UserOSError, UserValueError
 
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError)  # raised by torch.load
@@ -32,6 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 leftover.unlink()
             with atomic_path(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
+            follow(path, checkpoint)
         except (OSError, RuntimeError) as error:  # torch's writer turns the former into the latter
             raise UserOSError(_why_not_written(path, checkpoint, error)) from error
 

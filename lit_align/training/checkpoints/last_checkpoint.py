@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_align.backbones.loading.sharded import META, check_whole, is_resumable
 from lit_align.training.checkpoints.atomic_io import UNREADABLE
 from lit_align.training.checkpoints.run_folder import CHECKPOINTS, experiment_folder, known_folder
+from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
 PATTERNS = ("*.ckpt", ".*.ckpt.old")  # the latter while a folder replaces another, see `replace_folder`
@@ -28,24 +29,71 @@ class FoundCheckpoint(NamedTuple):
 
 def last_checkpoint(folders: Iterable[Path]) -> FoundCheckpoint | None:
     """Find the complete checkpoint of the greatest step. Logs the names of damaged ones and skips them."""
-    files = {file.resolve() for folder in folders for pattern in PATTERNS for file in folder.glob(pattern)}
-    steps = {path: resumable_step(path) for path in sorted(files) if path.exists()}
+    steps = {path: resumable_step(path) for path in checkpoint_files(folders)}
     found = [FoundCheckpoint(path, step) for path, step in steps.items() if step is not None]
     return max(found, key=lambda one: (one.step, one.path.stat().st_mtime_ns), default=None)
 
 
+def checkpoint_to_resume(folders: Iterable[Path]) -> FoundCheckpoint | None:
+    """Find the checkpoint that `last` means; None where no checkpoint was ever written.
+
+    Raises:
+        UserValueError: if there are checkpoints, and a run can resume from none of them.
+    """
+    folders = list(folders)
+    found, files = last_checkpoint(folders), checkpoint_files(folders)
+    if found is None and files:
+        raise UserValueError(
+            f"ckpt_path last: a run can resume from none of the {len(files)} checkpoints in {files[0].parent}, such "
+            f"as {files[0].name}: they are damaged, or hold weights alone. To begin again from step 0, leave ckpt_path "
+            "out and give the run another folder."
+        )
+    return found
+
+
+def checkpoint_files(folders: Iterable[Path]) -> list[Path]:
+    """List checkpoints, whole or not, by name; links are followed."""
+    files = {file.resolve() for folder in folders for pattern in PATTERNS for file in folder.glob(pattern)}
+    return [path for path in sorted(files) if path.exists()]
+
+
+def newer_beside(path: Path) -> tuple[int | None, FoundCheckpoint | None]:
+    """Read the step of a checkpoint, None if it is damaged, and find the one of the greatest later step beside it."""
+    state, own = read_state(path), path.resolve()
+    if state is None:
+        return None, None
+    step = int(state["global_step"])
+    others = {file: read_state(file) for file in checkpoint_files([path.parent]) if file != own}
+    found = [FoundCheckpoint(file, int(other["global_step"])) for file, other in others.items() if other is not None]
+    newest = max(found, key=lambda one: one.step, default=None)
+    return step, newest if newest is not None and newest.step > step else None
+
+
 def resumable_step(path: Path) -> int | None:
     """Read the optimizer step of a checkpoint, without its tensors; None if a run cannot resume from it."""
+    state = read_state(path)
+    return int(state["global_step"]) if state is not None and has_optimizer(state) else None
+
+
+def has_optimizer(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds more than weights."""
+    return "optimizer_states" in state or is_resumable(state)
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint with its tensors mapped, of a folder all but tensors; None, and a warning, if it is damaged."""
     try:
         if path.is_dir():  # sharded: one file a process, and this one last
-            meta = torch.load(path / META, weights_only=True, mmap=True)
+            state = torch.load(path / META, map_location="cpu", weights_only=True, mmap=True)
             check_whole(path)
-            return int(meta["global_step"]) if is_resumable(meta) else None
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return int(checkpoint["global_step"]) if "optimizer_states" in checkpoint else None
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        int(state["global_step"])
     except (*UNREADABLE, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s), and is skipped.", path, str(error).splitlines()[0])
         return None
+    found: dict[str, Any] = state
+    return found
 
 
 def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
@@ -56,9 +104,16 @@ def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
 
 
 def last_version(folder: Path) -> int | None:
-    """Find the greatest number N of `version_N` in a logger's folder that holds a complete checkpoint."""
+    """Find the greatest number N of `version_N` in a logger's folder from which a run can resume.
+
+    Raises:
+        UserValueError: if a later version has checkpoints that are damaged, and no whole one.
+    """
     numbers = sorted(int(match[1]) for path in folder.glob("version_*") if (match := VERSION.fullmatch(path.name)))
     for number in reversed(numbers):
-        if last_checkpoint([folder / f"version_{number}" / "checkpoints"]) is not None:
+        folders = [folder / f"version_{number}" / "checkpoints"]
+        if last_checkpoint(folders) is not None:
             return number
+        if any(read_state(path) is None for path in checkpoint_files(folders)):
+            checkpoint_to_resume(folders)
     return None
