@@ -1,5 +1,6 @@
 """What a module reads from a checkpoint and writes into the next, without a Trainer and with torch.compile."""
 
+import lightning as L
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from tests.support.runs import equal, make_module, weights
 
 def saved(module):
     """Return the checkpoint that a module writes at step 1, as far as it is the module's."""
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # whose settings it records
     checkpoint = {"state_dict": module.state_dict(), "global_step": 1}
     module.on_save_checkpoint(checkpoint)
     return checkpoint
