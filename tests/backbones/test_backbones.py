@@ -5,6 +5,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
+from lit_align.backbones.encoders import to_pixels
 from lit_align.backbones.sampling import generate
 from tests.support.paths import PAIRS, PIPELINE
 from tests.support.published_unets import PUBLISHED
@@ -84,6 +85,11 @@ def test_latents_are_standardised_and_decode_to_the_images(sdxl, images):
     assert 0 < (sampled - latents).abs().mean() < 0.1
 
 
+def test_values_become_the_nearest_pixel():
+    """0.003 is 127.88 of 255."""
+    assert to_pixels(torch.tensor([-2.0, -1.0, 0.003, 1.0, 3.0])).tolist() == [0, 0, 128, 255, 255]
+
+
 def test_per_channel_statistics_of_a_vae_are_applied(sdxl, images):
     plain = sdxl.encode_images(images)
     restored = sdxl.decode_latents(plain)
@@ -119,6 +125,8 @@ def test_a_lora_starts_at_the_base_model_and_only_it_is_trained(sdxl):
     time_ids = torch.tensor([[32, 32, 0, 0, 32, 32]])
     with torch.no_grad():
         assert torch.equal(lora.denoise(*args, time_ids), sdxl.denoise(*args, time_ids))
+    scales = [layer.scaling["default"] for layer in lora.denoiser.modules() if hasattr(layer, "scaling")]
+    assert set(scales) == {8 / 4}  # alpha over rank
     first = torch.cat([weight.flatten() for name, weight in names.items() if ".lora_A." in name])
     assert first.std().item() == pytest.approx(1 / 4, rel=0.05)  # Gaussian, of deviation 1 / rank
 
@@ -141,6 +149,17 @@ def test_vae_keeps_its_precision_under_autocast(images, precision):
     assert inside.dtype == torch.float32
     for name, value in backbone.encode_prompts(["fox"]).items():
         assert torch.equal(text[name], value)
+
+
+def test_the_empty_prompt_follows_the_precision():
+    encoders = StableDiffusionXL(str(PIPELINE))
+    encoders.load_encoders()
+    for dtype in (torch.float32, torch.bfloat16):
+        encoders.cast_frozen(dtype)
+        encoded = encoders.encode_prompts([""])
+        for name, value in encoders.empty_conditioning().items():
+            assert value.dtype == dtype
+            assert torch.equal(value, encoded[name])
 
 
 def test_vae_from_another_folder():

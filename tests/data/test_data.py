@@ -205,6 +205,15 @@ def test_missing_cut_and_changed_shards_are_named(tmp_path):
         list(stream(shards))
 
 
+def test_labels_that_have_changed_since_the_scan_are_named(tmp_path):
+    """Only the labels: names, sizes, images and prompts are those of before."""
+    (shard,) = make_shards(tmp_path, [6])
+    shards = look(shard)
+    write(shard, [sample(i, label_0="0") for i in range(6)])
+    with pytest.raises(SampleError, match=r"key 000\d: the shard has changed: there was another .*, or another label"):
+        list(stream(shards))
+
+
 def test_a_field_twice_is_an_error(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
@@ -432,6 +441,14 @@ def test_any_failure_of_a_decode_is_its_samples(tmp_path, monkeypatch, error):
         list(stream(shards))
     weight = {n: w for b in stream(shards, on_error="skip") for n, w in zip(*map(list, b.pairs[:2]), strict=True)}
     assert {int(n): float(w) for n, w in weight.items()} == {0: 1, 1: 1, 2: 0, 3: 1}
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 12), (40, 50), (90, 120)])
+def test_images_are_resized_as_pillow_does(height, width):
+    """Every pixel of a smaller image is a mean of those that it covers; else fine patterns become others."""
+    pixels = torch.randint(256, (40, 50, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    expected = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    assert np.abs(resize(pixels, height, width).astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_centre_crop_and_resize_keep_each_images_own_size():
