@@ -79,8 +79,8 @@ class Doctor:
     def examine(self) -> Diagnosis:
         """Run all checks."""
         self.found.check("versions", lambda: versions(self.config))
-        for check in (devices, self._trainer, self._checkpoint):
-            self.found.check("devices", check)
+        for first in (devices, self._trainer, self._checkpoint):
+            self.found.check("devices", first)
         self._weights()
         self._data()
         for check in (self._objective, self._length, self._schedule, self._vote, self._refusals):
