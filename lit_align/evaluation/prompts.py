@@ -11,11 +11,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lit_align.data.read_options import ReadOptions
 from lit_align.data.shards.filesystems import is_url
-from lit_align.data.shards.index import is_index, read_rows
-from lit_align.data.shards.kept_scans import labels_of
-from lit_align.data.shards.listing import find_shards
 from lit_align.data.shards.storage import open_binary
 from lit_align.user_errors import UserValueError
 
@@ -93,6 +89,8 @@ def prompt_seed(prompt: str, seed: int) -> int:
 
 def _are_shards(path: str, kind: str) -> bool:
     if kind == ".json":
+        from lit_align.data.shards.index import is_index  # imported here, so that --help imports no torch
+
         with open_binary(path) as file:
             return is_index(file.read())
     return kind == ".tar" or (not is_url(path) and Path(path).is_dir())
@@ -100,6 +98,12 @@ def _are_shards(path: str, kind: str) -> bool:
 
 def _of_shards(path: str) -> Iterator[str]:
     """Prompts of all samples; broken ones have none."""
+    # Imported here, so that --help imports no torch.
+    from lit_align.data.read_options import ReadOptions
+    from lit_align.data.shards.index import read_rows
+    from lit_align.data.shards.kept_scans import labels_of
+    from lit_align.data.shards.listing import find_shards
+
     for file in find_shards(path, ReadOptions()):
         rows = labels_of(file.path, sizes=False) if file.rows is None else read_rows(file.rows, ["prompt"])
         yield from rows["prompt"].to_pylist()

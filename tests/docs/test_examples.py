@@ -25,4 +25,4 @@ def test_unpacked_pairs_are_two_folders_with_captions(tmp_path):
     run("docs/examples/unpack_pairs.py", shard, tmp_path)
     folders = open_folders(tmp_path / "good", tmp_path / "bad", None)
     assert folders.rows > 10
-    assert all(len(name.chosen) == len(name.rejected) == 1 and name.caption for name in folders.names)
+    assert all(len(name.chosen) == len(name.rejected) == len(name.captions) == 1 for name in folders.names)

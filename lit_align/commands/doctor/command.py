@@ -14,7 +14,7 @@ from lit_align.backbones import Backbone
 from lit_align.callbacks import ReferenceUpdate
 from lit_align.callbacks.start_banner import batch_line, model_lines
 from lit_align.commands.doctor.advice import advice_on_data, advice_on_precision, advice_on_trainer
-from lit_align.commands.doctor.data_check import DataCheck
+from lit_align.commands.doctor.data_check import DataCheck, reading_line
 from lit_align.commands.doctor.diagnosis import Diagnosis
 from lit_align.commands.doctor.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.doctor.memory_report import MemoryReport
@@ -167,11 +167,7 @@ class Doctor:
     def _train_split(self) -> Iterator[str]:
         if self.data is not None:
             yield from self.data.train()
-        options = self.config.data
-        readers = f"{options.num_workers} workers a device" if options.num_workers else "the training process"
-        if options.num_workers and options.val_shards is not None:
-            readers += f" and {options.num_workers} more for the held-out pairs"
-        yield f"read by {readers}; batches of {options.batch_size} pairs at {options.resolution} px"
+        yield reading_line(self.config.data)
 
     def _caches(self, data: DataCheck) -> None:
         for split in data.cached():

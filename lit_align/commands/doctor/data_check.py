@@ -86,3 +86,11 @@ class DataCheck:
         if backbone is not None and weights_are_here(backbone):
             expected["encoders"] = backbone.encoders_identity()
         return expected
+
+
+def reading_line(options: Any) -> str:
+    """Describe who reads the pairs of a data module's options, and in which batches."""
+    readers = f"{options.num_workers} workers a device" if options.num_workers else "the training process"
+    if options.num_workers and options.val_shards is not None:
+        readers += f" and {options.num_workers} more for the held-out pairs"
+    return f"read by {readers}; batches of {options.batch_size} pairs at {options.resolution} px"
