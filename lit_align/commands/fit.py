@@ -7,6 +7,7 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,6 +19,7 @@ from lit_align.callbacks.defaults import default_callbacks, without_rivals
 from lit_align.callbacks.preemption import ctrl_c_code
 from lit_align.commands.shared.announced_checkpoint import choose_checkpoint
 from lit_align.commands.shared.command_line import ShortErrors
+from lit_align.commands.shared.launchers import seat_of
 from lit_align.common.files import write_text
 from lit_align.data import PreferenceDataModule
 from lit_align.data.cache.reader import Cache
@@ -102,6 +104,7 @@ class AlignmentCLI(LightningCLI):
 
         Raises:
             ValueError: if the Trainer refuses its options.
+            RuntimeError: in a batch script of SLURM with several tasks, without srun.
         """
         trainer = self.config_init[self.subcommand].trainer
         given = trainer.plugins or []
@@ -109,11 +112,14 @@ class AlignmentCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         try:
-            return super().instantiate_trainer(plugins=plugins, **kwargs)
+            made = super().instantiate_trainer(plugins=plugins, **kwargs)
         except UserError:
             raise
         except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserValueError(f"trainer: {error}") from error
+        if isinstance(getattr(made.strategy, "cluster_environment", None), SLURMEnvironment):
+            seat_of()  # a run that srun has not started would wait for the other tasks
+        return made
 
     def before_fit(self) -> None:
         """Replace `--ckpt_path last` by the path of the last complete checkpoint, or by none to start from step 0."""

@@ -17,6 +17,7 @@ from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.backbones.sampling import generate
 from lit_align.cli import COMMANDS, main
 from lit_align.commands.fit import Parser
+from lit_align.user_errors import UserRuntimeError
 from tests.support.configs import CONFIGS, callbacks, small_options
 from tests.support.paths import PAIRS, PIPELINE, ROOT
 
@@ -239,6 +240,17 @@ def test_bad_input_is_named(override, message, capsys, tmp_path):
     with pytest.raises((SystemExit, ValueError, FileNotFoundError)) as error:
         main(["fit", "--config=configs/quickstart.yaml", f"--trainer.logger.init_args.save_dir={tmp_path}", override])
     assert message in capsys.readouterr().err + str(error.value)
+
+
+def test_a_batch_script_without_srun_does_not_wait_for_tasks_that_nobody_starts(monkeypatch, tmp_path):
+    of_the_script = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in (of_the_script | {"JOB_NAME": "align", "JOB_ID": "7"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("STEP_NUM_TASKS", "STEP_ID", "PTY_PORT"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    words = [f"--config={ROOT}/configs/quickstart.yaml", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(UserRuntimeError, match=r"SLURM_NTASKS is 2, .*Put srun before the command"):
+        main(["fit", *words, "--trainer.accelerator=cpu", "--trainer.devices=2"])
 
 
 def test_missing_extra_is_named(capsys):

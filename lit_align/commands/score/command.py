@@ -44,13 +44,12 @@ def score(
     from lit_align.commands.score.agreement import report_agreement, require_matplotlib
     from lit_align.commands.score.scoring import (
         LoadedScorer,
-        score_shard,
+        score_shards,
         unfinished,
         wait_for_others,
         without_scores,
     )
     from lit_align.commands.shared.process_group import join_process_group
-    from lit_align.common.progress import show_progress
     from lit_align.data.labels.score_files import Identity, side_files
     from lit_align.data.read_options import ReadOptions
     from lit_align.data.shards.listing import name_shards
@@ -67,10 +66,8 @@ def score(
     mine = paths[group.rank :: group.world_size]
     todo = list(unfinished(mine, output, known, overwrite))
     prepared = {name: LoadedScorer(loaded[name].prepare(group.device), known[name]) for name in names}
-    skipped, options = 0, ReadOptions(on_error)
-    with show_progress(sum(task.pairs for task in todo), "scoring", "pair", hidden=group.rank > 0) as bar:
-        for task in todo:  # the bar shows the first process's share
-            skipped += score_shard(task, prepared, output, batch_size, options, bar)
+    options = ReadOptions(on_error)
+    skipped = score_shards(todo, prepared, output, batch_size, options, hidden=group.rank > 0)
     print(f"{group}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
     group.wait()
     left = len(without_scores(paths, output, names))

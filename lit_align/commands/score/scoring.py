@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_align.common.decode_ahead import decode_ahead
 from lit_align.common.lock import folder_turn
-from lit_align.common.progress import BRIEF, Progress, track
+from lit_align.common.progress import BRIEF, Progress, show_progress, track
 from lit_align.data.decoder import ImageError, decode_pixels
 from lit_align.data.labels.score_files import Identity, Scores, read_scores, side_file, write_scores
 from lit_align.data.read_options import ReadOptions
@@ -91,6 +91,19 @@ def _complete(scores: Scores | None, identity: Identity, keys: list[str], conten
     if scores is None or scores.identity != identity or scores.keys != keys:
         return False
     return contents is None or scores.contents == contents
+
+
+def score_shards(
+    todo: Sequence[ShardToScore],
+    scorers: dict[str, LoadedScorer],
+    output: str | None,
+    batch_size: int,
+    options: ReadOptions,
+    hidden: bool,
+) -> int:
+    """Score shards behind a progress bar, which may be hidden; returns how many samples were skipped."""
+    with show_progress(sum(task.pairs for task in todo), "scoring", "pair", hidden=hidden) as bar:
+        return sum(score_shard(task, scorers, output, batch_size, options, bar) for task in todo)
 
 
 def score_shard(
