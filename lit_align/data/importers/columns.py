@@ -21,6 +21,7 @@ BARE = ("chosen", "preferred", "winner")  # names of images without a word that 
 SIDES = (("0", "1"), ("1", "2"), ("a", "b"), ("left", "right"), ("first", "second"))
 LABELS = ("label", "labels", "preference", "human_preference")  # 1 prefers image 0
 INDEXES = ("winner", "choice", "preferred", "better", "best", "vote", "preferred_image", "chosen_image", "best_image")
+JUDGING = {*LABELS, *INDEXES, "preferences", "pref", "prefer", "votes", "choices", "winning", "chosen", "rank", "ranks"}
 PROMPTS = ("prompt", "caption", "text", "original_prompt", "prompts", "captions", "instruction")
 HAS_LABEL = "has_label"
 
@@ -47,6 +48,7 @@ class Found:
     labels: tuple[str, ...]  # one, two with a value for each image, or none where the first image is the chosen one
     has_label: str | None = None  # a row in which it is false has no label
     sure: bool = True  # the name of the label column tells that 1 prefers image 0
+    named: bool = True  # the label columns are the user's choice, or that of a known format
     why: str = ""  # for people: why the first image is the chosen one, if its name does not say so
 
     @property
@@ -80,13 +82,29 @@ def find_columns(table: str, kinds: Mapping[str, str], asked: Asked) -> Found:
     missing = [name for name in asked if name is not None and name not in kinds]
     if missing:
         raise _error(table, kinds, f"there is no column {', '.join(missing)}")
+    _refuse_both(table, kinds, asked)
     images, ordered, why = _images(table, kinds, asked)
     prompt = asked.prompt or _prompt(table, kinds, images)
     has_label = HAS_LABEL if HAS_LABEL in kinds else None
     if ordered:
         return Found(images, prompt, (), has_label, why=why)
     labels, sure = _labels(table, kinds, asked, images)
-    return Found(images, prompt, labels, has_label, sure)
+    named = asked.label is not None or asked.label_0 is not None
+    return Found(images, prompt, labels, has_label, sure, named)
+
+
+def _refuse_both(table: str, kinds: Mapping[str, str], asked: Asked) -> None:
+    """Refuse options of which one would be passed over."""
+    ordered = asked.chosen or asked.rejected
+    by_image = asked.label_0 or asked.label_1
+    labels = asked.label or by_image
+    if ordered and (labels or asked.image_0 or asked.image_1):
+        other = labels or asked.image_0 or asked.image_1
+        raise _error(
+            table, kinds, f"{ordered} is named as the chosen or rejected image, and {other} beside it: name one form"
+        )
+    if asked.label and by_image:
+        raise _error(table, kinds, f"{asked.label} and {by_image} are both named as labels: name one form")
 
 
 def _images(table: str, kinds: Mapping[str, str], asked: Asked) -> tuple[tuple[str, str], bool, str]:
@@ -96,7 +114,7 @@ def _images(table: str, kinds: Mapping[str, str], asked: Asked) -> tuple[tuple[s
         if first is not None or second is not None:
             options = "--chosen_column and --rejected_column" if ordered else "--image_0_column and --image_1_column"
             raise _error(table, kinds, f"only one of its two images is named, {first or second}: name {options}")
-    labelled = asked.label is not None or asked.label_0 is not None
+    labelled = not {asked.label, asked.label_0, asked.label_1} <= {None}
     ordered_pairs = [] if labelled else [pair for pair in _pairs(kinds, OPPOSITES) if _both(kinds, pair)]
     sided_pairs = [pair for pair in _pairs(kinds, SIDES) if _both(kinds, pair)]
     found = [(pair, True) for pair in ordered_pairs] + [(pair, False) for pair in sided_pairs]
@@ -106,8 +124,13 @@ def _images(table: str, kinds: Mapping[str, str], asked: Asked) -> tuple[tuple[s
         listed = "; ".join(" and ".join(pair) for pair, _ in found)
         raise _error(table, kinds, f"{len(found)} pairs of columns may be the images: {listed}" if found else "")
     (first, second), ordered = found[0]
-    hpd = (first, second) == ("path1", "path2") and not labelled and not _label_columns(kinds, (first, second))
+    hpd = (first, second) == ("path1", "path2") and not labelled and not _judges(kinds)
     return (first, second), ordered or hpd, "as in HPDv3" if hpd else ""
+
+
+def _judges(kinds: Mapping[str, str]) -> bool:
+    """Whether a column may say which image is preferred; HPDv3's `choice_dist` counts votes in the order of paths."""
+    return any(JUDGING & set(_words(name)) for name in kinds if name != "choice_dist")
 
 
 def _pairs(kinds: Mapping[str, str], opposites: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
@@ -147,7 +170,7 @@ def _labels(
 ) -> tuple[tuple[str, ...], bool]:
     """Columns of the labels, and whether their name tells that 1 prefers image 0."""
     if asked.label is not None:
-        return (asked.label,), True
+        return (asked.label,), asked.label.lower() not in INDEXES
     if asked.label_0 is not None or asked.label_1 is not None:
         if asked.label_0 is None or asked.label_1 is None:
             raise _error(

@@ -24,6 +24,7 @@ NOISE = re.compile(  # words that may stand beside the one that names a side
     "is|was|are|better|best|preferred|prefers?|preference|wins?|winner|much|slightly|far|clearly|strongly|equally|no|it|"
     "bad|good|bothbad"
 )
+DENIAL = re.compile(r"\b(no|bad)\b")  # beside one side: `left is bad`
 
 
 class Values(NamedTuple):
@@ -110,15 +111,25 @@ def find_encoding(
     numbers = [_number(key) for key in one]
     best = max((_of_numbers(one), _of_words(one, images)), key=lambda labels: _covered(one, labels))
     missed = _missed(one, best)
-    if missed and all(0 <= number <= 1 for number in numbers) and not any("e" in key for key in one):
+    shares = bool(missed) and all(0 <= number <= 1 for number in numbers) and not {"true", "false"} & set(one)
+    if shares and sure:
         return Encoding(None, f"more than 0.5 prefers {images[0]}, less {images[1]}")
     if {"0", "1", "2"} <= set(one) and "0.5" not in one:
         raise _refuse(one, columns, "0, 1 and 2 may number two images and a tie, or begin with the tie")
     if _too_many(missed, one):
         raise _refuse(one, columns, f"for {_rows(missed)} it is not known which image they prefer")
-    if not sure and set(one) <= {"0", "1"} and "0" in one:
+    if best is NUMBERS[1] and one["0"] > one["-1"] > 0:
+        raise _refuse(one, columns, f"-1 may prefer {images[1]} and 0 be a tie, or -1 may mark rows without a label")
+    if not sure and _may_be_index(best, one, images):
         raise _refuse(one, columns, f"0 and 1 may be the number of an image, or say whether {images[0]} is preferred")
     return Encoding(best, _in_words(best, one, images), best is NUMBERS[0])
+
+
+def _may_be_index(best: Mapping[str, float], counts: Counter[str], images: Sequence[str]) -> bool:
+    """Whether 0 and 1 are read as labels of image 0, and may number the images."""
+    if set(counts) == {"1"}:
+        return tuple(map(_side, images)) != ("1", "2")
+    return best is NUMBERS[0] or (best is NUMBERS[1] and "0" in counts)
 
 
 def _given(given: Values, columns: Sequence[str], images: Sequence[str]) -> Encoding:
@@ -141,6 +152,8 @@ def _find_of_two(counts: Counter[tuple[str, ...]], columns: Sequence[str], image
     words = Counter({" and ".join(keys): n for keys, n in counts.items() if any(math.isnan(_number(k)) for k in keys)})
     if _too_many(words, named):
         raise _refuse(named, columns, f"for {_rows(words)} they are not numbers")
+    if set(counts) == {("1", "2"), ("2", "1")}:
+        raise _refuse(named, columns, "1 and 2 may be ranks, of which 1 is the better, or scores, of which 2 is")
     if not all(key in NUMBERS[0] for keys in counts for key in keys if not math.isnan(_number(key))):
         return Encoding(None, f"the larger of {title} prefers its image, {images[0]} or {images[1]}")
     odd = Counter({" and ".join(keys): n for keys, n in counts.items() if sum(map(_number, keys)) != 1})
@@ -178,7 +191,7 @@ def _side(text: str) -> str:
         return "tie"
     if not words and ("no preference" in text.lower() or "bad" in text.lower()):
         return "tie"
-    return words[0] if len(words) == 1 else ""
+    return words[0] if len(words) == 1 and not DENIAL.search(text.lower()) else ""
 
 
 def _covered(counts: Counter[str], labels: Mapping[str, float]) -> int:

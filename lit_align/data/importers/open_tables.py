@@ -29,6 +29,7 @@ from lit_align.user_errors import UserFileNotFoundError, UserValueError
 
 SUFFIXES = (*SEPARATORS, *JSON, ".parquet")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of an image folder, as the hub's tools write it
+ALIKE = 8  # equal labels of a column that nobody has named: more than that tell nothing of what they mean
 SPLIT = re.compile("train|test|val|dev")  # parts of a data set that are not trained on together
 
 
@@ -105,6 +106,11 @@ def open_tables(
         raise UserValueError(f"files: {', '.join(paths[:3])} has no rows.")
     kinds = _common_kinds([table for table in tables if table.rows])
     found = find_columns(paths[0], kinds, asked)
+    if found.ordered and any(given):
+        raise UserValueError(
+            "label: --label_image_0, --label_image_1 and --label_tie are for the values of a label column, and the "
+            f"preferred image is in column {found.images[0]}. Leave them out, or name --label_column."
+        )
     options: dict[str, Any] = {"columns": list(found.used), "ordered": found.ordered}
     options |= {"labels": given._asdict()} if any(given) else {}
     source = with_layout(tables, found, given, images, options, "table")
@@ -133,7 +139,8 @@ def with_layout(
     encoding: Encoding | None = None
     if found.labels:
         counts = _count_labels(read, found)
-        encoding = find_encoding(counts, found.labels, found.images, given, found.sure)
+        all_alike = not found.named and len(counts) == 1 and counts.total() > ALIKE
+        encoding = find_encoding(counts, found.labels, found.images, given, found.sure and not all_alike)
         if not encoding.plain:
             print(f"Label: {encoding.words}.")
     return Table(read, Layout(found, encoding, images), options, name)

@@ -52,6 +52,7 @@ def test_images_come_before_their_addresses():
         ("image_0 image_1 label winner prompt", "label; winner may be the labels: name --label_column"),
         ("image_0 image_1 prompt", "no column is a label: name --label_column"),
         ("path1 picture2 prompt", "no two of them are known to be images: name --chosen_column and --rejected_column"),
+        ("path1 path2 prompt human_pref", "no column is a label"),
         ("score_0 score_1 left right prompt", "no two of them are known to be images"),
     ],
 )
@@ -68,3 +69,23 @@ def test_named_columns():
         find("x y", Asked(chosen="x", rejected="z"))
     with pytest.raises(ValueError, match="only one of its two images is named, x: name --chosen_column and"):
         find("x y prompt", Asked(chosen="x"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (Asked(chosen="x", rejected="y", label="v"), "x is named as the chosen or rejected image, and v beside it"),
+        (Asked(chosen="x", rejected="y", image_0="x", image_1="y"), "and x beside it: name one form"),
+        (Asked(image_0="x", image_1="y", label="v", label_1="w"), "v and w are both named as labels: name one form"),
+        (Asked(label_1="w"), "only one of its two labels is named"),
+    ],
+)
+def test_no_option_is_passed_over(asked, message):
+    with pytest.raises(ValueError, match=message):
+        find("x y v w image_0 image_1 prompt", asked)
+
+
+def test_a_column_of_an_index_stays_one_when_it_is_named():
+    kinds = dict.fromkeys(("image_0", "image_1", "prompt", "winner", "label"), "text")
+    assert not find_columns("pairs.csv", kinds, Asked(label="winner")).sure
+    assert find_columns("pairs.csv", kinds, Asked(label="label")).named

@@ -34,6 +34,7 @@ def read(values, images=NAMES, given=NOT_GIVEN, **more):
         ([1, 2, "2"], [1, 0, 0]),
         ([True, False, "True"], [1, 0, 1]),
         ([0.7, 0.2, 0.5, 1, ""], [1, 0, 0.5, 1, None]),
+        ([0.9, 0.00001, 0.3], [1, 0, 0]),
         (["left", "Right", "tie", " left "], [1, 0, 0.5, 1]),
         (["chosen image 1", "chosen image 2", "both are equally good"], [1, 0, 0.5]),
         (["A", "B", "B is slightly better"], [1, 0, 0]),
@@ -65,6 +66,9 @@ def test_numbers_in_words_follow_the_names_of_the_images():
         ([1, 0, 1, 3, 4], r"for 2 rows it is not known"),
         ([0, 1, 2, 1], r"0, 1 and 2 may number two images and a tie"),
         ([5, 1, 3, 2], r"it is not known which image they prefer. Say it: --label_image_0 VALUE"),
+        ([1] * 50 + [0] * 48 + [-1] * 2, "-1 may prefer image_1 and 0 be a tie, or -1 may mark rows without a label"),
+        ([(1, 2), (2, 1)], "1 and 2 may be ranks, of which 1 is the better, or scores"),
+        (["left is bad", "right is bad"], "for 2 rows it is not known"),
         ([("a", 1), ("b", 2)], r"votes_0 and votes_1 holds .*they are not numbers"),
         ([(1, 1), (1, 0), (0, 0)], r"for 2 rows they do not add up to 1"),
     ],
@@ -79,10 +83,18 @@ def test_one_odd_label_is_left_out():
     assert read([1, -1] * 50 + ["both"] * 2)[-3:] == [0, None, None]
 
 
-def test_a_number_may_be_an_index_where_the_name_does_not_say():
+@pytest.mark.parametrize("values", [[0, 1, 1], [0] * 9, [1, 1], [0, 1, -1], [0, 1] * 20 + ["tie"]])
+def test_a_number_may_be_an_index_where_the_name_does_not_say(values):
     with pytest.raises(ValueError, match="0 and 1 may be the number of an image"):
-        read([0, 1, 1], sure=False)
+        read(values, sure=False)
+
+
+def test_a_number_that_is_no_index_says_it_without_the_name():
     assert read([1, 2], sure=False) == [1, 0]
+    assert read([1, -1], sure=False) == [1, 0]
+    assert read([1, 1], ("image_1", "image_2"), sure=False) == [1, 1]
+    with pytest.raises(ValueError, match="for 2 rows it is not known"):  # shares, but whose?
+        read([0.7, 0.2], sure=False)
 
 
 def test_given_values():

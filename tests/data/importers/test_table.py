@@ -11,11 +11,15 @@ import pytest
 from lit_align.cli import main
 from lit_align.commands.importing.command import folder, pick_a_pic, table
 from lit_align.data.importers import parquet_table
+from lit_align.data.importers.columns import Asked
 from lit_align.data.importers.import_run import divide
+from lit_align.data.importers.label_encodings import Values
+from lit_align.data.importers.open_tables import open_tables
 from lit_align.data.importers.parquet_table import open_parquet
 from lit_align.data.importers.pick_a_pic import open_files
 from lit_align.data.importers.shard_records import ShardPlan
 from lit_align.data.importers.text_tables import read_text_table
+from lit_align.user_errors import UserValueError
 from tests.support.imports import BUNDLED, read_all, rejects, row, write_parquet
 
 PICTURES = [(BUNDLED[i].image_0, BUNDLED[i].image_1) for i in range(4)]
@@ -185,6 +189,22 @@ def test_labels_of_1_and_minus_1_keep_all_rows(pictures, command, capsys):
     command(str(pictures / "out"), lines(pictures / "pairs.jsonl", rows), workers=1)
     assert [pair.label_0 for pair, _ in read_all(pictures / "out")] == [1, 0, 1, 0]
     assert "Label: 1 prefers image_0 (2 rows), -1 prefers image_1 (2 rows)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_equal_labels_of_a_column_that_nobody_named_are_no_preference(tmp_path, label):
+    """As in MJ-Bench, whose label is always 0, the number of the preferred image."""
+    rows = [{"image0": "a.png", "image1": "b.png", "label": label, "caption": "p"}] * 9
+    with pytest.raises(UserValueError, match=rf"column label holds '{label}' \(9 rows\); 0 and 1 may be the number"):
+        open_tables(lines(tmp_path / "t.jsonl", rows), Asked(), Values(), None)
+    named = open_tables(lines(tmp_path / "t.jsonl", rows), Asked(label="label"), Values(), None)
+    assert named.layout.encoding.label_0([label]) == label
+
+
+def test_values_of_labels_are_not_passed_over(tmp_path):
+    rows = lines(tmp_path / "t.jsonl", [{"chosen": "a.png", "rejected": "b.png", "prompt": "p"}])
+    with pytest.raises(UserValueError, match="the preferred image is in column chosen"):
+        open_tables(rows, Asked(), Values(("yes",)), None)
 
 
 def test_columns_and_values_can_be_named(pictures):
