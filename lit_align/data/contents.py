@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_align.common.manifest import differences, in_words
+from lit_align.common.progress import BRIEF, track
 from lit_align.data.shards.filesystems import is_url
 from lit_align.data.shards.scan import Shard
 from lit_align.data.shards.storage import open_binary, read_range
@@ -40,7 +41,10 @@ def contents(shards: Sequence[Shard], timeout: float | None, sampled: bool = Fal
         found[PROMPTS] = _digest([shard.prompts.encode() for shard in filled])
     if sampled or PAIRS not in found:
         with ThreadPoolExecutor(8) as pool:
-            found[SAMPLE] = _digest(list(pool.map(partial(_sample, timeout), filled)))
+            samples = track(pool.map(partial(_sample, timeout), filled), len(filled), "sampling", "shard", delay=BRIEF)
+            known = [sample for sample in samples if sample is not None]
+        if len(known) == len(filled):  # of shards that cannot be read now, nothing is compared
+            found[SAMPLE] = _digest(known)
     return found
 
 
@@ -51,8 +55,8 @@ def _digest(parts: Sequence[bytes]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _sample(timeout: float | None, shard: Shard) -> bytes:
-    """The sizes of a shard's pairs, and bytes at a quarter and three quarters of some: in both images."""
+def _sample(timeout: float | None, shard: Shard) -> bytes | None:
+    """Sizes of pairs, and bytes at a quarter and three quarters of some: in both images; None if unreadable."""
     sizes = shard.pairs.size.tobytes()
     if shard.path.startswith(UNSAMPLED):
         return sizes
@@ -65,7 +69,7 @@ def _sample(timeout: float | None, shard: Shard) -> bytes:
         with open_binary(shard.path, timeout) as file:
             return sizes + b"".join(file.read(WINDOW) for place in places if file.seek(place) == place)
     except OSError:  # a cache may replace the shards
-        return sizes
+        return None
 
 
 def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any], shards: Sequence[Shard]) -> None:

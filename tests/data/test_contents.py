@@ -50,7 +50,8 @@ def other_prompt(number, fields):
 def other_image(number, fields):
     """Give one pair another image of the same size in bytes."""
     name = next(name for name in fields if name.startswith("jpg_1"))
-    flipped = bytes(byte ^ 1 for byte in fields[name])
+    middle = len(fields[name]) // 2  # what is in front of the pixels stays
+    flipped = fields[name][:middle] + bytes(byte ^ 1 for byte in fields[name][middle:])
     return fields | ({name: flipped} if number == 13 else {})
 
 
@@ -108,6 +109,15 @@ def test_little_of_a_shard_is_read(shard, monkeypatch):
     assert set(contents([scanned], None)) == {PROMPTS, SAMPLE}
     assert sum(read) == 26 * 2 * 64 < shard.stat().st_size / 10
     Path(rows_path(str(shard))).unlink(missing_ok=True)
+
+
+def test_a_shard_that_cannot_be_sampled_is_not_another_one(shard, monkeypatch):
+    """A passing fault, or a disk that is absent because a cache replaces its shards."""
+    (scanned,) = make_data(shard).train.shards
+    state = begin(shard)
+    monkeypatch.setattr("lit_align.data.contents.open_binary", lambda path, timeout: Path("/no/such").read_bytes())
+    assert set(contents([scanned], None)) == {PROMPTS}
+    go_on(state, shard)
 
 
 def test_other_held_out_pairs_are_said(shard, tmp_path, recwarn):

@@ -231,6 +231,31 @@ def test_labels_of_a_remote_shard_are_read_once(serve, tmp_path, scans):
     assert again.pairs.key.tolist() == found[2][1]
 
 
+@pytest.mark.parametrize("place", ["no folder", "full disk"])
+def test_a_scan_that_cannot_be_kept_is_used(serve, scans, monkeypatch, place):
+    """As where the quota of a home is used up."""
+    if place == "no folder":
+        scans.write_text("a file")
+    else:
+        monkeypatch.setattr(kept_scans, "_write", lambda path, table: (_ for _ in ()).throw(OSError(28, "full")))
+    files = find_shards(f"{serve(Ranges, TRAIN)}/{NAMES[0]}", ReadOptions())
+    (shard,) = scan_shards([file._replace(rows=None) for file in files], HumanLabels(), ReadOptions())
+    assert len(shard) == 26
+
+
+def test_scans_that_nobody_uses_go(serve, scans):
+    scans.mkdir()
+    for name, seconds in (("old.parquet", 0), ("new.parquet", time.time())):
+        (scans / name).write_bytes(b"")
+        os.utime(scans / name, (seconds, seconds))
+    kept_scans._forget_old.cache_clear()
+    files = find_shards(f"{serve(Ranges, TRAIN)}/{NAMES[0]}", ReadOptions())
+    scan_shards([file._replace(rows=None) for file in files], HumanLabels(), ReadOptions())
+    names = {path.name for path in scans.iterdir()}
+    assert names > {"new.parquet"}
+    assert len(names - {"old.parquet"}) == len(names) == 2
+
+
 @pytest.mark.parametrize("kind", ["web", "pipe"])
 def test_a_shard_is_fetched_once_for_all_workers(serve, local, copies, tmp_path, monkeypatch, kind):
     """The window of 52 pairs reads at random from both shards."""

@@ -11,6 +11,13 @@ READ = ".jpg .jpeg .jpe .jif .jfif .pjpeg .pjp .png .apng .webp .avif .gif .bmp 
 NOT_READ = ".heic .heif .hif .jxl .jp2 .j2k .jpx .tga .psd .svg .ico .exr .hdr .dng .cr2 .cr3 .nef .arw .raf .orf .rw2"
 IMAGES = frozenset(f"{READ} {NOT_READ}".split())  # what is not read is named when it cannot be decoded
 CAPTION = ".txt"
+SYSTEM = {
+    ".DS_Store",
+    ".ipynb_checkpoints",
+    "@eaDir",
+    "Thumbs.db",
+    "desktop.ini",
+}  # programs put them anywhere
 HEADER_BYTES = 16  # enough to recognise an image without a suffix
 
 
@@ -61,7 +68,7 @@ def _walk(folder: Path, relative: str, above: tuple[str, ...]) -> Iterator[tuple
         above: real paths of the folder and of those around it.
     """
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(name for name in os.listdir(folder) if name not in SYSTEM)
     except OSError as error:
         yield relative, f"folder cannot be read: {error.strerror}"
         return

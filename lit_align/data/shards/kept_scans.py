@@ -6,7 +6,10 @@ A scan is kept under the shard's address and what its server says of the shard's
 import hashlib
 import json
 import os
-from functools import partial
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +22,7 @@ from lit_align.data.shards.index import ROWS, scan_rows
 from lit_align.data.shards.storage import ask
 
 FORMAT = 1  # of the scans; to be raised when `scan_rows` finds something else in the same shard
+KEPT = 90 * 86400  # seconds since a scan was used
 VERSIONS = {"etag", "lastmodified", "contentmd5", "digest", "md5hash", "generation", "blobid", "sha256", "mtime"}
 
 
@@ -46,14 +50,33 @@ def labels_of(shard: str, sizes: bool, timeout: float | None = None) -> pa.Table
     if version is None:
         return scan()
     name = hashlib.sha256(json.dumps([FORMAT, shard, version, sizes]).encode()).hexdigest()[:24]
-    try:
-        kept_folder().mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home to write to
-        return scan()
-    with folder_turn(kept_folder(), name):  # other ranks wait for this scan
-        path = kept_folder() / f"{name}.parquet"
+    path = kept_folder() / f"{name}.parquet"
+    with _turn(path):  # other ranks wait for this scan
         found = _read(path)
-        return _write(path, scan()) if found is None else found
+        if found is None:
+            found = scan()
+            with suppress(OSError):  # a full disk
+                _write(path, found)
+    return found
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait for the process that makes a scan; without a folder to write to, wait for none."""
+    with ExitStack() as turn:
+        with suppress(OSError):
+            turn.enter_context(folder_turn(path.parent, path.stem))
+            _forget_old(path.parent)
+        yield
+
+
+@lru_cache(maxsize=1)
+def _forget_old(folder: Path) -> None:
+    """Delete the scans that were not used for `KEPT` seconds, once in a process."""
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - KEPT:
+                path.unlink()
 
 
 def _version(shard: str, timeout: float | None) -> dict[str, str] | None:
@@ -75,10 +98,11 @@ def _read(path: Path) -> pa.Table | None:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError):
         return None
+    with suppress(OSError):
+        os.utime(path)
     return table if table.schema.equals(ROWS) else None
 
 
-def _write(path: Path, table: pa.Table) -> pa.Table:
+def _write(path: Path, table: pa.Table) -> None:
     with atomic_path(path) as part:
         pq.write_table(table, part, compression="zstd")
-    return table

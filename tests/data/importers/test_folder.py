@@ -9,6 +9,7 @@ import pytest
 
 from lit_align.cli import main
 from lit_align.commands.importing.command import folder
+from lit_align.data.importers.folders import open_folders
 from lit_align.data.importers.source import shuffle_images
 from tests.support.imports import BUNDLED, encoded, files, read_all, rejects
 
@@ -163,6 +164,19 @@ def test_whatever_lies_in_the_folders_is_a_pair_or_counted(tmp_path):
         (13, "rejected/._a.jpg", "hidden file or folder"),
         (14, "alone.txt", "caption without images"),
     ]
+
+
+def test_files_that_file_managers_make_change_no_import(tmp_path):
+    """The same command goes on, though a folder was looked at in between."""
+    for kind, data in (("good", BUNDLED[0].image_0), ("bad", BUNDLED[0].image_1)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "a.png").write_bytes(data)
+    (tmp_path / "good/a.txt").write_text("a")
+    before = open_folders(tmp_path / "good", tmp_path / "bad", None)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "bad" / name).write_bytes(b"")
+    after = open_folders(tmp_path / "good", tmp_path / "bad", None)
+    assert (after.rows, after.digest) == (before.rows, before.digest) == (1, before.digest)
 
 
 def test_a_captions_folder_counts_what_is_not_used(tmp_path):
