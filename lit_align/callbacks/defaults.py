@@ -19,7 +19,7 @@ from lit_align.training.checkpoints.run_folder import RunFolder
 def default_callbacks() -> list[L.Callback]:
     """Make the callbacks in the order in which they act."""
     watching = [StartBanner(), Throughput(), StepProgress(), ChosenErrorRise()]
-    return [RunFolder(), *watching, DueValidation(), Preemption(), SupersededCheckpoints()]
+    return [RunFolder(), *watching, SupersededCheckpoints(), DueValidation(), Preemption()]
 
 
 def without_rivals(defaults: list[L.Callback], trainer: Any) -> list[L.Callback]:

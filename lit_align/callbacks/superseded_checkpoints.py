@@ -37,6 +37,14 @@ class SupersededCheckpoints(L.Callback):
         self._checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         for checkpoint in self._checkpoints:
             replace_link(checkpoint, link)
+        self._go_on(trainer)  # here, because a run with no steps left has no `on_train_start`
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.strategy.restore_checkpoint_after_setup:  # sharded: states of callbacks come after `on_fit_start`
+            self._go_on(trainer)
+
+    def _go_on(self, trainer: L.Trainer) -> None:
+        """Correct files and ModelCheckpoint where the run resumes."""
         self._kept = self._files()
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             self._remove_superseded()
@@ -106,7 +114,8 @@ class SupersededCheckpoints(L.Callback):
         """Name the files that the checkpoint replaces, for which this is called."""
         kept, self._saved = self._files(), True
         passing = {str(Path(str(c.dirpath), NAME)) for c in self._checkpoints if c.save_top_k > 0}
-        self.superseded = {file for file in self.superseded | (self._kept - kept) | passing if Path(file).exists()}
+        replaced = (self.superseded | (self._kept - kept) | passing) - kept  # a name may come back
+        self.superseded = {file for file in replaced if Path(file).exists()}
         self._kept = kept
         return {"superseded": sorted(self.superseded)}
 

@@ -5,6 +5,7 @@ import os
 import lightning as L
 import numpy as np
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_align.backbones import LoRA
 from lit_align.callbacks import Preemption, SupersededCheckpoints
@@ -36,13 +37,13 @@ class Kill(BaseException):
     """A kill; ModelCheckpoint's `save_on_exception` is off in these tests."""
 
 
-def train(folder, steps, *callbacks, **options):
+def train(folder, steps, *callbacks, strategy="auto", **options):
     kept = L.pytorch.callbacks.ModelCheckpoint(folder, save_last="link", save_on_exception=False, **(TWO | options))
     found = last_checkpoint([folder])
     module, io = make_module(lora=LoRA(rank=2)), AtomicCheckpointIO()
     listed = [SupersededCheckpoints(), kept, *callbacks]
     path = None if found is None else found.path
-    return fit(module, make_data(), folder, steps, ckpt_path=path, callbacks=listed, plugins=[io])
+    return fit(module, make_data(), folder, steps, ckpt_path=path, callbacks=listed, plugins=[io], strategy=strategy)
 
 
 def test_last_is_the_newest_after_kills(tmp_path, monkeypatch):
@@ -51,6 +52,19 @@ def test_last_is_the_newest_after_kills(tmp_path, monkeypatch):
         with monkeypatch.context() as patched, pytest.raises(Kill):
             train(tmp_path, 4, Killed(patched, step, after))
     train(tmp_path, 4)
+    assert os.readlink(tmp_path / "last.ckpt") == "step=4.ckpt"
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "step=3.ckpt", "step=4.ckpt"]
+
+
+class RestoresLate(SingleDeviceStrategy):
+    """Restores the states of callbacks after `on_fit_start`, as sharded strategies do."""
+
+    restore_checkpoint_after_setup = True
+
+
+def test_a_sharded_run_goes_on_with_last_and_removes_what_it_resumed_from(tmp_path):
+    train(tmp_path, 1)
+    train(tmp_path, 4, strategy=RestoresLate("cpu"))
     assert os.readlink(tmp_path / "last.ckpt") == "step=4.ckpt"
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "step=3.ckpt", "step=4.ckpt"]
 
