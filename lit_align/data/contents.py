@@ -19,8 +19,9 @@ from lit_align.data.shards.scan import Shard
 from lit_align.data.shards.storage import open_binary, read_range
 from lit_align.user_errors import UserValueError
 
-PAIRS, PROMPTS, SAMPLE = "images and prompts", "prompts", "sizes and sampled bytes"
-SAMPLED_PAIRS, SAMPLED_REMOTE_PAIRS = 256, 4  # of a shard
+PAIRS, PROMPTS = "images and prompts", "prompts"
+SIZES, SAMPLE, SMALL_SAMPLE = "sizes", "sampled bytes", "a few sampled bytes"  # the last alone of shards at addresses
+SAMPLED_PAIRS, FEW_PAIRS = 256, 4  # of a shard
 WINDOW = 64  # bytes in each image
 UNSAMPLED = ("pipe:", "http:", "https:")  # a part of a file may take all of it
 
@@ -40,11 +41,13 @@ def contents(shards: Sequence[Shard], timeout: float | None, sampled: bool = Fal
     if all(shard.prompts for shard in filled):
         found[PROMPTS] = _digest([shard.prompts.encode() for shard in filled])
     if sampled or PAIRS not in found:
-        with ThreadPoolExecutor(8) as pool:
-            samples = track(pool.map(partial(_sample, timeout), filled), len(filled), "sampling", "shard", delay=BRIEF)
-            known = [sample for sample in samples if sample is not None]
-        if len(known) == len(filled):  # of shards that cannot be read now, nothing is compared
-            found[SAMPLE] = _digest(known)
+        found[SIZES] = _digest([shard.pairs.size.tobytes() for shard in filled])
+        for name, pairs in ((SMALL_SAMPLE, FEW_PAIRS), (SAMPLE, SAMPLED_PAIRS)):
+            with ThreadPoolExecutor(8) as pool:
+                sampled_bytes = pool.map(partial(_sample, timeout, pairs), filled)
+                samples = track(sampled_bytes, len(filled), "sampling", "shard", delay=BRIEF)
+                known = [sample for sample in samples if sample is not None]
+            found |= {name: _digest(known)} if len(known) == len(filled) else {}  # else nothing is compared
     return found
 
 
@@ -55,19 +58,18 @@ def _digest(parts: Sequence[bytes]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _sample(timeout: float | None, shard: Shard) -> bytes | None:
-    """Sizes of pairs, and bytes at a quarter and three quarters of some: in both images; None if unreadable."""
-    sizes = shard.pairs.size.tobytes()
-    if shard.path.startswith(UNSAMPLED):
-        return sizes
-    step = -(-len(shard) // (SAMPLED_REMOTE_PAIRS if is_url(shard.path) else SAMPLED_PAIRS))
-    rows = range(0, len(shard), step)
+def _sample(timeout: float | None, pairs: int, shard: Shard) -> bytes | None:
+    """Read bytes at a quarter and three quarters of some pairs, in both images; None where that is not possible."""
+    remote = is_url(shard.path)
+    if shard.path.startswith(UNSAMPLED) or (remote and pairs > FEW_PAIRS):
+        return None
+    rows = range(0, len(shard), -(-len(shard) // pairs))
     places = [int(shard.pairs.offset[i] + shard.pairs.size[i] * share // 4) for i in rows for share in (1, 3)]
     try:
-        if is_url(shard.path):
-            return sizes + b"".join(read_range(shard.path, place, WINDOW, timeout) for place in places)
+        if remote:
+            return b"".join(read_range(shard.path, place, WINDOW, timeout) for place in places)
         with open_binary(shard.path, timeout) as file:
-            return sizes + b"".join(file.read(WINDOW) for place in places if file.seek(place) == place)
+            return b"".join(file.read(WINDOW) for place in places if file.seek(place) == place)
     except OSError:  # a cache may replace the shards
         return None
 
@@ -91,7 +93,7 @@ def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any], shards: Sequ
             f"The checkpoint's run read its pairs in another order ({in_words(changed)}), so it cannot go on "
             "exactly. Resume with the old values, or export the weights and start a new run from them."
         )
-    if SAMPLE in then and SAMPLE not in held:  # the run began without the index
+    if SIZES in then and SIZES not in held:  # the run began without the index
         held |= contents(shards, None, sampled=True)
     both = then.keys() & held.keys()
     if changed := _known_differences(then, held):
@@ -99,7 +101,7 @@ def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any], shards: Sequ
             f"data.train_shards hold other {in_words(changed)} than those that the checkpoint's run began with, under "
             "equal names, keys and labels. Resume with the old shards, or export the weights and start a new run."
         )
-    if not both & {PAIRS, SAMPLE}:
+    if not both & {PAIRS, SIZES}:
         rank_zero_info(
             "The checkpoint does not say which images and prompts its run began with: only the shards' names, keys and "
             "labels are compared."

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.data import PreferenceDataModule
-from lit_align.data.contents import PAIRS, PROMPTS, SAMPLE, contents
+from lit_align.data.contents import PAIRS, PROMPTS, SAMPLE, SIZES, SMALL_SAMPLE, contents
 from lit_align.data.shards.index import index_shard, rows_path
 from lit_align.data.shards.layout import read_samples
 from tests.support.paths import PAIRS as BUNDLED
@@ -70,7 +70,7 @@ def test_shards_of_equal_names_keys_and_labels_are_told_apart(tmp_path, shard, c
     state = begin(shard)
     moved = shutil.copytree(shard.parent, tmp_path / "moved") / shard.name
     go_on(state, moved)
-    with pytest.raises(ValueError, match=f"hold other {PAIRS if indexed else named} was .*under equal names, keys and"):
+    with pytest.raises(ValueError, match=f"hold other .*{PAIRS if indexed else named} was .*under equal names, keys"):
         go_on(state, other)
 
 
@@ -81,8 +81,18 @@ def test_an_index_made_later_does_not_stop_a_run(shard, tmp_path):
     go_on(state, shard)
     other = rewritten(tmp_path / "second", other_image)
     index_shard(str(other))
-    with pytest.raises(ValueError, match=f"hold other {SAMPLE}"):
+    with pytest.raises(ValueError, match=f"hold other .*{SAMPLE}"):
         go_on(state, other)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_shards_may_move_to_an_address_and_back(shard, tmp_path, back):
+    """Of which fewer bytes are sampled."""
+    places = [str(shard), f"file://{shard}"]
+    go_on(begin(places[back]), places[not back])
+    other = rewritten(tmp_path / "second", lambda number, fields: other_image(number + 13, fields))
+    with pytest.raises(ValueError, match=f"hold other {SMALL_SAMPLE}"):
+        go_on(begin(places[back]), f"file://{other}" if not back else other)
 
 
 def test_a_checkpoint_without_a_record_is_resumed_with_a_line(shard, caplog):
@@ -106,8 +116,8 @@ def test_little_of_a_shard_is_read(shard, monkeypatch):
             return super().read(count)
 
     monkeypatch.setattr("lit_align.data.contents.open_binary", Counting)
-    assert set(contents([scanned], None)) == {PROMPTS, SAMPLE}
-    assert sum(read) == 26 * 2 * 64 < shard.stat().st_size / 10
+    assert set(contents([scanned], None)) == {PROMPTS, SIZES, SMALL_SAMPLE, SAMPLE}
+    assert sum(read) == (26 + 4) * 2 * 64 < shard.stat().st_size / 10
     Path(rows_path(str(shard))).unlink(missing_ok=True)
 
 
@@ -116,7 +126,7 @@ def test_a_shard_that_cannot_be_sampled_is_not_another_one(shard, monkeypatch):
     (scanned,) = make_data(shard).train.shards
     state = begin(shard)
     monkeypatch.setattr("lit_align.data.contents.open_binary", lambda path, timeout: Path("/no/such").read_bytes())
-    assert set(contents([scanned], None)) == {PROMPTS}
+    assert set(contents([scanned], None)) == {PROMPTS, SIZES}
     go_on(state, shard)
 
 
