@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_align.common.manifest import check_manifest
+from lit_align.common.manifest import check_manifest, read_manifest
 from lit_align.common.passing_faults import OWN, StillFailingError, is_passing
 from lit_align.common.progress import show_progress
 from lit_align.common.sizes import format_bytes
@@ -84,11 +84,11 @@ def import_source(source: Source, output: str, pairs_per_shard: int, workers: in
         "source": source.name,
         "options": {**origin["options"], "pairs_per_shard": pairs_per_shard},
         "rows": source.rows,
-        "files": origin["files"],
+        **{name: value for name, value in origin.items() if name != "options"},
     }
     plan = ShardPlan(folder, source.rows, pairs_per_shard)
     with locked_import_folder(folder):
-        check_manifest(folder / MANIFEST, manifest, made=[INDEX, "*.tar"])
+        check_manifest(folder / MANIFEST, as_recorded(folder / MANIFEST, manifest), made=[INDEX, "*.tar"])
         unfinished = not (folder / INDEX).is_file()
         finished = _finished(plan)
         if finished is not None:
@@ -97,6 +97,14 @@ def import_source(source: Source, output: str, pairs_per_shard: int, workers: in
         _warn_of_space(plan, source.bytes, len(done))
         _write_missing(source, plan, done, processes)
         return _finish(source.name, plan, len(done))
+
+
+def as_recorded(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a manifest the digests that an older version did not record in the file."""
+    then = read_manifest(path) if path.is_file() else manifest
+    known = {name for one in (then, *then.get("files", ())) for name in one}
+    files = [{name: one[name] for name in one if name in known or name != "footer"} for one in manifest["files"]]
+    return {name: value for name, value in manifest.items() if name in known or name != "labels"} | {"files": files}
 
 
 def _warn_of_space(plan: ShardPlan, needed: int | None, done: int) -> None:

@@ -1,5 +1,6 @@
 """Open tables: find their files, their columns and what their labels mean, before anything is written."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -137,13 +138,14 @@ def with_layout(
     """
     read = tuple(one.reading(found.used) if isinstance(one, ParquetTable) else one for one in tables)
     encoding: Encoding | None = None
+    digest = ""
     if found.labels:
-        counts = _count_labels(read, found)
+        counts, digest = _count_labels(read, found)
         all_alike = not found.named and len(counts) == 1 and counts.total() > ALIKE
         encoding = find_encoding(counts, found.labels, found.images, given, found.sure and not all_alike)
         if not encoding.plain:
             print(f"Label: {encoding.words}.")
-    return Table(read, Layout(found, encoding, images), options, name)
+    return Table(read, Layout(found, encoding, images), options, name, digest)
 
 
 def _files(patterns: str | Sequence[str]) -> list[str]:
@@ -201,16 +203,19 @@ def _common_kinds(tables: Sequence[AnyTable]) -> dict[str, str]:
     return found
 
 
-def _count_labels(tables: Sequence[AnyTable], found: Found) -> Counter[tuple[str, ...]]:
-    """Rows of all tables by their labels, without those that lack one."""
+def _count_labels(tables: Sequence[AnyTable], found: Found) -> tuple[Counter[tuple[str, ...]], str]:
+    """Rows of all tables by their labels, without those that lack one; and a digest of all labels in their order."""
+    counts, digest = Counter[tuple[str, ...]](), hashlib.sha256()
     with ThreadPoolExecutor(16) as pool:
-        counts = track(
-            pool.map(partial(_labels, found=found), tables), len(tables), "reading labels", "file", delay=BRIEF
-        )
-        return sum(counts, Counter())
+        read = pool.map(partial(_labels, found=found), tables)
+        for rows in track(read, len(tables), "reading labels", "file", delay=BRIEF):
+            counts.update(row for row in rows if row is not None)
+            digest.update(repr(rows).encode())
+    return counts, digest.hexdigest()[:16]
 
 
-def _labels(table: AnyTable, found: Found) -> Counter[tuple[str, ...]]:
+def _labels(table: AnyTable, found: Found) -> list[tuple[str, ...] | None]:
+    """Labels of each row, None where it lacks one."""
     names = (*found.labels, *((found.has_label,) if found.has_label else ()))
     if isinstance(table, ParquetTable):
         columns: list[list[Any]] = read_columns(table, names)
@@ -218,4 +223,4 @@ def _labels(table: AnyTable, found: Found) -> Counter[tuple[str, ...]]:
         columns = [[line.cells.get(name) for line in table.lines if not line.fault] for name in names]
     rows = [tuple(map(canonical, values)) for values in zip(*columns, strict=True)]
     count = len(found.labels)
-    return Counter(row[:count] for row in rows if "" not in row[:count] and row[count:] not in (("false",), ("0",)))
+    return [None if "" in row[:count] or row[count:] in (("false",), ("0",)) else row[:count] for row in rows]

@@ -1,8 +1,9 @@
 """Parquet tables: their columns, read from the footer, and their rows, read a few at a time."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from lit_align.user_errors import UserValueError
 
 BATCH_ROWS = 32  # in memory at a time
 BUFFER_BYTES = 1 << 20  # of a column of a local file, read at a time
+FOOTER_END = 8  # bytes behind the footer: its size, and PAR1
 AHEAD_BYTES = 256 << 20  # of a row group on the network that is read with one request for each column
 
 
@@ -33,6 +35,7 @@ class ParquetTable(NamedTuple):
     bytes: int
     groups: tuple[int, ...]  # rows of each row group
     columns: tuple[Column, ...]
+    footer: str  # digest of the footer, which tells files of equal size apart
     read: tuple[str, ...] = ()  # columns to read
 
     @property
@@ -44,7 +47,7 @@ class ParquetTable(NamedTuple):
         return sum(self.groups)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "bytes": self.bytes, "rows": self.rows}
+        return {"name": self.name, "bytes": self.bytes, "rows": self.rows, "footer": self.footer}
 
     def ranges(self, begin: int, end: int, row: int) -> "list[RowRange]":
         """Row ranges of rows `begin` to `end` of the file, whose first row is `row` in the source."""
@@ -103,6 +106,7 @@ def _open(path: str) -> ParquetTable:
             parquet = pq.ParquetFile(file)
             metadata, schema = parquet.metadata, parquet.schema_arrow
             bytes_ = file.seek(0, 2)
+            footer = _digest_end(file, metadata.serialized_size)
     except pa.ArrowException as error:
         raise unreadable(path, error) from error
     names = list(schema.names)
@@ -113,7 +117,12 @@ def _open(path: str) -> ParquetTable:
         )
     groups = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     columns = [Column(one.name, kind_of(one.type), str(one.type), is_small(one)) for one in schema]
-    return ParquetTable(path, bytes_, groups, tuple(columns))
+    return ParquetTable(path, bytes_, groups, tuple(columns), footer)
+
+
+def _digest_end(file: IO[bytes], count: int) -> str:
+    file.seek(-count - FOOTER_END, 2)
+    return hashlib.sha256(file.read(count)).hexdigest()[:16]
 
 
 def read_columns(table: ParquetTable, names: Sequence[str]) -> list[list[Any]]:

@@ -137,6 +137,7 @@ class Table:
     layout: Layout
     options: dict[str, Any]  # what decides the pairs beside the files
     name: str = "table"
+    labels: str = ""  # digest of all labels, in their order
 
     @property
     def rows(self) -> int:
@@ -163,7 +164,8 @@ class Table:
         return found
 
     def describe(self) -> dict[str, Any]:
-        return {"files": [table.describe() for table in self.tables], "options": self.options}
+        labels = {"labels": self.labels} if self.labels else {}
+        return {"files": [table.describe() for table in self.tables], "options": self.options, **labels}
 
     def part(self, begin: int, end: int) -> TablePart:
         ranges: list[LineRange | RowRange] = []

@@ -234,6 +234,27 @@ def test_columns_and_values_can_be_named(pictures):
         table(str(pictures / "three"), source, chosen_column="y", rejected_column="x", prompt_column="tags", workers=1)
 
 
+@pytest.mark.parametrize("other", ["labels", "columns"])
+def test_a_table_of_equal_size_with_other_content_is_not_gone_on_with(tmp_path, other):
+    def save(labels, names):
+        columns = [[good for good, _ in PICTURES], [bad for _, bad in PICTURES], labels, ["p"] * 4]
+        arrays = [pa.array(column) for column in columns]
+        pq.write_table(pa.table(arrays, names), tmp_path / "t.parquet", use_dictionary=False, compression="none")
+        return (tmp_path / "t.parquet").stat().st_size
+
+    names, output = ["image_0", "image_1", "label", "prompt"], str(tmp_path / "out")
+    size = save([1, 0, 1, 0], names)
+    table(output, str(tmp_path / "t.parquet"), workers=1)
+    manifest = json.loads((tmp_path / "out/import.json").read_text())
+    changed = {"labels": ([0, 1, 0, 1], names), "columns": ([1, 0, 1, 0], ["image_1", "image_0", "label", "prompt"])}
+    assert save(*changed[other]) == size
+    with pytest.raises(UserValueError, match="labels was" if other == "labels" else r"t\.parquet: footer was"):
+        table(output, str(tmp_path / "t.parquet"), workers=1)
+    del manifest["labels"], manifest["files"][0]["footer"]  # as older versions wrote it
+    (tmp_path / "out/import.json").write_text(json.dumps(manifest))
+    table(output, str(tmp_path / "t.parquet"), workers=1)
+
+
 def test_labels_of_pick_a_pic_of_which_a_share_is_refused_stop_it(tmp_path):
     odd = [row(i, label_1=1.0, label_0=1.0) for i in range(3)]
     source = write_parquet(tmp_path / "a.parquet", [*odd, *(row(i) for i in range(3, 9))])
