@@ -48,6 +48,7 @@ def edit(folder, file, **changes):
         (SCHEDULER, {"use_flow_sigmas": True}, "use_flow_sigmas is true"),
         (SCHEDULER, {"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
         (SCHEDULER, {"variance_type": "learned_range"}, "variance_type is 'learned_range'"),
+        (SCHEDULER, {"predict_epsilon": False}, "predict_epsilon is false, so that the model predicts the image"),
         (SCHEDULER, {"snr_shift_scale": 3.0}, "snr_shift_scale is 3.0"),
         (UNET, {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256: the UNet takes a guidance embedding"),
         (UNET, {"in_channels": 9}, "in_channels is 9 (as for inpainting), but must be 4"),
@@ -86,6 +87,18 @@ def test_what_the_training_does_not_do_is_refused_by_name(tmp_path, file, change
         StableDiffusionXL(str(folder))
     assert message in str(error.value)
     assert str(folder) in str(error.value)
+
+
+def test_what_published_configs_hold_without_effect_is_taken(tmp_path):
+    """What diffusers leaves of another sampler, of an older version, and of an average of weights."""
+    folder = bare(PIPELINE, tmp_path / "p")
+    left = {"original_inference_steps": 50, "timestep_scaling": 10.0, "set_alpha_to_one": False, "skip_prk_steps": True}
+    edit(folder, SCHEDULER, predict_epsilon=True, tensor_format="pt", denoise_final=True, **left)
+    average = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 37000, "power": 0.6667}
+    edit(folder, UNET, update_after_step=0, use_ema_warmup=True, **average)
+    vae = edit(shutil.copytree(folder / "vae", tmp_path / "vae"), "config.json", shift_factor=0.0)
+    with shapes_only():
+        StableDiffusionXL(str(folder), vae_repo=str(vae))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,15 @@ UNUSED_INPUTS = {  # key of a UNet's config: what the UNet needs beside latents,
     "encoder_hid_dim": "image or text features through a projection of its own, as IP-Adapter's UNets",
     "encoder_hid_dim_type": "image or text features through a projection of its own, as IP-Adapter's UNets",
 }
+AVERAGE = (  # what diffusers' EMAModel leaves in the config of the UNet that it saves
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
 CHANNELS = {5: " (as for depth)", 7: " (as for upscaling)", 8: " (as for editing)", 9: " (as for inpainting)"}
 
 
@@ -110,7 +119,7 @@ def _compare_vaes(where: str, config: Mapping[str, Any], own: ModelLocation) -> 
     except OSError:
         return  # a pipeline without a VAE of its own
     for name in LATENT_STATISTICS:
-        if config.get(name) != usual.get(name):
+        if (config.get(name) or None) != (usual.get(name) or None):  # no shift is a shift of 0
             fault = f"{name} is {config.get(name)}, but {usual.get(name)} in {own}: the UNet knows only such latents"
             refuse(where, fault, "Choose a model.backbone.vae_repo of the same latents, or none.")
 
@@ -179,4 +188,4 @@ def check_unet(
         if found != value and not (isinstance(found, list | tuple) and set(found) == {value}):
             known_as = CHANNELS.get(found, "") if key == "in_channels" else ""
             refuse(where, f"{key} is {found!r}{known_as}, but must be {value!r} here{why}", other)
-    refuse_unknown(where, config, inspect.signature(UNet2DConditionModel.__init__).parameters)
+    refuse_unknown(where, config, [*inspect.signature(UNet2DConditionModel.__init__).parameters, *AVERAGE])

@@ -32,6 +32,14 @@ CLASSES = (
     "UniPCMultistepScheduler",
 )
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # of betas, which our samplers know too
+SAMPLING = (  # keys that diffusers keeps from another sampler, or wrote in older versions
+    "denoise_final",
+    "noise_sampler_seed",
+    "original_inference_steps",
+    "predict_epsilon",
+    "tensor_format",
+    "timestep_scaling",
+)
 FORWARD_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 REPLACE = "Replace scheduler/scheduler_config.json by that of the base model, or choose another repo."
 
@@ -81,6 +89,7 @@ def _check(where: str, config: Mapping[str, Any]) -> None:
         f"beta_schedule is {schedule!r}; known are {', '.join(SCHEDULES)}": schedule not in SCHEDULES and betas is None,
         "trained_betas has another length than num_train_timesteps": betas is not None and len(betas) != steps,
         f"prediction_type is {kind!r}; supported are epsilon and v_prediction": kind not in ("epsilon", "v_prediction"),
+        "predict_epsilon is false, so that the model predicts the image": config.get("predict_epsilon") is False,
         f"variance_type is {variance!r}; the training learns no variance": variance.startswith("learned"),
         "use_flow_sigmas is true, which is flow matching": bool(config.get("use_flow_sigmas")),
         "timestep_type is 'continuous'": config.get("timestep_type", "discrete") != "discrete",
@@ -90,5 +99,4 @@ def _check(where: str, config: Mapping[str, Any]) -> None:
     }
     if found := next((fault for fault, holds in faults.items() if holds), None):
         raise UserValueError(f"{where}: {found}. {REPLACE}")
-    known = {key for name in CLASSES for key in _defaults(name)} | {"noise_sampler_seed"}  # its class is optional
-    refuse_unknown(where, config, known)
+    refuse_unknown(where, config, {key for name in CLASSES for key in _defaults(name)}.union(SAMPLING))
