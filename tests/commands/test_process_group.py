@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lit_align.commands.shared import process_group as group_module
+from lit_align.commands.shared.launchers import check_ranks
 from lit_align.commands.shared.process_group import ProcessGroup, join_process_group
 from lit_align.user_errors import UserRuntimeError
 
@@ -91,6 +92,13 @@ def test_tasks_of_srun_share_the_work(monkeypatch):
     assert group_in(monkeypatch, BATCH | STEP | {"SLURM_PROCID": "5"})[:2] == (5, 8)
 
 
+@pytest.mark.parametrize("shell", ["bash", "interactive"])
+def test_tasks_of_srun_in_a_shell_of_salloc_share_the_work(monkeypatch, shell):
+    """The step has the name of the job; each of its tasks would do all the work."""
+    step = BATCH | STEP | {"SLURM_JOB_NAME": shell, "SLURM_PROCID": "5"}
+    assert group_in(monkeypatch, step)[:2] == (5, 8)
+
+
 def test_what_torchrun_left_over_is_refused(monkeypatch):
     """With its agent alive the same variables are taken."""
     with socket.create_server(("127.0.0.1", 0)) as agent:
@@ -101,7 +109,15 @@ def test_what_torchrun_left_over_is_refused(monkeypatch):
     with pytest.raises(UserRuntimeError, match=r"no torchrun answers at 127\.0\.0\.1:\d+ .*are left over"):
         group_in(monkeypatch, left)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"):
-        with pytest.raises(UserRuntimeError, match=f"{name} is 0, but neither torchrun nor srun"):
-            group_in(monkeypatch, {name: "0"}, devices=2)
+    for name, value in {"LOCAL_RANK": "0", "NODE_RANK": "1", "GROUP_RANK": "1"}.items():
+        with pytest.raises(UserRuntimeError, match=f"{name} is {value}, but neither torchrun nor srun"):
+            group_in(monkeypatch, {name: value}, devices=2)
     assert group_in(monkeypatch, {"LOCAL_RANK": "3"})[:2] == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["NODE_RANK", "GROUP_RANK"])
+def test_the_number_of_the_first_machine_is_no_rank(monkeypatch, name):
+    """Some clouds set it on every machine."""
+    monkeypatch.setenv(name, "0")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    check_ranks("NONE_OF_OURS")

@@ -8,7 +8,8 @@ from lit_align.user_errors import UserRuntimeError
 
 ANSWER = 10.0  # seconds until torchrun's agent has accepted a connection
 SHELLS = ("bash", "interactive")  # names of SLURM jobs in which Lightning starts no process of a group either
-RANKS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK")  # variables by which Lightning knows one process of several
+STARTED = "LOCAL_RANK"  # where it is set, Lightning takes all processes for started
+MACHINES = ("NODE_RANK", "GROUP_RANK")  # 0 is the first machine, as without them
 
 
 class Seat(NamedTuple):
@@ -64,12 +65,16 @@ def _slurm() -> Seat | None:
 
 
 def _is_shell(tasks: int) -> bool:
-    """Whether this is a shell of salloc or of `srun --pty`, in which commands do not run once for each task."""
+    """Whether this is a shell of salloc or of `srun --pty`, in which commands do not run once for each task.
+
+    The name of a job is that of its shell also in the steps that srun starts from there.
+    """
+    step = os.environ.get("SLURM_STEP_NUM_TASKS")
     shell_of_pty = "SLURM_PTY_PORT" in os.environ and os.environ.get("SLURM_TASK_PID") != str(os.getpid())
     return (
-        os.environ.get("SLURM_JOB_NAME") in SHELLS
-        or "SLURM_PROCID" not in os.environ
-        or int(os.environ.get("SLURM_STEP_NUM_TASKS", tasks)) == 1
+        "SLURM_PROCID" not in os.environ
+        or (step is None and os.environ.get("SLURM_JOB_NAME") in SHELLS)
+        or int(step or tasks) == 1
         or shell_of_pty
     )
 
@@ -83,7 +88,8 @@ def check_ranks(own: str) -> None:
     Raises:
         UserRuntimeError: naming the variables; this process would take itself for one of several that nobody starts.
     """
-    found = [name for name in RANKS if name in os.environ]
+    found = [name for name in MACHINES if os.environ.get(name, "0") != "0"]
+    found += [STARTED] if STARTED in os.environ else []
     if found and own not in os.environ:
         raise UserRuntimeError(
             f"{found[0]} is {os.environ[found[0]]}, but neither torchrun nor srun has started this process: the "
