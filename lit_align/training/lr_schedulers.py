@@ -106,7 +106,7 @@ def try_rates(optimizer: OptimizerCallable, make: LRSchedulerCallable, steps: in
     Raises:
         UserValueError: where the schedule ends before the run, or a rate is negative or not finite.
     """
-    trial = optimizer([torch.nn.Parameter(torch.zeros(1))])
+    trial = optimizer([torch.nn.Parameter(torch.zeros(1, 1))])  # a matrix, as Muon takes nothing else
     scheduler = make_scheduler(make, trial)
     rates = [float(trial.param_groups[0]["lr"])]
     with warnings.catch_warnings():
@@ -168,7 +168,8 @@ def with_schedule(
     if isinstance(scheduler, Plateau):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor
         known = all(type(callback).__module__.startswith(("lit_align.", "lightning.")) for callback in callbacks)
-        check_monitor(scheduler, monitored(measured), known, trainer.limit_val_batches != 0)
+        held_out = getattr(trainer.datamodule, "val", True) is not None  # type: ignore[attr-defined]  # set by Trainer.fit
+        check_monitor(scheduler, monitored(measured), known, held_out and trainer.limit_val_batches != 0)
     # Lightning would ask for the monitored value after every step; see `follow_validation`.
     return {
         "optimizer": optimizer,

@@ -83,6 +83,11 @@ def test_all_schedules_of_numbers(from_config, name, init_args, rates):
     assert torch.load(file, weights_only=True)
 
 
+def test_an_optimizer_of_matrices_is_tried_too(from_config):
+    make = from_config(DECAY["class_path"], **DECAY["init_args"])
+    assert try_rates(lambda weights: torch.optim.Muon(weights, lr=1.0), make, 3) == [1, 0.5, 0.25]
+
+
 def test_a_sequence_of_three(from_config):
     make = from_config(f"{OURS}SequentialLR", schedulers=[WARM_UP, COSINE, DECAY], milestones=[2, 5])
     assert try_rates(adamw, make, 7) == pytest.approx([0.5, 0.75, 1, cosine(1, 4), 0.5, 1, 0.5])
@@ -140,6 +145,14 @@ def test_a_value_that_is_never_measured_is_refused(tmp_path, make, options, mess
     module.lr_scheduler = make
     with pytest.raises(ValueError, match=message):
         fit(module, make_data(), tmp_path, 1, **{"limit_val_batches": 1, **options})
+
+
+def test_a_plateau_without_held_out_pairs_is_refused(tmp_path):
+    """Otherwise the rate would never fall, without a word."""
+    module, data = make_module(lora=LoRA(rank=2)), make_data()
+    module.lr_scheduler, data.val = plateau(ReduceLROnPlateau, monitor="val/loss"), None
+    with pytest.raises(ValueError, match="the run has no validation"):
+        fit(module, data, tmp_path, 1, limit_val_batches=1)
 
 
 def test_a_plateau_counts_validations_and_survives_a_resume(tmp_path):
