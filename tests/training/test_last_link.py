@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_align.training.checkpoints.last_checkpoint import resumable_step
 from lit_align.training.checkpoints.last_link import link
 from tests.support.checkpoints import write, write_in_parts
 
@@ -43,3 +44,14 @@ def test_a_disk_without_links_gets_a_copy(tmp_path, monkeypatch):
     link(path, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == path.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["1.ckpt", "last.ckpt"]
+
+
+def test_a_disk_without_links_gets_a_copy_of_a_sharded_checkpoint(tmp_path, monkeypatch):
+    def refused(self, target):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    for step in (1, 2):
+        link(write_in_parts(tmp_path / f"{step}.ckpt", step, lr_schedulers=[]), tmp_path / "last.ckpt")
+        assert resumable_step(tmp_path / "last.ckpt") == step
+    assert sorted(os.listdir(tmp_path)) == ["1.ckpt", "2.ckpt", "last.ckpt"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_align.backbones.loading.sharded import is_resumable
+from lit_align.backbones.loading.sharded import is_resumable, replace_folder
 from lit_align.common.files import atomic_path
 
 LAST = "last.ckpt"
@@ -30,5 +30,14 @@ def link(path: Path, last: Path) -> None:
         part.replace(last)
     except OSError:
         part.unlink(missing_ok=True)
-        with atomic_path(last) as copy:
-            shutil.copyfile(path, copy)
+        _copy(path, last)
+
+
+def _copy(path: Path, last: Path) -> None:
+    if path.is_dir():
+        part = last.with_name(f".{last.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed run
+        replace_folder(last, Path(shutil.copytree(path, part)))
+        return
+    with atomic_path(last) as copy:
+        shutil.copyfile(path, copy)
