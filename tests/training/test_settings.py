@@ -1,9 +1,12 @@
 """Settings of a run by their options, and what becomes of each that differs when it resumes."""
 
+import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
-from lit_align.training.checkpoints.settings import compare, flat, give_to_callbacks, put
+from lit_align.training.checkpoints.settings import compare, flat, give_to_callbacks, made_in_python, put
+from tests.support.runs import make_module
 
 CONFIG = {
     "trainer": {
@@ -93,3 +96,11 @@ def test_a_callback_that_restores_its_own_setting_gets_the_one_that_was_taken():
     began = {"trainer.callbacks.EarlyStopping#2.patience": 2}
     give_to_callbacks([first, second], compare(began, {"trainer.callbacks.EarlyStopping#2.patience": 3}, "keep"))
     assert (first.patience, second.patience) == (2, 3)
+
+
+def test_an_optimizer_that_takes_matrices_alone_is_described():
+    module = make_module()
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.optimizer = lambda parameters: torch.optim.Muon(parameters, lr=0.25)
+    found = made_in_python(module)
+    assert (found["model.optimizer"], found["model.optimizer.lr"]) == ("Muon", 0.25)

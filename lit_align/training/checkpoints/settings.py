@@ -110,7 +110,7 @@ def made_in_python(module: Any) -> dict[str, Any]:
 
 
 def _optimizer_settings(make: OptimizerCallable, schedule: LRSchedulerCallable | None) -> dict[str, Any]:
-    probe = make([torch.nn.Parameter(torch.zeros(1))])
+    probe = make([torch.nn.Parameter(torch.zeros(1, 1))])  # a matrix: some optimizers take nothing else
     numbers = {f"{OPTIMIZER}.{name}": value for name, value in probe.param_groups[0].items() if _is_plain(value)}
     found = {OPTIMIZER: type(probe).__name__, **numbers, SCHEDULER: None}
     if schedule is not None:
