@@ -124,11 +124,8 @@ class AlignmentCLI(LightningCLI):
     def before_fit(self) -> None:
         """Replace `--ckpt_path last` by the path of the last complete checkpoint, or by none to start from step 0."""
         self._check_caches()
-        fit = self.config_init.fit
-        config = flat(yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_none=False)))
-        self.model.run_record.config = config
-        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
-        (folder,) = (callback for callback in callbacks if isinstance(callback, RunFolder))
+        fit, folder = self.config_init.fit, self._folder()
+        self.model.run_record.config = config = self._settings("fit")
         folder.decide(self.trainer, fit.ckpt_path == "last", config)
         folders = checkpoint_folders(self.trainer)
         fit.ckpt_path = choose_checkpoint(folders, fit.ckpt_path, or_begin=True)
@@ -140,8 +137,18 @@ class AlignmentCLI(LightningCLI):
     def before_validate(self) -> None:
         """Find the checkpoint, and take the loggers away: only `fit` writes into a run, and values are printed."""
         options = self.config_init.validate
+        self._folder().find(self.trainer, options.ckpt_path == "last", self._settings("validate"))
         options.ckpt_path = choose_checkpoint(checkpoint_folders(self.trainer), options.ckpt_path, or_begin=False)
         self.trainer.loggers = []
+
+    def _folder(self) -> RunFolder:
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set in its constructor
+        (folder,) = (callback for callback in callbacks if isinstance(callback, RunFolder))
+        return folder
+
+    def _settings(self, subcommand: str) -> dict[str, Any]:
+        """Return the settings of this run by option."""
+        return flat(yaml.safe_load(self._parser(subcommand).dump(self.config[subcommand], skip_none=False)))
 
     def _check_caches(self) -> None:
         """Refuse caches of other encoders before callbacks generate images; Python users meet it at the first batch."""

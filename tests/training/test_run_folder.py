@@ -87,6 +87,15 @@ def test_runs_without_a_logger_are_numbered(tmp_path):
     assert begin(make_trainer(tmp_path, False), last=True) == first
 
 
+def test_a_validation_finds_the_last_run_and_makes_no_folder(tmp_path):
+    trainer = make_trainer(tmp_path, False)
+    trainer.callbacks[0].find(trainer, True, {})
+    assert list(tmp_path.iterdir()) == []
+    save(tmp_path / "version_4")
+    trainer.callbacks[0].find(trainer, True, {})
+    assert checkpoint_folders(trainer) == [tmp_path / "version_4/checkpoints"]
+
+
 def test_a_run_of_an_earlier_version_without_a_logger_is_found(tmp_path):
     save(tmp_path)
     assert begin(make_trainer(tmp_path, False), last=True) == tmp_path

@@ -37,11 +37,15 @@ class RunFolder(L.Callback):
             last: whether to go on in the folder of the experiment's last run, if there is one.
             config: settings of this run by option.
         """
+        self.find(trainer, last, config)
+        if self.path is None and not trainer.loggers:
+            self.path = next_folder(trainer)
+
+    def find(self, trainer: L.Trainer, last: bool, config: Mapping[str, Any]) -> None:
+        """Find the folder of a run that is there, see `decide`; makes none."""
         self.path = logger_folder(trainer) if trainer.loggers else None
         if self.path is None and last:
             self.path = last_run(experiment_folder(trainer), config)
-        if self.path is None and not trainer.loggers:
-            self.path = next_folder(trainer)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
