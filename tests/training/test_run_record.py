@@ -81,3 +81,22 @@ def test_of_an_old_checkpoint_the_optimizer_is_compared(begun, caplog):
         module.run_record.resume(checkpoint, module)
     assert "only its optimizer's are compared" in caplog.text
     assert module.run_record.kept == {"model.optimizer.lr": 1e-3}
+
+
+def test_of_an_old_checkpoint_it_is_known_whether_it_had_a_schedule(begun):
+    old, module = torch.load(begun, weights_only=True), make(1e-3, 0.5, optimizer_on_resume="take")
+    del old["lit_align"]["run"]
+    for states, now, was in ((old["lr_schedulers"], None, "'a schedule'"), ([], "ExponentialLR", "None")):
+        module.run_record.on_resume, module.run_record.config = "keep", {"model.lr_scheduler": now}
+        with pytest.raises(ValueError, match=rf"model\.lr_scheduler was {was}, is {now!r}: refused"):
+            module.run_record.resume(old | {"lr_schedulers": states}, module)
+        module.run_record.on_resume = "take"
+        module.run_record.resume(old | {"lr_schedulers": states}, module)
+
+
+def test_an_old_run_follows_the_new_schedule_where_it_is_asked_for(begun, tmp_path):
+    old, module = torch.load(begun, weights_only=True), make(1e-3, 0.1, optimizer_on_resume="take")
+    del old["lit_align"]["run"]
+    torch.save(old, tmp_path / "old.ckpt")
+    fit(module, make_data(), tmp_path, 3, ckpt_path=tmp_path / "old.ckpt", gradient_clip_val=1.0)
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.1**3, rel=1e-12)

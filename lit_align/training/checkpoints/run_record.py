@@ -55,15 +55,17 @@ class RunRecord:
         Raises:
             UserValueError: if the run cannot go on with one of them.
         """
+        now = self.save(module)["settings"]
         record = checkpoint.get("lit_align", {}).get("run")
-        if record is None:
+        if unknown := record is None:
             rank_zero_info(
                 "The checkpoint does not say with which settings its run began: only its optimizer's are compared."
             )
-            record = {"name": self.name, "history": [], "from_config": None, "settings": _optimizer_numbers(checkpoint)}
+            began = _optimizer_numbers(checkpoint) | _other_schedule(checkpoint, now)
+            record = {"name": self.name, "history": [], "from_config": None, "settings": began}
         self.name = self.name if self.fork else record["name"]
         self.history, self.kept = list(record["history"]), {}
-        began, now = record["settings"], self.save(module)["settings"]
+        began = record["settings"]
         if record["from_config"] != (self.config is not None):  # what is made in Python knows fewer of its settings
             began, now = ({name: values[name] for name in began.keys() & now.keys()} for values in (began, now))
         found = compare(began, now, self.on_resume)
@@ -72,7 +74,8 @@ class RunRecord:
         self.taken = taken = [one for one in found if one.outcome == "taken"]
         step = int(checkpoint["global_step"])
         self.history += [f"step {step:,}: {one.name} was {one.was!r}, is {one.now!r}" for one in taken]
-        if any(one.name.startswith((OPTIMIZER, SCHEDULER)) for one in taken):
+        asked = unknown and self.on_resume == "take"  # the numbers of the old schedule are not known
+        if asked or any(one.name.startswith((OPTIMIZER, SCHEDULER)) for one in taken):
             self._catch_up = _steps(checkpoint)
             checkpoint["lr_schedulers"] = []  # of a schedule that may be of another class
         if found:
@@ -116,6 +119,12 @@ def _optimizer_numbers(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {name: value for name, value in states[0]["param_groups"][0].items() if name != "params"}
     numbers |= {"lr": numbers["initial_lr"]} if "initial_lr" in numbers else {}  # before its schedule
     return {f"{OPTIMIZER}.{name}": list(v) if isinstance(v, tuple) else v for name, v in numbers.items()}
+
+
+def _other_schedule(checkpoint: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schedule of a checkpoint without a record where only one of both runs has one."""
+    had = bool(checkpoint.get("lr_schedulers"))
+    return {} if had == (now.get(SCHEDULER) is not None) else {SCHEDULER: "a schedule" if had else None}
 
 
 def _steps(checkpoint: Mapping[str, Any]) -> int:
