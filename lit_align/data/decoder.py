@@ -127,7 +127,7 @@ def orientation(image: Image.Image, data: bytes) -> int:
         image: an opened image. A TIFF that is loaded has been turned already.
         data: its bytes.
     """
-    if image.format == "PNG" and "exif" not in image.info and not any(mark in data for mark in PNG_METADATA):
+    if image.format == "PNG" and "exif" not in image.info and not _has_metadata(data):
         return 1  # `getexif` would load the pixels
     found: Any = None
     with suppress(Exception):  # a broken EXIF says nothing
@@ -137,6 +137,16 @@ def orientation(image: Image.Image, data: bytes) -> int:
         said = XMP_ORIENTATION.search(packet.encode() if isinstance(packet, str) else packet)
         found = int(said[1]) if said else 1
     return int(found) if found in range(1, 9) else 1
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether a chunk of a PNG, also behind the pixels, may hold an orientation."""
+    at = 8
+    while at + 8 < len(data):
+        if data.startswith(PNG_METADATA, at + 4) or data.startswith(PNG_METADATA, at + 8):
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return False
 
 
 def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
