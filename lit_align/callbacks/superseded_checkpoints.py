@@ -34,7 +34,8 @@ class SupersededCheckpoints(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = self._checked = False
-        self._checkpoints = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        self._checkpoints = [c for c in found if "://" not in str(c.dirpath)]  # at an address all stay as they are
         for checkpoint in self._checkpoints:
             replace_link(checkpoint, link)
         self._go_on(trainer)  # here, because a run with no steps left has no `on_train_start`
@@ -76,7 +77,7 @@ class SupersededCheckpoints(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._checked or not at_step(trainer) or not self._checkpoints:
+        if self._checked or not at_step(trainer) or not trainer.checkpoint_callbacks:
             return
         self._checked = True
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor

@@ -26,7 +26,7 @@ from lit_align.data.cache.reader import Cache
 from lit_align.internals import is_lightning_child
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO, check_writable
 from lit_align.training.checkpoints.folder_owner import check_folder_is_own
-from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders
+from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, refuse_last_at_addresses
 from lit_align.training.checkpoints.run_folder import (
     CONFIG,
     RunFolder,
@@ -126,10 +126,13 @@ class AlignmentCLI(LightningCLI):
         self._check_caches()
         fit, folder = self.config_init.fit, self._folder()
         self.model.run_record.config = config = self._settings("fit")
+        if fit.ckpt_path == "last":
+            refuse_last_at_addresses(self.trainer)
         folder.decide(self.trainer, fit.ckpt_path == "last", config)
         folders = checkpoint_folders(self.trainer)
         fit.ckpt_path = choose_checkpoint(folders, fit.ckpt_path, or_begin=True)
-        self.model.run_record.fork = not check_folder_is_own(folders, fit.ckpt_path)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # which writes nothing
+            self.model.run_record.fork = not check_folder_is_own(folders, fit.ckpt_path)
         if self.trainer.checkpoint_callbacks and self.trainer.is_global_zero:
             check_writable(folders[0] if folder.path else experiment_folder(self.trainer))
         keep_metrics(self.trainer)
@@ -137,6 +140,8 @@ class AlignmentCLI(LightningCLI):
     def before_validate(self) -> None:
         """Find the checkpoint, and take the loggers away: only `fit` writes into a run, and values are printed."""
         options = self.config_init.validate
+        if options.ckpt_path == "last":
+            refuse_last_at_addresses(self.trainer)
         self._folder().find(self.trainer, options.ckpt_path == "last", self._settings("validate"))
         options.ckpt_path = choose_checkpoint(checkpoint_folders(self.trainer), options.ckpt_path, or_begin=False)
         self.trainer.loggers = []

@@ -79,6 +79,15 @@ def test_last_is_repaired_when_a_run_goes_on(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "step=2.ckpt", "step=3.ckpt"]
 
 
+def test_checkpoints_at_an_address_stay_as_they_are(tmp_path):
+    kept = L.pytorch.callbacks.ModelCheckpoint("memory://runs/a", save_last=True)
+    callback, trainer = SupersededCheckpoints(), L.Trainer(accelerator="cpu", logger=False, callbacks=[kept])
+    trainer.ckpt_path = kept.last_model_path = "memory://runs/a/last.ckpt"
+    callback.on_fit_start(trainer, None)
+    assert kept.last_model_path == "memory://runs/a/last.ckpt"
+    assert callback.state_dict() == {"superseded": []}
+
+
 class Ends(L.Callback):
     """Sends this process's run to its end, as a signal does."""
 

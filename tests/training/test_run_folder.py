@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lit_align.__main__ import main
 from lit_align.training.checkpoints.folder_owner import check_folder_is_own
-from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders
+from lit_align.training.checkpoints.last_checkpoint import checkpoint_folders, refuse_last_at_addresses
 from lit_align.training.checkpoints.run_folder import RunFolder, keep_metrics, last_run, run_folder
 from lit_align.training.checkpoints.settings import flat
 from lit_align.training.config_checks import choose_versions
@@ -114,6 +114,16 @@ def test_last_numbers_lightning_s_own_logger_and_each_of_several(tmp_path):
     fresh = Namespace(logger=True, default_root_dir=str(tmp_path / "other"))
     choose_versions(fresh)
     assert fresh.logger is True
+
+
+def test_last_is_refused_where_all_checkpoints_go_to_addresses(tmp_path):
+    remote, local = ModelCheckpoint("memory://runs", every_n_epochs=2), ModelCheckpoint()
+    trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[remote], default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="last looks on disks alone, and ModelCheckpoint's dirpath is memory://runs"):
+        refuse_last_at_addresses(trainer)
+    assert checkpoint_folders(trainer) == [tmp_path / "checkpoints"]
+    both = L.Trainer(accelerator="cpu", logger=False, callbacks=[remote, local], default_root_dir=tmp_path)
+    refuse_last_at_addresses(both)
 
 
 def test_metrics_of_a_run_that_goes_on_are_kept(tmp_path):

@@ -97,10 +97,28 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 
 def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
-    """List the folders of this Trainer's checkpoints, as Lightning's ModelCheckpoint chooses them."""
+    """List the folders of this Trainer's checkpoints, as ModelCheckpoint chooses them; none at addresses."""
+    local = [path for path in _chosen_folders(trainer) if path is not None and "://" not in path]
+    return [*map(Path, local), (known_folder(trainer) or experiment_folder(trainer)) / CHECKPOINTS]
+
+
+def refuse_last_at_addresses(trainer: L.Trainer) -> None:
+    """Refuse `last` where all checkpoints go to addresses: nothing looks there, and the run would begin again.
+
+    Raises:
+        UserValueError: naming an address.
+    """
+    addresses = [path if path is not None and "://" in path else None for path in _chosen_folders(trainer)]
+    if addresses and None not in addresses:
+        raise UserValueError(
+            f"ckpt_path last looks on disks alone, and ModelCheckpoint's dirpath is {addresses[0]}. Name a checkpoint, "
+            f"such as --ckpt_path {addresses[0]}/last.ckpt, or leave ckpt_path out to begin."
+        )
+
+
+def _chosen_folders(trainer: L.Trainer) -> list[str | None]:
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    folders = [Path(callback.dirpath) for callback in callbacks if callback.dirpath is not None]
-    return [*folders, (known_folder(trainer) or experiment_folder(trainer)) / CHECKPOINTS]
+    return [None if callback.dirpath is None else str(callback.dirpath) for callback in callbacks]
 
 
 def last_version(folder: Path) -> int | None:
