@@ -114,12 +114,12 @@ def slept(monkeypatch):
 
 
 @pytest.fixture
-def copies(monkeypatch, tmp_path):
-    """Folder in which folders of copies are made."""
+def copies(monkeypatch):
+    """Folder in which folders of copies are made; its path is short, for workers make their sockets there."""
     monkeypatch.delenv(spooled.FOLDER, raising=False)
-    (tmp_path / "copies").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
-    return tmp_path / "copies"
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 @pytest.fixture
