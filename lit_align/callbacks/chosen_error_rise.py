@@ -27,7 +27,7 @@ class ChosenErrorRise(L.Callback):
 
     def __init__(self) -> None:
         self.start: Tensor | None = None  # (pairs,) float32, by the pair's number
-        self.partial = False  # whether the start is that of some batches
+        self.partial = False  # whether the start covers the first batches alone
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []  # number, weight, error of a batch here, (batch,) each
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -37,8 +37,8 @@ class ChosenErrorRise(L.Callback):
         elif self.start is not None and self.partial:
             pairs = int((self.start != UNCOUNTED).sum())
             rank_zero_info(
-                f"ChosenErrorRise: val/chosen_error_rise is that of {pairs:,} held-out pairs, the first ones, to which "
-                "trainer.num_sanity_val_steps limits the start; -1 measures all."
+                f"ChosenErrorRise: val/chosen_error_rise compares the first {pairs:,} held-out pairs, because "
+                "trainer.num_sanity_val_steps limits the start to them; -1 measures all."
             )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

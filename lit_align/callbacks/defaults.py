@@ -30,14 +30,14 @@ def without_rivals(defaults: list[L.Callback], trainer: Any) -> list[L.Callback]
         trainer: config of the Trainer: a progress bar, or a callback of the same class, replaces ours.
     """
     named = trainer.callbacks or []
-    kinds = [_class(callback.class_path) for callback in (named if isinstance(named, list) else [named])]
+    found = [_named(callback.class_path) for callback in (named if isinstance(named, list) else [named])]
+    kinds = [kind for kind in found if isinstance(kind, type)]  # others are functions that make a callback
     bar = trainer.enable_progress_bar is not False and not trainer.barebones
     bar = bar and not any(issubclass(kind, ProgressBar) for kind in kinds)
     kept = [default for default in defaults if not any(issubclass(kind, type(default)) for kind in kinds)]
     return [default for default in kept if bar or not isinstance(default, StepProgress)]
 
 
-def _class(path: str) -> type:
+def _named(path: str) -> Any:
     module, _, name = path.rpartition(".")
-    found: type = getattr(import_module(module), name)
-    return found
+    return getattr(import_module(module), name)

@@ -39,6 +39,14 @@ def test_a_config_replaces_or_disables_ours(trainer, missing):
     assert left_out(**trainer) == missing
 
 
+def make_callback():
+    return Throughput()
+
+
+def test_a_function_that_makes_a_callback_replaces_none():
+    assert left_out(callbacks=[make_callback]) == set()
+
+
 def test_overfitting_sees_the_same_pairs_in_each_epoch(tmp_path):
     seen = Recorder()
     options = {"overfit_batches": 2, "max_epochs": 2, "limit_val_batches": None}

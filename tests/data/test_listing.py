@@ -80,6 +80,9 @@ def test_tars_that_the_index_of_their_folder_does_not_name(tars, tmp_path, caplo
     assert f"1 other tar files of its folder are left out, first {folder}/00001.tar" in caplog.text
     assert index_shards(str(folder), None, 1).shards == 2
     assert len(name_shards(str(folder))) == 2
+    (folder / "more.tar.gz").write_bytes(b"")
+    assert len(name_shards(str(folder))) == 2
+    assert f"{folder}: 1 compressed tar files are left out, first more.tar.gz" in caplog.text
 
 
 def test_folders_without_shards(tmp_path):

@@ -9,6 +9,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import pytest
 import torch
@@ -269,6 +270,21 @@ def test_a_shard_is_fetched_once_for_all_workers(serve, local, copies, tmp_path,
         assert sum(len(batch.prompts) for batch in found) == 52
     fetched = Whole.whole if kind == "web" else (tmp_path / "fetched").read_text().split()
     assert sorted(fetched) == [name if kind == "pipe" else f"/{name}" for name in NAMES]
+
+
+def test_a_copy_may_take_longer_than_a_request(serve, copies, monkeypatch):
+    """Of five minutes, which aiohttp allows: a large shard from a slow server would never come."""
+
+    class Slow(Whole):
+        def copyfile(self, source, outputfile):
+            for _ in range(4):
+                outputfile.write(source.read(1000))
+                time.sleep(0.1)
+            super().copyfile(source, outputfile)
+
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.25))
+    with spooled.spool(f"{serve(Slow, TRAIN)}/{NAMES[0]}") as file:
+        assert file.read() == (TRAIN / NAMES[0]).read_bytes()
 
 
 def test_copies_are_bounded(copies, monkeypatch):

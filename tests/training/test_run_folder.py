@@ -78,6 +78,8 @@ def test_runs_of_a_service_do_not_share_a_folder_and_last_finds_the_one_of_its_w
     assert last_run(tmp_path / "ours", flat(words["second"])) == second
     resumed = make_trainer(tmp_path, OnlineLogger(str(tmp_path), "ours"))
     assert begin(resumed, last=True, config=flat(words["first"])) == first
+    words["first"]["trainer"]["logger"]["init_args"] |= {"offline": True, "tags": ["again"]}
+    assert last_run(tmp_path / "ours", flat(words["first"])) == first
 
 
 def test_runs_without_a_logger_are_numbered(tmp_path):

@@ -41,7 +41,7 @@ SAMPLING = (  # keys that diffusers keeps from another sampler, or wrote in olde
     "timestep_scaling",
 )
 FORWARD_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-REPLACE = "Replace scheduler/scheduler_config.json by that of the base model, or choose another repo."
+REPLACE = "Take the base model's scheduler/scheduler_config.json, or choose another repo."
 
 
 def load_scheduler(repo: str, revision: str | None, listed: str | None) -> Any:

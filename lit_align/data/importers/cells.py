@@ -96,6 +96,6 @@ def _references(value: Any) -> list[bytes | str]:
 def _decode(column: str, text: str) -> bytes:
     head, _, body = text.partition(",") if text.startswith("data:") else ("", "", text)
     try:
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Rejected("image cannot be decoded", f"column {column}: {head or 'base64'}: {error}") from error

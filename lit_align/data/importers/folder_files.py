@@ -80,6 +80,8 @@ def _walk(folder: Path, relative: str, above: tuple[str, ...]) -> Iterator[tuple
             real = os.path.realpath(path)
             if real in above:
                 yield place, "link to a folder that it is in"
+            elif os.path.islink(path) and real.startswith(f"{above[0]}{os.sep}"):
+                yield place, "link to a folder that is read by its own name"
             else:
                 yield from _walk(path, f"{place}/", (*above, real))
         elif os.path.isfile(path):

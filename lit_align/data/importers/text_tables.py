@@ -110,6 +110,8 @@ def _cell_lines(path: str, text: str, separator: str) -> list[Line]:
         _refuse_repeated(path, header)
         begin = reader.line_num + 1
         for cells in reader:
+            if separator == "\t" and any("\n" in cell and cell.count("\t") >= len(header) - 1 for cell in cells):
+                raise csv.Error("a quote opens in this row and takes in the next one")
             if cells:
                 lines.append(_cells(f"line {begin}", header, cells))
             begin = reader.line_num + 1

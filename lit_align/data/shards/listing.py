@@ -18,6 +18,7 @@ from lit_align.user_errors import UserFileNotFoundError, UserOSError, UserValueE
 
 log = logging.getLogger(__name__)
 
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 BEGUN = ("import.json", "generate.json")  # written before the first shard
 
 
@@ -73,6 +74,7 @@ def _named(path: str, allow_pipe: bool, tars_first: bool) -> list[ShardFile]:
     if path.endswith("/") if is_url(path) else Path(path).is_dir():
         _refuse_unfinished(path)
         tars = _tars(path)
+        _name_compressed(path)
         if tars and (tars_first or not exists(join(path, INDEX))):
             return [ShardFile(tar, None) for tar in tars]
         return _indexed(join(path, INDEX), allow_pipe, tars)
@@ -99,6 +101,14 @@ def _tars(folder: str) -> list[str]:
         filesystem.unstrip_protocol(tar)
         for tar in sorted(ask(folder, lambda: filesystem.glob(f"{name.rstrip('/')}/*.tar")))
     ]
+
+
+def _name_compressed(folder: str) -> None:
+    """Count the compressed tar files of a local folder in the log: pairs are read at their places in a plain one."""
+    if is_url(folder):
+        return
+    if found := sorted(path.name for path in Path(folder).iterdir() if path.name.endswith(COMPRESSED)):
+        log.warning("%s: %d compressed tar files are left out, first %s. Unpack them.", folder, len(found), found[0])
 
 
 def _indexed(path: str, allow_pipe: bool, tars: Sequence[str] = ()) -> list[ShardFile]:

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from lit_align.backbones.loading.sharded import META
-from lit_align.training.checkpoints.atomic_io import UNREADABLE
+from lit_align.training.checkpoints.last_checkpoint import UNREADABLE_STATE, has_optimizer, load_state
 from lit_align.user_errors import UserValueError
 
 ANOTHER = (
@@ -66,10 +63,8 @@ def check_folder_is_own(folders: Sequence[Path], ckpt_path: str | None) -> bool:
 def read_owner(path: Path) -> Owner | None:
     """Read which run wrote a checkpoint, without its tensors; None if it cannot be read or holds weights alone."""
     try:
-        file = path / META if path.is_dir() else path
-        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        if "lr_schedulers" not in found:
-            return None
-        return Owner(found.get("lit_align", {}).get("run", {}).get("name"), int(found["global_step"]))
-    except (*UNREADABLE, KeyError, TypeError, AttributeError):
+        state = load_state(path)
+    except UNREADABLE_STATE:
         return None
+    name = state.get("lit_align", {}).get("run", {}).get("name")
+    return Owner(name, int(state["global_step"])) if has_optimizer(state) else None

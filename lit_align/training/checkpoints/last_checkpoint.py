@@ -16,6 +16,7 @@ from lit_align.training.checkpoints.run_folder import CHECKPOINTS, experiment_fo
 from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
+UNREADABLE_STATE = (*UNREADABLE, KeyError, TypeError)  # raised by `load_state`
 PATTERNS = ("*.ckpt", ".*.ckpt.old")  # the latter while a folder replaces another, see `replace_folder`
 VERSION = re.compile(r"version_(\d+)")  # a run's folder, as Lightning's loggers number it
 
@@ -81,19 +82,26 @@ def has_optimizer(state: dict[str, Any]) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint with its tensors mapped, of a folder all but tensors; None, and a warning, if it is damaged."""
+    """Read a checkpoint as `load_state`; None, and a warning, if it is damaged."""
     try:
-        if path.is_dir():  # sharded: one file a process, and this one last
-            state = torch.load(path / META, map_location="cpu", weights_only=True, mmap=True)
-            check_whole(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        int(state["global_step"])
-    except (*UNREADABLE, KeyError, TypeError) as error:
+        return load_state(path)
+    except UNREADABLE_STATE as error:
         log.warning("%s is damaged (%s), and is skipped.", path, str(error).splitlines()[0])
         return None
-    found: dict[str, Any] = state
-    return found
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with its tensors mapped, of a folder all but tensors.
+
+    Raises:
+        UNREADABLE_STATE: any of these, if it is damaged.
+    """
+    file = path / META if path.is_dir() else path  # sharded: one file a process, and this one last
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if path.is_dir():
+        check_whole(path)
+    int(state["global_step"])
+    return state
 
 
 def checkpoint_folders(trainer: L.Trainer) -> list[Path]:

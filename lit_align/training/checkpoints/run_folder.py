@@ -16,7 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_align.training.checkpoints.settings import flat
 
 CHECKPOINTS, CONFIG, METRICS = "checkpoints", "config.yaml", "metrics.csv"
-LOGGER, IDENTITY = "trainer.logger", (".version", ".id", ".run_id")  # names of one run among those of an experiment
+LOGGER = "trainer.logger"
+NAMING = (  # a logger's options by which people tell runs apart; ids are made by the service
+    *(".name", ".save_dir", ".dir", ".project", ".project_name", ".entity", ".group", ".workspace"),
+    *(".experiment_name", ".run_name", ".tracking_uri"),
+)
 
 
 class RunFolder(L.Callback):
@@ -125,7 +129,7 @@ def last_run(experiment: Path, config: Mapping[str, Any]) -> Path | None:
         config: settings of this run by option.
     """
     runs = [folder for folder in [experiment, *_folders(experiment)] if holds_run(folder)]
-    same = [folder for folder in runs if _logger_settings(folder) in (None, _without_identity(config))]
+    same = [folder for folder in runs if _logger_settings(folder) in (None, _naming(config))]
     return max(same, key=_written, default=None)
 
 
@@ -140,11 +144,12 @@ def _written(run: Path) -> int:
 def _logger_settings(run: Path) -> dict[str, Any] | None:
     """Read the logger of a run from its config; None where it cannot be told."""
     try:
-        return _without_identity(flat(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))))
+        return _naming(flat(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))))
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return None
 
 
-def _without_identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    logger = {name: value for name, value in settings.items() if name == LOGGER or name.startswith(f"{LOGGER}.")}
-    return {name: value for name, value in logger.items() if not name.endswith(IDENTITY)}
+def _naming(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the logger's class and its options that name a run; others, such as `offline`, may change."""
+    logger = {name: value for name, value in settings.items() if name.startswith(f"{LOGGER}.")}
+    return {LOGGER: settings.get(LOGGER)} | {name: value for name, value in logger.items() if name.endswith(NAMING)}

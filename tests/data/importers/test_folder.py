@@ -166,6 +166,18 @@ def test_whatever_lies_in_the_folders_is_a_pair_or_counted(tmp_path):
     ]
 
 
+def test_a_linked_folder_that_is_read_anyway_adds_no_pair(tmp_path):
+    for kind, data in (("good", BUNDLED[0].image_0), ("bad", BUNDLED[0].image_1)):
+        (tmp_path / kind / "b").mkdir(parents=True)
+        (tmp_path / kind / "b/x.png").write_bytes(data)
+        (tmp_path / kind / "a").symlink_to("b")
+    (tmp_path / "good/b/x.txt").write_text("x")
+    folder(str(tmp_path / "out"), None, tmp_path / "good", tmp_path / "bad", workers=1)
+    assert [pair.prompt for pair, _ in read_all(tmp_path / "out")] == ["x"]
+    why = "link to a folder that is read by its own name"
+    assert sorted(rejects(tmp_path / "out")) == [(1, "chosen/a", why), (2, "rejected/a", why)]
+
+
 def test_files_that_file_managers_make_change_no_import(tmp_path):
     """The same command goes on, though a folder was looked at in between."""
     for kind, data in (("good", BUNDLED[0].image_0), ("bad", BUNDLED[0].image_1)):

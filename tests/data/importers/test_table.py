@@ -278,6 +278,11 @@ HEADER = "chosen,rejected,prompt\n"
             r"begins in line 4: a quote ends its cell in line 4.*twice",
         ),
         (
+            "a.tsv",
+            "chosen\trejected\tprompt\n" + 'a\tb\t"open\nc\td\tshut"\ne\tf\tg\n',
+            r"a\.tsv, row that begins in line 2: a quote opens in this row and takes in the next one",
+        ),
+        (
             "a.csv",
             HEADER + 'a,b,c\na,b,"open\nc,d,e\n',
             r"a\.csv, row that begins in line 3: a quote opens in this row",
