@@ -79,7 +79,8 @@ def _check_mode(image: Image.Image, data: bytes) -> None:
 
 def _has_16_bits(image: Image.Image) -> bool:
     """Whether white is 65535 by the rules of the format."""
-    if isinstance(tags := getattr(image, "tag_v2", None), dict) or tags is not None:
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
         return image.mode != "I" and tags.get(258) == (16,) and tags.get(262) == 1
     return image.format in ("PNG", "PPM")
 

@@ -2,16 +2,16 @@
 
 import json
 import shutil
-import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_align.common.manifest import check_manifest, read_manifest
-from lit_align.common.passing_faults import OWN, StillFailingError, is_passing
+from lit_align.common.passing_faults import OWN, call_patiently
 from lit_align.common.progress import show_progress
 from lit_align.common.sizes import format_bytes
 from lit_align.data.importers.import_folder import MANIFEST, RECORDS, local_folder, locked_import_folder
@@ -31,7 +31,6 @@ from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.user_errors import UserError, UserOSError, UserValueError
 
 FORMAT = 1  # of how sources are divided and what is written
-PAUSES = (2.0, 10.0, 60.0)  # seconds between attempts to read a source on the network
 PASSES = 3  # at most, over one row group; each one reads what is before its first shard, so 2 times the file is read
 
 
@@ -151,22 +150,21 @@ def _run(source: Source, plan: ShardPlan, numbers: list[int]) -> Run:
 def write_run(run: Run) -> int:
     """Write shards, each with its index rows and last its record, which marks it as done; return the number of rows."""
     written: set[int] = set()
-    for pause in (*(PAUSES if run.part.remote else ()), None):
-        try:
-            _write_shards(run, written)
-            return run.rows
-        except (*OWN, KeyError):  # faults of an importer keep their traceback
-            raise
-        except Exception as error:  # errors of network libraries cannot be pickled for the main process
-            path = run.shards[len(written)].path
-            if pause is None or isinstance(error, StillFailingError) or not is_passing(error):
-                words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                raise UserOSError(
-                    f"{path.name} cannot be written: {words}. Run the same command again to resume at this shard."
-                ) from None
-            print(f"{path.name}: {type(error).__name__}: {error}. Trying again in {pause:g} s.")
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+    write = partial(_write_shards, run, written)
+    try:
+        if run.part.remote:
+            call_patiently(write, run.shards[0].path.name)
+        else:
+            write()
+        return run.rows
+    except (*OWN, KeyError):  # faults of an importer keep their traceback
+        raise
+    except Exception as error:  # errors of network libraries cannot be pickled for the main process
+        path = run.shards[len(written)].path
+        words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserOSError(
+            f"{path.name} cannot be written: {words}. Run the same command again to resume at this shard."
+        ) from None
 
 
 def _write_shards(run: Run, written: set[int]) -> None:

@@ -11,7 +11,7 @@ from fsspec.registry import _registry
 
 from lit_align.cli import main
 from lit_align.commands.importing.command import pick_a_pic
-from lit_align.data.importers import import_run as import_shards
+from lit_align.common import passing_faults
 from lit_align.data.importers import parquet_table
 from lit_align.data.importers import pick_a_pic as parquet_files
 from lit_align.data.shards.layout import read_samples
@@ -145,7 +145,7 @@ def test_remote_reads_are_tried_again(parquet, tmp_path, monkeypatch, capsys):
 
     pattern = parquet.replace(str(tmp_path), f"local://{tmp_path}")
     monkeypatch.setattr(parquet_table, "open_binary", open_binary)
-    monkeypatch.setattr(import_shards, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(passing_faults, "PAUSES", (0.0, 0.0))
     pick_a_pic(str(tmp_path / "out"), pattern, pairs_per_shard=5, workers=1)
     assert not faults
     assert "00000.tar: OSError: timed out. Trying again in 0 s." in capsys.readouterr().out
