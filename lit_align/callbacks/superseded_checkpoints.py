@@ -47,19 +47,25 @@ class SupersededCheckpoints(L.Callback):
     def _go_on(self, trainer: L.Trainer) -> None:
         """Correct files and ModelCheckpoint where the run resumes."""
         self._kept = self._files()
-        if trainer.ckpt_path is not None and trainer.is_global_zero:
-            self._remove_superseded()
-            self._link_last(Path(trainer.ckpt_path).resolve())
+        if trainer.ckpt_path is not None:
+            if trainer.is_global_zero:
+                self._remove_superseded()
+            self._link_last(Path(trainer.ckpt_path).resolve(), trainer.is_global_zero)
         trainer.strategy.barrier()
 
-    def _link_last(self, resumed: Path) -> None:
-        """Let `last.ckpt` link to the checkpoint that the run resumes from, and ModelCheckpoint go on with it."""
+    def _link_last(self, resumed: Path, writes: bool) -> None:
+        """Let `last.ckpt` link to the checkpoint that the run resumes from, and ModelCheckpoint go on with it.
+
+        Only one device writes, but each must know the name: one that does not would ask the others for it.
+        """
         for checkpoint in self._checkpoints:
             folder = Path(str(checkpoint.dirpath))
             last = folder / f"{checkpoint.CHECKPOINT_NAME_LAST}{checkpoint.FILE_EXTENSION}"
             if not checkpoint.save_last or last.name != LAST:
                 continue
             checkpoint.last_model_path = str(last)
+            if not writes:
+                continue
             for stray in folder.glob("last-v*.ckpt"):  # of runs without this callback
                 if stray.is_symlink():
                     stray.unlink()

@@ -149,7 +149,7 @@ def with_schedule(
     trainer: L.Trainer,
     make_optimizer: OptimizerCallable,
     optimizer: Optimizer,
-    make: LRSchedulerCallable | None,
+    make: LRSchedulerCallable,
     measured: Sequence[str],
 ) -> OptimizerLRScheduler:
     """Join an optimizer and its schedule for Lightning, after the checks of this file.
@@ -158,11 +158,9 @@ def with_schedule(
         trainer: of the run.
         make_optimizer: makes further optimizers of the same kind.
         optimizer: of the run.
-        make: makes the schedule; None keeps the rate.
+        make: makes the schedule.
         measured: names of the values that a validation logs, without `val/`.
     """
-    if make is None:
-        return optimizer
     try_rates(make_optimizer, make, max(trainer.max_steps, 1))
     scheduler = make_scheduler(make, optimizer)
     if isinstance(scheduler, Plateau):

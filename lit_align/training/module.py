@@ -187,6 +187,8 @@ class AlignmentModule(SavedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
+        if self.lr_scheduler is None:
+            return optimizer
         return with_schedule(self.trainer, self.optimizer, optimizer, self.lr_scheduler, self.val_metrics.names)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

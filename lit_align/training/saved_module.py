@@ -46,7 +46,8 @@ class SavedModule(L.LightningModule):
         if "loops" in checkpoint and self.trainer.state.fn == TrainerFn.FITTING:
             accumulate = self.trainer.accumulate_grad_batches
             rewind_to_step(checkpoint["loops"], accumulate, self.trainer.num_training_batches)
-        self._refuse_non_finite(checkpoint, "No checkpoint is written; earlier ones are as they were.")
+        fault = self._agree(describe_non_finite(checkpoint))
+        self._refuse(checkpoint, fault, "No checkpoint is written; earlier ones are as they were.")
         make_plain(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -63,21 +64,25 @@ class SavedModule(L.LightningModule):
         check_weights(weights, {name: own[name] for name in self._trained_names() | (reference if moved else set())})
         if self.backbone.reference is not None:
             self.backbone.reference.moved = moved
-        self._refuse_non_finite(checkpoint, "Resume from an earlier checkpoint.")
+        fault = describe_non_finite(checkpoint)
+        if self._trainer is not None and self.trainer.strategy.restore_checkpoint_after_setup:
+            fault = self._agree(fault)  # each device has read its own shard; else a device may resume from nothing
+        self._refuse(checkpoint, fault, "Resume from an earlier checkpoint.")
         began = checkpoint.get("lit_align", {})
         self.skipping.count = began.get("skipped", 0)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             check_beginning(began, beginning(self), self.skipping.policy)
             self.run_record.resume(checkpoint, self)
 
-    def _refuse_non_finite(self, checkpoint: dict[str, Any], remedy: str) -> None:
-        """Raise a UserRuntimeError, on all ranks if one of them has weights or optimizer states that are not finite."""
-        fault = describe_non_finite(checkpoint)
-        finite = fault is None
-        if self._trainer is not None:
-            finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
-        if not finite:
-            fault = fault or "values on another device are not finite"
+    def _agree(self, fault: str | None) -> str | None:
+        """Return the fault of this device, or that another one has a fault; all devices must call it."""
+        if self._trainer is None or self.trainer.strategy.reduce_boolean_decision(fault is None, all=True):
+            return fault
+        return fault or "values on another device are not finite"
+
+    def _refuse(self, checkpoint: dict[str, Any], fault: str | None, remedy: str) -> None:
+        """Raise a UserRuntimeError if there is a fault: weights or optimizer states that are not finite."""
+        if fault is not None:
             raise UserRuntimeError(f"step {checkpoint['global_step']:,}: {fault}. {remedy} {LOWER}")
 
     def _trained_names(self) -> set[str]:

@@ -12,6 +12,7 @@ from lit_align.callbacks import Preemption, SupersededCheckpoints
 from lit_align.training.checkpoints.atomic_io import AtomicCheckpointIO
 from lit_align.training.checkpoints.last_checkpoint import last_checkpoint, resumable_step
 from lit_align.training.checkpoints.last_link import link
+from tests.support.processes import fork_ranks
 from tests.support.runs import fit, make_data, make_module
 
 TWO = {"monitor": "step", "mode": "max", "save_top_k": 2, "every_n_train_steps": 1, "filename": "{step}"}
@@ -37,13 +38,14 @@ class Kill(BaseException):
     """A kill; ModelCheckpoint's `save_on_exception` is off in these tests."""
 
 
-def train(folder, steps, *callbacks, strategy="auto", **options):
+def train(folder, steps, *callbacks, strategy="auto", devices=1, **options):
     kept = L.pytorch.callbacks.ModelCheckpoint(folder, save_last="link", save_on_exception=False, **(TWO | options))
     found = last_checkpoint([folder])
     module, io = make_module(lora=LoRA(rank=2)), AtomicCheckpointIO()
     listed = [SupersededCheckpoints(), kept, *callbacks]
     path = None if found is None else found.path
-    return fit(module, make_data(), folder, steps, ckpt_path=path, callbacks=listed, plugins=[io], strategy=strategy)
+    run = {"plugins": [io], "strategy": strategy, "devices": devices}
+    return fit(module, make_data(), folder, steps, ckpt_path=path, callbacks=listed, **run)
 
 
 def test_last_is_the_newest_after_kills(tmp_path, monkeypatch):
@@ -54,6 +56,15 @@ def test_last_is_the_newest_after_kills(tmp_path, monkeypatch):
     train(tmp_path, 4)
     assert os.readlink(tmp_path / "last.ckpt") == "step=4.ckpt"
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "step=3.ckpt", "step=4.ckpt"]
+
+
+def test_two_processes_go_on_from_their_first_checkpoint(tmp_path):
+    """It does not know `last.ckpt`: both must agree on it, or one waits for the other."""
+    two = {"devices": 2, "strategy": "ddp"}
+    fork_ranks(lambda: train(tmp_path, 1, **two))
+    fork_ranks(lambda: train(tmp_path, 3, **two))
+    assert os.readlink(tmp_path / "last.ckpt") == "step=3.ckpt"
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "step=2.ckpt", "step=3.ckpt"]
 
 
 class RestoresLate(SingleDeviceStrategy):

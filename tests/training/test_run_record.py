@@ -7,6 +7,8 @@ from torch.optim import lr_scheduler
 from lit_align.objectives import MaPO
 from tests.support.runs import fit, keep_all, make_data, make_module
 
+CLIPPED = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "norm"}  # the Trainer keeps the name as an enum
+
 
 def make(rate, gamma, **options):
     """Build a module whose learning rate falls by gamma in each step."""
@@ -20,25 +22,27 @@ def make(rate, gamma, **options):
 def begun(tmp_path_factory):
     """Checkpoint of step 2 of a run with the learning rate 0.001, halved in each step."""
     folder = tmp_path_factory.mktemp("begun")
-    fit(make(1e-3, 0.5), make_data(), folder, 2, callbacks=[keep_all(folder)], gradient_clip_val=1.0)
+    fit(make(1e-3, 0.5), make_data(), folder, 2, callbacks=[keep_all(folder)], **CLIPPED)
     return folder / "step=2.ckpt"
 
 
 def go_on(module, begun, **options):
     """Resume for a step, and return the rate and the weight decay of the next one."""
-    fit(module, make_data(), begun.parent / "on", 3, ckpt_path=begun, **{"gradient_clip_val": 1.0, **options})
+    fit(module, make_data(), begun.parent / "on", 3, ckpt_path=begun, **(CLIPPED | options))
     (group,) = module.trainer.optimizers[0].param_groups
     return group["lr"], module.trainer.lr_scheduler_configs[0].scheduler.gamma
 
 
 def test_a_resumed_run_keeps_the_numbers_of_its_optimizer_and_says_so(begun, caplog):
     with caplog.at_level("INFO"):
-        assert go_on(make(1e-5, 0.1, objective=MaPO(0.3)), begun, gradient_clip_val=0.5) == (1e-3 * 0.5**3, 0.5)
+        changed = {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}
+        assert go_on(make(1e-5, 0.1, objective=MaPO(0.3)), begun, **changed) == (1e-3 * 0.5**3, 0.5)
     for line in (
         "model.optimizer.lr was 0.001, is 1e-05: kept, unless --model.optimizer_on_resume take asks",
         "model.lr_scheduler.gamma was 0.5, is 0.1: kept",
         "model.objective.beta_mapo was 0.1, is 0.3: taken",
         "trainer.gradient_clip_val was 1.0, is 0.5: taken",
+        "trainer.gradient_clip_algorithm was 'norm', is 'value': taken",
     ):
         assert line in caplog.text
 

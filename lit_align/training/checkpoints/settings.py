@@ -3,9 +3,11 @@
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -91,14 +93,19 @@ def put(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 def described(name: str, thing: Any) -> dict[str, Any]:
     """Describe an object by its class and those arguments of its constructor that it keeps under their names."""
     arguments = {one: getattr(thing, one) for one in inspect.signature(type(thing)).parameters if hasattr(thing, one)}
-    plain = {f"{name}.{one}": value for one, value in arguments.items() if _is_plain(value)}
-    return {name: type(thing).__name__, **plain}
+    return {name: type(thing).__name__, **_plain({f"{name}.{one}": value for one, value in arguments.items()})}
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the settings that a checkpoint can hold: numbers, strings and lists of them; of an enum its value."""
+    values = {name: value.value if isinstance(value, Enum) else value for name, value in settings.items()}
+    return {name: value for name, value in values.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return not any(isinstance(one, torch.Tensor) for one in value) and all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float | bool)
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (str, int, float, bool) or isinstance(value, np.number)
 
 
 def made_in_python(module: Any) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def made_in_python(module: Any) -> dict[str, Any]:
 
 def _optimizer_settings(make: OptimizerCallable, schedule: LRSchedulerCallable | None) -> dict[str, Any]:
     probe = make([torch.nn.Parameter(torch.zeros(1, 1))])  # a matrix: some optimizers take nothing else
-    numbers = {f"{OPTIMIZER}.{name}": value for name, value in probe.param_groups[0].items() if _is_plain(value)}
+    numbers = _plain({f"{OPTIMIZER}.{name}": value for name, value in probe.param_groups[0].items()})
     found = {OPTIMIZER: type(probe).__name__, **numbers, SCHEDULER: None}
     if schedule is not None:
         with warnings.catch_warnings():
@@ -129,7 +136,7 @@ def _trainer_settings(trainer: L.Trainer) -> dict[str, Any]:
     settings = {f"trainer.{name}": getattr(trainer, name) for name in names}
     for callback in callbacks:
         settings |= described(f"{CALLBACKS}{type(callback).__name__}", callback)
-    return {name: value for name, value in settings.items() if _is_plain(value)}
+    return _plain(settings)
 
 
 def compare(began: Mapping[str, Any], now: Mapping[str, Any], on_resume: OnResume) -> list[Changed]:
