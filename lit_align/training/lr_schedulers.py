@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer, lr_scheduler
 
+from lit_align.training.steps import total_steps
 from lit_align.user_errors import UserValueError
 
 CHAINS = (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler)
@@ -204,6 +205,25 @@ def check_monitor(scheduler: Plateau, measured: Sequence[str], all_known: bool, 
         raise UserValueError(
             f"model.lr_scheduler.monitor is {monitor!r}, which no validation measures. Choose from "
             f"{', '.join(name for name in measured if '/t' not in name)}."
+        )
+
+
+def check_first_validation(trainer: L.Trainer) -> None:
+    """Refuse a schedule on a plateau in a run that ends before its first validation; called when training starts.
+
+    Raises:
+        UserValueError: naming the micro-batch of the first validation.
+    """
+    steps = total_steps(trainer)
+    if steps is None or not any(isinstance(config.scheduler, Plateau) for config in trainer.lr_scheduler_configs):
+        return
+    interval, epoch = float(trainer.val_check_batch or 0), trainer.num_training_batches
+    epochs = trainer.check_val_every_n_epoch
+    first = interval if epochs is None else (epochs - 1) * epoch + min(interval, epoch)
+    if first > steps * trainer.accumulate_grad_batches:
+        raise UserValueError(
+            f"model.lr_scheduler waits for validations, and the first would follow micro-batch {first:,.0f}, after the "
+            f"run's {steps:,} optimizer steps. Lower trainer.val_check_interval or trainer.check_val_every_n_epoch."
         )
 
 

@@ -15,7 +15,7 @@ from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_
 from lit_align.objectives import Objective
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import OnResume
-from lit_align.training.lr_schedulers import Plateau, follow_validation, with_schedule
+from lit_align.training.lr_schedulers import Plateau, check_first_validation, follow_validation, with_schedule
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.training.saved_module import SavedModule
@@ -199,6 +199,7 @@ class AlignmentModule(SavedModule):
     def on_train_start(self) -> None:
         self.run_record.take(self)
         restore_accumulation(self.trainer)
+        check_first_validation(self.trainer)
 
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode

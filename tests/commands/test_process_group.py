@@ -115,6 +115,12 @@ def test_what_torchrun_left_over_is_refused(monkeypatch):
     assert group_in(monkeypatch, {"LOCAL_RANK": "3"})[:2] == (0, 1)
 
 
+def test_a_variable_of_torchrun_alone_is_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserRuntimeError, match=r"TORCHELASTIC_RUN_ID is set, but RANK is not: .*is left over"):
+        group_in(monkeypatch, {"TORCHELASTIC_RUN_ID": "none"})
+
+
 @pytest.mark.parametrize("name", ["NODE_RANK", "GROUP_RANK"])
 def test_the_number_of_the_first_machine_is_no_rank(monkeypatch, name):
     """Some clouds set it on every machine."""

@@ -39,7 +39,8 @@ def test_last_is_the_greatest_complete_step(tmp_path, lora_run, caplog):
     later.mkdir(parents=True)
     assert last_version(tmp_path) == 3  # the later folder holds none
     torch.save({"global_step": 9, "state_dict": {}}, later / "restored.ckpt")
-    assert last_version(tmp_path) == 3  # weights alone: no run can resume from them
+    with pytest.raises(ValueError, match=r"can resume from none of the 1 checkpoints in .*version_12"):
+        last_version(tmp_path)  # weights alone; version 3 is another run
     assert last_checkpoint([tmp_path / "none"]) is None
 
 
@@ -67,9 +68,8 @@ def test_last_is_an_error_where_no_run_can_resume(tmp_path, kind):
         checkpoint_to_resume([tmp_path, path.parent])
     assert checkpoint_to_resume([tmp_path / "none"]) is None
     write(tmp_path / "version_3/checkpoints/y.ckpt", 2, optimizer_states=[])
-    if kind == "damaged":  # not another run's
-        with pytest.raises(ValueError, match="can resume from none"):
-            last_version(tmp_path)
+    with pytest.raises(ValueError, match="can resume from none"):
+        last_version(tmp_path)  # not another run's
 
 
 def test_last_resumes_in_the_logger_s_last_folder(tmp_path, lora_run):

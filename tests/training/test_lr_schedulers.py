@@ -155,6 +155,21 @@ def test_a_plateau_without_held_out_pairs_is_refused(tmp_path):
         fit(module, data, tmp_path, 1, limit_val_batches=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"val_check_interval": 5, "check_val_every_n_epoch": None}, 5),
+        ({"check_val_every_n_epoch": 2, "limit_train_batches": 3}, 6),
+    ],
+)
+def test_a_plateau_whose_first_validation_follows_the_run_is_refused(tmp_path, options, first):
+    module = make_module(lora=LoRA(rank=2))
+    module.lr_scheduler = plateau(ReduceLROnPlateau, monitor="val/loss")
+    options = {"limit_val_batches": 1, "accumulate_grad_batches": 2, **options}
+    with pytest.raises(ValueError, match=f"the first would follow micro-batch {first}, after the run's 2 optimizer"):
+        fit(module, make_data(), tmp_path, 2, **options)
+
+
 def test_a_plateau_counts_validations_and_survives_a_resume(tmp_path):
     """Nothing counts as better here, so the rate falls at the second validation and at each later one."""
 

@@ -74,6 +74,14 @@ def test_what_becomes_of_a_changed_setting(changed, kept, asked):
         assert f"{name} was {began.get(name)!r}, is {now!r}: {outcome}" in str(found)
 
 
+def test_an_argument_that_no_checkpoint_holds_is_taken():
+    """Such as min_8bit_size: the new optimizer has it, and nothing sets it back."""
+    began = {"model.optimizer": "AdamW8bit", "model.optimizer.lr": 0.1, "model.optimizer.min_8bit_size": 4096}
+    now = began | {"model.optimizer.lr": 0.2, "model.optimizer.min_8bit_size": 1}
+    found = {one.name.rsplit(".")[-1]: one.outcome for one in compare(began, now, "keep", {"lr": 0.1, "eps": 1e-8})}
+    assert found == {"lr": "kept", "min_8bit_size": "taken"}
+
+
 def test_numbers_of_a_schedule_are_kept_and_its_parts_are_not_exchanged():
     began = {"model.lr_scheduler": "SequentialLR", "model.lr_scheduler.schedulers.LinearLR": "LinearLR"}
     began |= {"model.lr_scheduler.milestones": [2]}

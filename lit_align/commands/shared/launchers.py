@@ -8,6 +8,7 @@ from lit_align.user_errors import UserRuntimeError
 
 ANSWER = 10.0  # seconds until torchrun's agent has accepted a connection
 SHELLS = ("bash", "interactive")  # names of SLURM jobs in which Lightning starts no process of a group either
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # it sets these for each process
 STARTED = "LOCAL_RANK"  # where it is set, Lightning takes all processes for started
 MACHINES = ("NODE_RANK", "GROUP_RANK")  # 0 is the first machine, as without them
 
@@ -32,7 +33,13 @@ def seat_of() -> Seat | None:
 
 
 def _torchrun() -> Seat:
-    seat = Seat(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing:
+        raise UserRuntimeError(
+            f"TORCHELASTIC_RUN_ID is set, but {missing[0]} is not: a variable of an earlier torchrun is left over. "
+            "Unset it (unset TORCHELASTIC_RUN_ID), or start this command with torchrun."
+        )
+    seat = Seat(*(int(os.environ[name]) for name in TORCHRUN))
     if seat.world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", 0))
         try:

@@ -33,7 +33,8 @@ def expand(patterns: str | Sequence[str], allow_pipe: bool = False, must_exist: 
         if pattern.startswith(PIPE):
             if not allow_pipe:
                 raise UserValueError(
-                    f"{pattern!r} would run a shell command. If you trust it, turn it on with data.allow_pipe."
+                    f"{pattern!r} would run a shell command. If you trust it, turn it on with data.allow_pipe true; "
+                    "commands without that option read no pipes."
                 )
             found += [trust(command) for command in _braces(pattern)]
         elif is_url(pattern) and not pattern.startswith("file:"):

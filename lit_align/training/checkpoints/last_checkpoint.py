@@ -46,8 +46,8 @@ def checkpoint_to_resume(folders: Iterable[Path]) -> FoundCheckpoint | None:
     if found is None and files:
         raise UserValueError(
             f"ckpt_path last: a run can resume from none of the {len(files)} checkpoints in {files[0].parent}, such "
-            f"as {files[0].name}: they are damaged, or hold weights alone. To begin again from step 0, leave ckpt_path "
-            "out and give the run another folder."
+            f"as {files[0].name}: they are damaged, or hold weights alone. Name another checkpoint; or, to begin again "
+            "from step 0, leave ckpt_path out and give the run another folder."
         )
     return found
 
@@ -130,16 +130,11 @@ def _chosen_folders(trainer: L.Trainer) -> list[str | None]:
 
 
 def last_version(folder: Path) -> int | None:
-    """Find the greatest number N of `version_N` in a logger's folder from which a run can resume.
+    """Find the greatest number N of `version_N` in a logger's folder that has checkpoints.
 
     Raises:
-        UserValueError: if a later version has checkpoints that are damaged, and no whole one.
+        UserValueError: if a run can resume from none of them: an earlier version is another run.
     """
     numbers = sorted(int(match[1]) for path in folder.glob("version_*") if (match := VERSION.fullmatch(path.name)))
-    for number in reversed(numbers):
-        folders = [folder / f"version_{number}" / "checkpoints"]
-        if last_checkpoint(folders) is not None:
-            return number
-        if any(read_state(path) is None for path in checkpoint_files(folders)):
-            checkpoint_to_resume(folders)
-    return None
+    found = (n for n in reversed(numbers) if checkpoint_to_resume([folder / f"version_{n}" / CHECKPOINTS]) is not None)
+    return next(found, None)

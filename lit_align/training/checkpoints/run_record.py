@@ -61,14 +61,14 @@ class RunRecord:
             rank_zero_info(
                 "The checkpoint does not say with which settings its run began: only its optimizer's are compared."
             )
-            began = _optimizer_numbers(checkpoint) | _other_schedule(checkpoint, now)
+            began = _optimizer_settings(checkpoint) | _other_schedule(checkpoint, now)
             record = {"name": self.name, "history": [], "from_config": None, "settings": began}
         self.name = self.name if self.fork else record["name"]
         self.history, self.kept = list(record["history"]), {}
         began = record["settings"]
         if record["from_config"] != (self.config is not None):  # what is made in Python knows fewer of its settings
             began, now = ({name: values[name] for name in began.keys() & now.keys()} for values in (began, now))
-        found = compare(began, now, self.on_resume)
+        found = compare(began, now, self.on_resume, _saved_numbers(checkpoint))
         _refuse(found)
         self.kept = {one.name: one.was for one in found if one.outcome == "kept"}
         self.taken = taken = [one for one in found if one.outcome == "taken"]
@@ -113,10 +113,16 @@ def _refuse(found: list[Changed]) -> None:
         )
 
 
-def _optimizer_numbers(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the numbers of the optimizer that a checkpoint without a record holds; none of a sharded one."""
-    states = checkpoint.get("optimizer_states") or [{"param_groups": [{}]}]
-    numbers = {name: value for name, value in states[0]["param_groups"][0].items() if name != "params"}
+def _saved_numbers(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the numbers of the optimizer that a checkpoint holds; None of a sharded one."""
+    states = checkpoint.get("optimizer_states")
+    group = states[0]["param_groups"][0] if states else None
+    return group and {name: value for name, value in group.items() if name != "params"}
+
+
+def _optimizer_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the optimizer in a checkpoint without a record as settings."""
+    numbers = _saved_numbers(checkpoint) or {}
     numbers |= {"lr": numbers["initial_lr"]} if "initial_lr" in numbers else {}  # before its schedule
     return {f"{OPTIMIZER}.{name}": list(v) if isinstance(v, tuple) else v for name, v in numbers.items()}
 

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from lit_align.common.manifest import changes
+from lit_align.common.manifest import Change, changes
 
 OnResume = Literal["keep", "take"]
 Outcome = Literal["taken", "kept", "refused"]
@@ -139,23 +139,35 @@ def _trainer_settings(trainer: L.Trainer) -> dict[str, Any]:
     return _plain(settings)
 
 
-def compare(began: Mapping[str, Any], now: Mapping[str, Any], on_resume: OnResume) -> list[Changed]:
-    """Compare the settings of a run with those that it is to go on with."""
+def compare(
+    began: Mapping[str, Any], now: Mapping[str, Any], on_resume: OnResume, saved: Collection[str] | None = None
+) -> list[Changed]:
+    """Compare the settings of a run with those that it is to go on with.
+
+    Args:
+        began: the run's own settings.
+        now: the new ones.
+        on_resume: see `RunRecord`.
+        saved: names of the optimizer's numbers in the checkpoint, which come back; none if they are not known.
+    """
     there = [change for change in changes(began, now) if not _elsewhere(change.name)]
-    return [Changed(one.name, one.was, one.now, *_judge(one.name, one.was, one.now, on_resume)) for one in there]
+    return [Changed(one.name, one.was, one.now, *_judge(one, on_resume, saved)) for one in there]
 
 
 def _elsewhere(name: str) -> bool:
     return name in ELSEWHERE or name.startswith(tuple(f"{whole}." for whole in WHOLE))
 
 
-def _judge(name: str, was: Any, now: Any, on_resume: OnResume) -> tuple[Outcome, str]:
+def _judge(change: Change, on_resume: OnResume, saved: Collection[str] | None) -> tuple[Outcome, str]:
     """Decide what becomes of a changed setting: the table of docs/training.md, section Resume."""
+    name, was, now = change
     if name == OPTIMIZER:
         return "refused", "the checkpoint holds the state of the other optimizer"
     if name == "trainer.accumulate_grad_batches":
         return "refused", "its steps would be of other pairs"
     if name.startswith(f"{OPTIMIZER}."):
+        if saved is not None and name.removeprefix(f"{OPTIMIZER}.").split(".")[0] not in saved:
+            return "taken", "no checkpoint holds it"
         return ("taken", "") if on_resume == "take" else ("kept", f"unless {TO_TAKE} asks for the new value")
     if name == SCHEDULER or name.startswith(f"{SCHEDULER}."):
         if on_resume == "take":
