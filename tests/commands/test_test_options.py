@@ -78,6 +78,7 @@ def test_a_config_runs_with_another_model(tmp_path, dark, capsys):
         f"--config={ROOT}/configs/test/emoji_balanced_dpo.yaml",
         "--steps=1",
         "--prompt_limit=2",
+        "--devices=1",  # a second process would be another pytest
         f"--output={tmp_path}/out",
     ]
     main(["test", *words, "--models", f"{{dark: {dark}}}", f"--cache={tmp_path}/cache"])
