@@ -1,0 +1,281 @@
+"""Measure full-size training on one accelerator, in the order of what matters most, within some minutes.
+
+python benchmarks/accelerator.py --out DIR [--minutes 9]
+python benchmarks/accelerator.py --out DIR --rehearse          every stage at toy size, on the CPU
+
+It needs the checkout, its dependencies and one card, and no network: pipelines of the published sizes with random
+weights and pairs of random images are made on the spot. Each result is written to DIR/results.json and DIR/results.md
+as soon as it is there; what fails is recorded, and what no time is left for is skipped. Trainings are `lit-align fit`
+on shipped configs, whose overrides are in benchmarks/accelerator_runs.py.
+"""
+
+import argparse
+import datetime
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # finds `benchmarks`
+
+from benchmarks.accelerator_record import Facts, Record
+from benchmarks.accelerator_runs import (
+    CLOCK,
+    ROOT,
+    Site,
+    callback,
+    forward_flops,
+    matmul_rate,
+    run_quietly,
+    train,
+    words,
+)
+
+CHECKPOINTING = "model.backbone.init_args.gradient_checkpointing"
+BATCH, CACHE, PRECISION = "data.batch_size", "data.train_cache", "trainer.precision"
+EIGHT_BIT = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
+T = TypeVar("T")
+ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "bitsandbytes")
+
+
+class Benchmark:
+    """The stages, each of which records its measurements.
+
+    Args:
+        site: where they run.
+        record: of their results.
+    """
+
+    def __init__(self, site: Site, record: Record) -> None:
+        self.site, self.record = site, record
+        self.rate = 0.0  # measured bfloat16 operations per second of the device
+        self.flops: dict[str, int] = {}  # of a forward pass over an image, by kind of pipeline
+        self.cache: str | None = None  # of SDXL's pairs
+
+    def stages(self) -> list[Callable[[], None]]:
+        """All stages, the most valuable ones first."""
+        return [
+            *(self.device, self.encode, self.lora, self.full, self.objectives, self.precisions, self.sd15),
+            *(self.strategies, self.kill_and_resume, self.generate),
+        ]
+
+    def device(self) -> None:
+        """Rate of the device, and the cost of a forward pass."""
+
+        def measure() -> Facts:
+            self.rate = matmul_rate(self.site.device, 256 if self.site.toy else 8192, 0.1 if self.site.toy else 1.0)
+            facts: Facts = {"bf16 TFLOP/s of a matrix product": self.rate / 1e12}
+            for kind in ("sdxl", "sd15"):
+                self.flops[kind] = forward_flops(self.site, kind)
+                facts[f"{kind} TFLOP of a forward pass over an image"] = self.flops[kind] / 1e12
+            return facts
+
+        self.record.measure("device", "rates", measure)
+
+    def encode(self) -> None:
+        """Cache SDXL's pairs."""
+        cache = str(self.site.work / "cache")
+
+        def measure() -> Facts:
+            line = words(self.site, "sdxl", "mapo_sdxl_lora.yaml", {})
+            start = time.perf_counter()
+            run_quietly(["encode", *line, f"--output={cache}", f"--accelerator={_accelerator(self.site)}"])
+            self.cache = cache
+            count = 2 * (8 if self.site.toy else 48)
+            return {"images/s, with the start": count / (time.perf_counter() - start)}
+
+        self.record.measure("encode", "SDXL", measure)
+
+    def lora(self) -> None:
+        """SDXL LoRA: cached and on the fly, with recomputation and without."""
+        runs = [(2, True, False), (2, False, True), (4, True, False), (2, False, False), (2, True, True)]
+        runs += [(4, True, True), (1, True, False), (1, False, True), (4, False, True)]
+        for batch, cached, recompute in self._some(runs):
+            options = {BATCH: batch, CHECKPOINTING: recompute, CACHE: self.cache if cached else None}
+            self._train("SDXL LoRA, MaPO", _title(batch, cached, recompute), "sdxl", "mapo_sdxl_lora.yaml", options, 2)
+        options = {BATCH: 2, CHECKPOINTING: False, CACHE: self.cache, "trainer.gradient_clip_val": None}
+        options |= {"model.optimizer.init_args.fused": True}  # with which Lightning does not clip in mixed precision
+        name = f"{_title(2, True, False)}, fused AdamW, no clipping"
+        self._train("SDXL LoRA, MaPO", name, "sdxl", "mapo_sdxl_lora.yaml", options, 2)
+
+    def full(self) -> None:
+        """SDXL, all weights, by 8-bit AdamW."""
+        for batch, recompute in self._some([(2, True), (4, True), (1, False), (1, True)]):
+            options: dict[str, Any] = {BATCH: batch, CHECKPOINTING: recompute, CACHE: self.cache}
+            options["model.optimizer"] = EIGHT_BIT
+            name = _title(batch, True, recompute)
+            self._train("SDXL, all weights, 8-bit AdamW, MaPO", name, "sdxl", "mapo_sdxl.yaml", options, 3)
+
+    def objectives(self) -> None:
+        """What a reference costs: the LoRA is switched off for it."""
+        for name, passes in (("MaPO", 2), ("DiffusionDPO", 3)):
+            options: dict[str, Any] = {BATCH: 2, CHECKPOINTING: False, CACHE: self.cache}
+            options["model.objective"] = {"class_path": f"lit_align.objectives.{name}"}
+            self._train("SDXL LoRA by objective", name, "sdxl", "mapo_sdxl_lora.yaml", options, passes)
+
+    def precisions(self) -> None:
+        """Losses of the first steps in each precision."""
+        for precision in self._some(["bf16-mixed", "32-true", "16-mixed", "bf16-true"]):
+            options = {BATCH: 1, CHECKPOINTING: True, CACHE: self.cache, PRECISION: precision}
+            self._train("SDXL LoRA by precision", precision, "sdxl", "mapo_sdxl_lora.yaml", options, 2, ("losses",))
+
+    def sd15(self) -> None:
+        """SD1.5, all weights."""
+        for batch in self._some([4, 8]):
+            options = {BATCH: batch, CHECKPOINTING: False}
+            self._train("SD1.5, all weights, MaPO", _title(batch, False, False), "sd15", "mapo_sd15.yaml", options, 3)
+
+    def strategies(self) -> None:
+        """DDP and FSDP2 on this one device."""
+        sharded = {"class_path": "lit_align.training.strategies.FSDP2"}
+        for name, strategy in (("ddp", "ddp"), ("FSDP2", sharded)):
+            options: dict[str, Any] = {BATCH: 1, CHECKPOINTING: True, CACHE: self.cache, "trainer.strategy": strategy}
+            options["model.optimizer"] = ADAMW  # FSDP2 takes those of torch alone
+            self._train("SDXL, all weights, by strategy", name, "sdxl", "mapo_sdxl.yaml", options, 3)
+
+    def kill_and_resume(self) -> None:
+        """A run that is killed and resumed, beside the unbroken one."""
+        self.record.measure("kill -9 and resume", "SDXL LoRA", partial(resume, self.site, self.cache), 90)
+
+    def generate(self) -> None:
+        """Images of prompts by SDXL."""
+
+        def measure() -> Facts:
+            count, output, prompts = (
+                2 if self.site.toy else 8,
+                self.site.work / "images",
+                self.site.work / "prompts.txt",
+            )
+            prompts.write_text("".join(f"a red fox number {number}\n" for number in range(count)))
+            line = [f"--prompts={prompts}", f"--output={output}", f"--model={self.site.pipeline('sdxl')}", "--steps=25"]
+            side = self.site.resolution("sdxl")
+            start = time.perf_counter()
+            run_quietly(
+                ["predict", *line, f"--height={side}", f"--width={side}", f"--accelerator={_accelerator(self.site)}"]
+            )
+            return {"images/s, with the start": count / (time.perf_counter() - start)}
+
+        self.record.measure("predict, 25 steps", "SDXL", measure)
+
+    def _some(self, values: Sequence[T]) -> Sequence[T]:
+        """Return all values; two of them in a rehearsal."""
+        return values[:2] if self.site.toy else values
+
+    def _train(
+        self,
+        stage: str,
+        name: str,
+        kind: str,
+        config: str,
+        options: dict[str, Any],
+        passes: int,
+        lists: tuple[str, ...] = (),
+    ) -> None:
+        """Record a training; `passes` is its cost in forward passes, recomputation not counted."""
+        if CACHE in options and options[CACHE] is None and "cached" in name and self.cache is None:
+            return
+
+        def measure() -> Facts:
+            facts = train(self.site, kind, config, options)
+            losses = facts.pop("losses")
+            if kind in self.flops and self.rate:
+                facts["model FLOPs utilisation"] = facts["pairs/s"] * 2 * passes * self.flops[kind] / self.rate
+            return facts | ({"losses": losses} if "losses" in lists else {})
+
+        self.record.measure(stage, name, measure)
+
+
+def _title(batch: int, cached: bool, recompute: bool) -> str:
+    source, activations = "cached" if cached else "on the fly", "recomputed" if recompute else "kept"
+    return f"{batch} pairs, {source}, activations {activations}"
+
+
+def _accelerator(site: Site) -> str:
+    return "gpu" if site.device == "cuda" else "cpu"
+
+
+def resume(site: Site, cache: str | None) -> Facts:
+    """Kill a training after its fourth step, resume it, and compare its end with the unbroken one's."""
+    ends = []
+    for name, stop_at in (("unbroken", 0), ("killed", 4), ("killed", 0)):
+        folder = site.work / "resume" / name
+        options: dict[str, Any] = {BATCH: 1, CHECKPOINTING: True, CACHE: cache, "trainer.max_steps": 6}
+        options |= {"trainer.enable_checkpointing": True, "trainer.default_root_dir": str(folder)}
+        kept = {"dirpath": str(folder), "every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
+        callbacks = [
+            callback(CLOCK, path=str(site.work / "resume.json"), skip=1, stop_at=stop_at),
+            callback("lightning.pytorch.callbacks.ModelCheckpoint", **kept, save_last="link"),
+        ]
+        line = words(site, "sdxl", "mapo_sdxl_lora.yaml", options | {"trainer.deterministic": True}, callbacks)
+        command = [sys.executable, "-m", "lit_align", "fit", *line, "--ckpt_path=last"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != (-signal.SIGKILL if stop_at else 0):
+            raise RuntimeError(f"{name}: exit code {done.returncode}: {done.stderr[-1000:]}")
+        ends.append(folder / "step=6.ckpt")
+    whole, resumed = (_weights(path) for path in (ends[0], ends[2]))
+    differences = [(whole[name].float() - resumed[name].float()).abs().max().item() for name in whole]
+    return {"weights": len(whole), "largest difference": max(differences)}
+
+
+def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return state
+
+
+def main() -> None:
+    """Run all stages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the record")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
+    parser.add_argument("--rehearse", action="store_true", help="all stages at toy size, on the CPU")
+    parser.add_argument("--stages", nargs="+", help="names of stages, in place of all")
+    parser.add_argument("--work", type=Path, help="folder for pipelines and pairs, 30 GB; none: a temporary one")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() and not arguments.rehearse else "cpu"
+    if device == "cpu" and not arguments.rehearse:
+        parser.error("this machine has no CUDA device; --rehearse runs at toy size on the CPU")
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-benchmark-"))
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        record = Record(arguments.out, _about(device), 60 * arguments.minutes)
+        benchmark = Benchmark(Site(work, device, arguments.rehearse, 0 if arguments.rehearse else 8), record)
+        for stage in benchmark.stages():
+            if arguments.stages is None or stage.__name__ in arguments.stages:
+                stage()
+        if arguments.rehearse and (failed := [row["name"] for row in record.rows if "failed" in row]):
+            sys.exit(f"{len(failed)} of {len(record.rows)} measurements failed: {', '.join(failed)}")
+    finally:
+        if arguments.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _about(device: str) -> dict[str, Any]:
+    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = version(name)
+        except ModuleNotFoundError:
+            installed[name] = "not installed"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "checkout": revision.stdout.strip() or "no git",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}",
+        "packages": ", ".join(f"{name} {number}" for name, number in installed.items()),
+    }
+
+
+if __name__ == "__main__":
+    main()
