@@ -35,6 +35,7 @@ from benchmarks.accelerator_runs import (
     Site,
     callback,
     forward_flops,
+    free_memory,
     matmul_rate,
     run_quietly,
     train,
@@ -66,8 +67,8 @@ class Benchmark:
     def stages(self) -> list[Callable[[], None]]:
         """All stages, the most valuable ones first."""
         return [
-            *(self.device, self.encode, self.lora, self.full, self.objectives, self.precisions, self.sd15),
-            *(self.strategies, self.kill_and_resume, self.generate),
+            *(self.device, self.encode, self.lora, self.full, self.kill_and_resume, self.strategies),
+            *(self.objectives, self.precisions, self.sd15, self.generate, self.more_lora),
         ]
 
     def device(self) -> None:
@@ -88,26 +89,33 @@ class Benchmark:
         cache = str(self.site.work / "cache")
 
         def measure() -> Facts:
-            line = words(self.site, "sdxl", "mapo_sdxl_lora.yaml", {})
+            line = words(self.site, "sdxl", "mapo_sdxl_lora.yaml", {"data.flip_probability": 0.0})
             start = time.perf_counter()
-            run_quietly(["encode", *line, f"--output={cache}", f"--accelerator={_accelerator(self.site)}"])
-            self.cache = cache
-            count = 2 * (8 if self.site.toy else 48)
+            run_quietly(
+                ["encode", *line, f"--output={cache}", "--flips=none", f"--accelerator={_accelerator(self.site)}"]
+            )
+            self.cache, count = cache, 2 * self.site.count
             return {"images/s, with the start": count / (time.perf_counter() - start)}
 
         self.record.measure("encode", "SDXL", measure)
 
     def lora(self) -> None:
         """SDXL LoRA: cached and on the fly, with recomputation and without."""
-        runs = [(2, True, False), (2, False, True), (4, True, False), (2, False, False), (2, True, True)]
-        runs += [(4, True, True), (1, True, False), (1, False, True), (4, False, True)]
-        for batch, cached, recompute in self._some(runs):
-            options = {BATCH: batch, CHECKPOINTING: recompute, CACHE: self.cache if cached else None}
-            self._train("SDXL LoRA, MaPO", _title(batch, cached, recompute), "sdxl", "mapo_sdxl_lora.yaml", options, 2)
+        self._lora([(2, True, False), (2, False, True), (4, True, False)])
+
+    def more_lora(self) -> None:
+        """SDXL LoRA in other batches, and with a fused optimizer."""
+        self._lora([(2, False, False), (2, True, True), (4, True, True), (1, True, False), (1, False, True)])
         options = {BATCH: 2, CHECKPOINTING: False, CACHE: self.cache, "trainer.gradient_clip_val": None}
         options |= {"model.optimizer.init_args.fused": True}  # with which Lightning does not clip in mixed precision
         name = f"{_title(2, True, False)}, fused AdamW, no clipping"
         self._train("SDXL LoRA, MaPO", name, "sdxl", "mapo_sdxl_lora.yaml", options, 2)
+
+    def _lora(self, runs: Sequence[tuple[int, bool, bool]]) -> None:
+        """Train with some numbers of pairs, cached or not, with activations recomputed or not."""
+        for batch, cached, recompute in self._some(runs):
+            options = {BATCH: batch, CHECKPOINTING: recompute, CACHE: self.cache if cached else None}
+            self._train("SDXL LoRA, MaPO", _title(batch, cached, recompute), "sdxl", "mapo_sdxl_lora.yaml", options, 2)
 
     def full(self) -> None:
         """SDXL, all weights, by 8-bit AdamW."""
@@ -126,7 +134,7 @@ class Benchmark:
 
     def precisions(self) -> None:
         """Losses of the first steps in each precision."""
-        for precision in self._some(["bf16-mixed", "32-true", "16-mixed", "bf16-true"]):
+        for precision in ("bf16-mixed", "32-true", "16-mixed", "bf16-true"):
             options = {BATCH: 1, CHECKPOINTING: True, CACHE: self.cache, PRECISION: precision}
             self._train("SDXL LoRA by precision", precision, "sdxl", "mapo_sdxl_lora.yaml", options, 2, ("losses",))
 
@@ -146,7 +154,9 @@ class Benchmark:
 
     def kill_and_resume(self) -> None:
         """A run that is killed and resumed, beside the unbroken one."""
-        self.record.measure("kill -9 and resume", "SDXL LoRA", partial(resume, self.site, self.cache), 90)
+        self.record.measure(
+            "kill -9 and resume", "SDXL LoRA", partial(resume, self.site, self.cache, self.record.left), 90
+        )
 
     def generate(self) -> None:
         """Images of prompts by SDXL."""
@@ -183,11 +193,11 @@ class Benchmark:
         lists: tuple[str, ...] = (),
     ) -> None:
         """Record a training; `passes` is its cost in forward passes, recomputation not counted."""
-        if CACHE in options and options[CACHE] is None and "cached" in name and self.cache is None:
-            return
+        if CACHE in options and options[CACHE] is None and "on the fly" not in name:
+            return  # without its cache it would not be what its name says
 
         def measure() -> Facts:
-            facts = train(self.site, kind, config, options)
+            facts = train(self.site, kind, config, {"data.flip_probability": 0.0, **options})
             losses = facts.pop("losses")
             if kind in self.flops and self.rate:
                 facts["model FLOPs utilisation"] = facts["pairs/s"] * 2 * passes * self.flops[kind] / self.rate
@@ -205,12 +215,13 @@ def _accelerator(site: Site) -> str:
     return "gpu" if site.device == "cuda" else "cpu"
 
 
-def resume(site: Site, cache: str | None) -> Facts:
+def resume(site: Site, cache: str | None, left: Callable[[], float]) -> Facts:
     """Kill a training after its fourth step, resume it, and compare its end with the unbroken one's."""
     ends = []
     for name, stop_at in (("unbroken", 0), ("killed", 4), ("killed", 0)):
         folder = site.work / "resume" / name
         options: dict[str, Any] = {BATCH: 1, CHECKPOINTING: True, CACHE: cache, "trainer.max_steps": 6}
+        options["data.flip_probability"] = 0.0
         options |= {"trainer.enable_checkpointing": True, "trainer.default_root_dir": str(folder)}
         kept = {"dirpath": str(folder), "every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
         callbacks = [
@@ -219,7 +230,7 @@ def resume(site: Site, cache: str | None) -> Facts:
         ]
         line = words(site, "sdxl", "mapo_sdxl_lora.yaml", options | {"trainer.deterministic": True}, callbacks)
         command = [sys.executable, "-m", "lit_align", "fit", *line, "--ckpt_path=last"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left())
         if done.returncode != (-signal.SIGKILL if stop_at else 0):
             raise RuntimeError(f"{name}: exit code {done.returncode}: {done.stderr[-1000:]}")
         ends.append(folder / "step=6.ckpt")
@@ -248,7 +259,7 @@ def main() -> None:
     work = arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-benchmark-"))
     try:
         work.mkdir(parents=True, exist_ok=True)
-        record = Record(arguments.out, _about(device), 60 * arguments.minutes)
+        record = Record(arguments.out, _about(device), 60 * arguments.minutes, free_memory)
         benchmark = Benchmark(Site(work, device, arguments.rehearse, 0 if arguments.rehearse else 8), record)
         for stage in benchmark.stages():
             if arguments.stages is None or stage.__name__ in arguments.stages:
@@ -261,7 +272,9 @@ def main() -> None:
 
 
 def _about(device: str) -> dict[str, Any]:
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    git = shutil.which("git")
+    head = [git, "rev-parse", "--short", "HEAD"] if git else ["true"]
+    revision = subprocess.run(head, cwd=ROOT, capture_output=True, text=True)
     installed = {}
     for name in PACKAGES:
         try:

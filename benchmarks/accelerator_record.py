@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ class Record:
         folder: for `results.json` and `results.md`.
         about: facts about the machine and the checkout.
         seconds: for all measurements.
+        before: called before each measurement, when the error of the one before it holds nothing any more.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], seconds: float) -> None:
-        self.folder, self.about = folder, dict(about)
+    def __init__(
+        self, folder: Path, about: Mapping[str, Any], seconds: float, before: Callable[[], None] = lambda: None
+    ) -> None:
+        self.folder, self.about, self.before = folder, dict(about), before
         self.ends = time.monotonic() + seconds
         self.rows: list[Facts] = []
         self._longest: dict[str, float] = {}  # seconds of a measurement, by stage
@@ -43,19 +47,27 @@ class Record:
         if left < self._longest.get(stage, seconds):
             self._add(stage, name, {"skipped": f"{max(left, 0):.0f} s were left"})
             return None
+        self.before()
         start = time.monotonic()
         try:
             facts = run()
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a SystemExit too: the front door ends so
-            self._add(stage, name, {"failed": f"{type(error).__name__}: {error}"[:300]})
+            text = "".join(traceback.format_exception(error))
+            with (self.folder / "errors.txt").open("a") as file:
+                file.write(f"== {stage}: {name}\n{text}\n")
+            self._add(stage, name, {"failed": f"{type(error).__name__}: {str(error)[-300:]}"})
             return None
         finally:
             taken = time.monotonic() - start
             self._longest[stage] = max(self._longest.get(stage, 0.0), taken)
         self._add(stage, name, {**facts, "seconds": round(taken, 1)})
         return facts
+
+    def left(self) -> float:
+        """Seconds that are left, at least one."""
+        return max(self.ends - time.monotonic(), 1.0)
 
     def _add(self, stage: str, name: str, facts: Facts) -> None:
         self.rows.append({"stage": stage, "name": name, **facts})

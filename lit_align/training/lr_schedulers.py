@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer, lr_scheduler
 
-from lit_align.training.steps import total_steps
+from lit_align.training.steps import accumulation, total_steps
 from lit_align.user_errors import UserValueError
 
 CHAINS = (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler)
@@ -215,12 +215,13 @@ def check_first_validation(trainer: L.Trainer) -> None:
         UserValueError: naming the micro-batch of the first validation.
     """
     steps = total_steps(trainer)
-    if steps is None or not any(isinstance(config.scheduler, Plateau) for config in trainer.lr_scheduler_configs):
-        return
+    waits = any(isinstance(config.scheduler, Plateau) for config in trainer.lr_scheduler_configs)
+    if not waits or steps is None or steps < 0 or accumulation(trainer) is not None:
+        return  # where the run has no known number of micro-batches
     interval, epoch = float(trainer.val_check_batch or 0), trainer.num_training_batches
     epochs = trainer.check_val_every_n_epoch
     first = interval if epochs is None else (epochs - 1) * epoch + min(interval, epoch)
-    if first > steps * trainer.accumulate_grad_batches:
+    if steps * trainer.accumulate_grad_batches < first < math.inf:
         raise UserValueError(
             f"model.lr_scheduler waits for validations, and the first would follow micro-batch {first:,.0f}, after the "
             f"run's {steps:,} optimizer steps. Lower trainer.val_check_interval or trainer.check_val_every_n_epoch."

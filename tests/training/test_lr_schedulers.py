@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lit_align.backbones import LoRA
 from lit_align.commands.fit import ConfigCLI, make_cli
@@ -168,6 +169,16 @@ def test_a_plateau_whose_first_validation_follows_the_run_is_refused(tmp_path, o
     options = {"limit_val_batches": 1, "accumulate_grad_batches": 2, **options}
     with pytest.raises(ValueError, match=f"the first would follow micro-batch {first}, after the run's 2 optimizer"):
         fit(module, make_data(), tmp_path, 2, **options)
+
+
+def test_a_plateau_in_a_run_whose_steps_grow_is_not_refused(tmp_path):
+    """The micro-batches of a step change with the epoch, so that those of the run are not known."""
+    module = make_module(lora=LoRA(rank=2))
+    module.lr_scheduler = plateau(ReduceLROnPlateau, monitor="val/loss")
+    growing = GradientAccumulationScheduler({0: 1, 1: 4})
+    options = {"limit_val_batches": 1, "val_check_interval": 5, "check_val_every_n_epoch": None}
+    trainer = fit(module, make_data(), tmp_path, 2, callbacks=[growing], limit_train_batches=1, **options)
+    assert trainer.global_step == 2
 
 
 def test_a_plateau_counts_validations_and_survives_a_resume(tmp_path):

@@ -55,6 +55,21 @@ def test_a_new_schedule_leads_as_if_from_the_first_step_where_it_is_asked_for(be
     assert "step 2: model.optimizer.lr was 0.001, is 1e-05" in module.run_record.history
 
 
+def test_an_argument_that_no_checkpoint_holds_changes_nothing_else(begun):
+    """The kept rate and schedule stay, though the other argument is taken."""
+    checkpoint, module = torch.load(begun, weights_only=True), make(1e-5, 0.1)
+    module.run_record.config = {"model.optimizer": "AdamW", "model.optimizer.lr": 1e-5, "model.optimizer.own": 1}
+    before = {"model.optimizer": "AdamW", "model.optimizer.lr": 1e-3, "model.optimizer.own": 2}
+    checkpoint["lit_align"]["run"] |= {"settings": before, "from_config": True}
+    changed = begun.with_name("own.ckpt")
+    torch.save(checkpoint, changed)
+    assert go_on(module, changed) == (1e-3 * 0.5**3, 0.5)
+    assert module.run_record.kept == {"model.optimizer.lr": 1e-3}
+    assert [str(one) for one in module.run_record.taken] == [
+        "model.optimizer.own was 2, is 1: taken, no checkpoint holds it"
+    ]
+
+
 def test_what_cannot_go_on_is_refused_with_its_name(begun):
     with pytest.raises(ValueError, match=r"trainer\.accumulate_grad_batches was 1, is 2: refused"):
         go_on(make(1e-3, 0.5), begun, accumulate_grad_batches=2)

@@ -74,8 +74,8 @@ class RunRecord:
         self.taken = taken = [one for one in found if one.outcome == "taken"]
         step = int(checkpoint["global_step"])
         self.history += [f"step {step:,}: {one.name} was {one.was!r}, is {one.now!r}" for one in taken]
-        asked = unknown and self.on_resume == "take"  # the numbers of the old schedule are not known
-        if asked or any(one.name.startswith((OPTIMIZER, SCHEDULER)) for one in taken):
+        numbers = any(one.name.startswith((OPTIMIZER, SCHEDULER)) for one in taken)
+        if self.on_resume == "take" and (numbers or unknown):  # the numbers of an old schedule are not known
             self._catch_up = _steps(checkpoint)
             checkpoint["lr_schedulers"] = []  # of a schedule that may be of another class
         if found:
