@@ -45,9 +45,9 @@ from benchmarks.accelerator_runs import (
 CHECKPOINTING = "model.backbone.init_args.gradient_checkpointing"
 BATCH, CACHE, PRECISION = "data.batch_size", "data.train_cache", "trainer.precision"
 EIGHT_BIT = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
-T = TypeVar("T")
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "bitsandbytes")
+T = TypeVar("T")
 
 
 class Benchmark:
@@ -89,11 +89,9 @@ class Benchmark:
         cache = str(self.site.work / "cache")
 
         def measure() -> Facts:
-            line = words(self.site, "sdxl", "mapo_sdxl_lora.yaml", {"data.flip_probability": 0.0})
+            line = words(self.site, "sdxl", "mapo_sdxl_lora.yaml", {})
             start = time.perf_counter()
-            run_quietly(
-                ["encode", *line, f"--output={cache}", "--flips=none", f"--accelerator={_accelerator(self.site)}"]
-            )
+            run_quietly(["encode", *line, f"--output={cache}", f"--accelerator={self.site.accelerator}"])
             self.cache, count = cache, 2 * self.site.count
             return {"images/s, with the start": count / (time.perf_counter() - start)}
 
@@ -136,7 +134,7 @@ class Benchmark:
         """Losses of the first steps in each precision."""
         for precision in ("bf16-mixed", "32-true", "16-mixed", "bf16-true"):
             options = {BATCH: 1, CHECKPOINTING: True, CACHE: self.cache, PRECISION: precision}
-            self._train("SDXL LoRA by precision", precision, "sdxl", "mapo_sdxl_lora.yaml", options, 2, ("losses",))
+            self._train("SDXL LoRA by precision", precision, "sdxl", "mapo_sdxl_lora.yaml", options, 2)
 
     def sd15(self) -> None:
         """SD1.5, all weights."""
@@ -162,18 +160,13 @@ class Benchmark:
         """Images of prompts by SDXL."""
 
         def measure() -> Facts:
-            count, output, prompts = (
-                2 if self.site.toy else 8,
-                self.site.work / "images",
-                self.site.work / "prompts.txt",
-            )
+            count, prompts = (2 if self.site.toy else 8), self.site.work / "prompts.txt"
             prompts.write_text("".join(f"a red fox number {number}\n" for number in range(count)))
-            line = [f"--prompts={prompts}", f"--output={output}", f"--model={self.site.pipeline('sdxl')}", "--steps=25"]
             side = self.site.resolution("sdxl")
+            line = [f"--prompts={prompts}", f"--output={self.site.work / 'images'}", "--steps=25"]
+            line += [f"--model={self.site.pipeline('sdxl')}", f"--accelerator={self.site.accelerator}"]
             start = time.perf_counter()
-            run_quietly(
-                ["predict", *line, f"--height={side}", f"--width={side}", f"--accelerator={_accelerator(self.site)}"]
-            )
+            run_quietly(["predict", *line, f"--height={side}", f"--width={side}"])
             return {"images/s, with the start": count / (time.perf_counter() - start)}
 
         self.record.measure("predict, 25 steps", "SDXL", measure)
@@ -190,18 +183,16 @@ class Benchmark:
         config: str,
         options: dict[str, Any],
         passes: int,
-        lists: tuple[str, ...] = (),
     ) -> None:
         """Record a training; `passes` is its cost in forward passes, recomputation not counted."""
         if CACHE in options and options[CACHE] is None and "on the fly" not in name:
             return  # without its cache it would not be what its name says
 
         def measure() -> Facts:
-            facts = train(self.site, kind, config, {"data.flip_probability": 0.0, **options})
-            losses = facts.pop("losses")
+            facts = train(self.site, kind, config, options)
             if kind in self.flops and self.rate:
                 facts["model FLOPs utilisation"] = facts["pairs/s"] * 2 * passes * self.flops[kind] / self.rate
-            return facts | ({"losses": losses} if "losses" in lists else {})
+            return facts
 
         self.record.measure(stage, name, measure)
 
@@ -211,17 +202,12 @@ def _title(batch: int, cached: bool, recompute: bool) -> str:
     return f"{batch} pairs, {source}, activations {activations}"
 
 
-def _accelerator(site: Site) -> str:
-    return "gpu" if site.device == "cuda" else "cpu"
-
-
 def resume(site: Site, cache: str | None, left: Callable[[], float]) -> Facts:
     """Kill a training after its fourth step, resume it, and compare its end with the unbroken one's."""
     ends = []
     for name, stop_at in (("unbroken", 0), ("killed", 4), ("killed", 0)):
         folder = site.work / "resume" / name
         options: dict[str, Any] = {BATCH: 1, CHECKPOINTING: True, CACHE: cache, "trainer.max_steps": 6}
-        options["data.flip_probability"] = 0.0
         options |= {"trainer.enable_checkpointing": True, "trainer.default_root_dir": str(folder)}
         kept = {"dirpath": str(folder), "every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
         callbacks = [
@@ -251,7 +237,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
     parser.add_argument("--rehearse", action="store_true", help="all stages at toy size, on the CPU")
     parser.add_argument("--stages", nargs="+", help="names of stages, in place of all")
-    parser.add_argument("--work", type=Path, help="folder for pipelines and pairs, 30 GB; none: a temporary one")
+    parser.add_argument("--work", type=Path, help="folder for pipelines and pairs, about 10 GB; none: a temporary one")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() and not arguments.rehearse else "cpu"
     if device == "cpu" and not arguments.rehearse:
@@ -272,9 +258,10 @@ def main() -> None:
 
 
 def _about(device: str) -> dict[str, Any]:
-    git = shutil.which("git")
-    head = [git, "rev-parse", "--short", "HEAD"] if git else ["true"]
-    revision = subprocess.run(head, cwd=ROOT, capture_output=True, text=True)
+    revision = ""  # a copy of a checkout may have no history, and a machine no git
+    if git := shutil.which("git"):
+        describe = [git, "describe", "--always", "--dirty"]
+        revision = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     installed = {}
     for name in PACKAGES:
         try:
@@ -284,7 +271,7 @@ def _about(device: str) -> dict[str, Any]:
     return {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "checkout": revision.stdout.strip() or "no git",
+        "checkout": revision or "unknown",
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}",
         "packages": ", ".join(f"{name} {number}" for name, number in installed.items()),
     }

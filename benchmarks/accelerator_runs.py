@@ -19,6 +19,7 @@ import lightning as L
 import numpy as np
 import torch
 import yaml
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,6 +50,11 @@ class Site:
     device: str
     toy: bool
     workers: int
+
+    @property
+    def accelerator(self) -> str:
+        """The device in the words of the commands."""
+        return "gpu" if self.device == "cuda" else "cpu"
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -147,7 +153,7 @@ class Clock(L.Callback):
 
 
 def _main_memory() -> int:
-    """Peak of this process's main memory in bytes; it never falls, so that later runs see that of earlier ones."""
+    """Return the peak main memory of this process in bytes, earlier runs included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -168,20 +174,29 @@ def words(
         overrides: values by the names of their options.
         callbacks: in place of the config's.
     """
-    device = {"accelerator": "gpu" if site.device == "cuda" else "cpu", "devices": 1}
-    values: dict[str, Any] = {
-        "trainer": {**device, "max_steps": sum(site.steps), "accumulate_grad_batches": 1, "logger": False}
-        | {
-            "enable_checkpointing": False,
-            "num_sanity_val_steps": 0,
-            "limit_val_batches": 0,
-            "callbacks": list(callbacks),
-        }
-        | {"val_check_interval": None, "check_val_every_n_epoch": 1, "default_root_dir": str(site.work / "runs")},
-        "model": {"backbone": {"init_args": {"repo": str(site.pipeline(kind)), "vae_repo": None}}},
-        "data": {"train_shards": site.pairs(kind), "val_shards": None, "resolution": site.resolution(kind)}
-        | {"num_workers": site.workers},
+    trainer = {
+        "accelerator": site.accelerator,
+        "devices": 1,
+        "max_steps": sum(site.steps),
+        "accumulate_grad_batches": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "val_check_interval": None,
+        "check_val_every_n_epoch": 1,
+        "callbacks": list(callbacks),
+        "default_root_dir": str(site.work / "runs"),
     }
+    data = {
+        "train_shards": site.pairs(kind),
+        "val_shards": None,
+        "resolution": site.resolution(kind),
+        "num_workers": site.workers,
+        "flip_probability": 0.0,
+    }
+    backbone = {"repo": str(site.pipeline(kind)), "vae_repo": None}
+    values: dict[str, Any] = {"trainer": trainer, "model": {"backbone": {"init_args": backbone}}, "data": data}
     if site.toy:
         values["model"]["backbone"]["init_args"]["vae_precision"] = "fp32"
         values["trainer"]["precision"] = "32-true"  # CPUs without bfloat16 units are slow with it
@@ -196,15 +211,14 @@ def words(
     return [f"--config={ROOT / 'configs' / config}", f"--config={path}"]
 
 
-def train(site: Site, kind: str, config: str, overrides: dict[str, Any], compare: bool = True) -> Facts:
+def train(site: Site, kind: str, config: str, overrides: dict[str, Any]) -> Facts:
     """Train for some steps by `lit-align fit`, and return the speed, the memory, and the doctor's estimate of it."""
     path = site.work / "clock.json"
     path.unlink(missing_ok=True)
     line = words(site, kind, config, overrides, [callback(CLOCK, path=str(path), skip=site.steps[0])])
     run_quietly(["fit", *line])
-    free_memory()
     found: Facts = json.loads(path.read_text())
-    if compare and (expected := estimate(line)) is not None:
+    if (expected := estimate(line)) is not None:
         found |= {"doctor's GB": expected / 1e9, "doctor/peak": expected / 1e9 / found["peak GB"]}
     return found
 
@@ -225,16 +239,16 @@ def run_quietly(line: list[str]) -> str:
 
 
 def estimate(line: list[str]) -> float | None:
-    """Return the bytes that the doctor expects of a training; None where its report has none."""
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(Exception, SystemExit):  # the training has its result
-        lit_align(["doctor", *line])
-    found = TOTAL.search(text.getvalue())
+    """Return the bytes that the doctor expects of a training; None where it fails or its report has none."""
+    try:
+        found = TOTAL.search(run_quietly(["doctor", *line]))
+    except Exception:  # the training's own result must not be lost
+        return None
     return None if found is None else float(found[1].replace(",", "")) * UNITS[found[2]]
 
 
 def free_memory() -> None:
-    """Give back what a run has held; the frames of an error that is still being handled keep theirs."""
+    """Give back what a run has held. While its error is handled, the frames of the error keep it alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -242,8 +256,6 @@ def free_memory() -> None:
 
 def forward_flops(site: Site, kind: str) -> int:
     """Count the floating-point operations of the UNet's forward pass over one image, without memory or time."""
-    from diffusers import UNet2DConditionModel
-
     config = UNet2DConditionModel.load_config(site.pipeline(kind), subfolder="unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)

@@ -99,7 +99,7 @@ def write_pipeline(folder: Path, name: str, device: str = "cpu", toy: bool = Fal
         folder: made here; it must not exist.
         name: a key of `KINDS`.
         device: on which the random weights are drawn.
-        toy: an eighth of the channels, and two of each encoder's layers.
+        toy: a twentieth of the UNet's channels, and two of each encoder's layers.
     """
     kind = KINDS[name]
     unet_config, encoder_configs = _toy(kind) if toy else (kind.unet, kind.encoders)

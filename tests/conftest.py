@@ -13,16 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from tests.support.pipelines import write_stable_diffusion
 
 LONGEST = ("slurm", "sharding", "kills", "cli", "divergence_guard", "resume", "preemption", "reference")
-LONGEST += (
-    "doctor",
-    "test_command",
-    "notebooks",
-    "accelerator_benchmark",
-    "estimate",
-    "scoring",
-    "win_rate_callback",
-    "assets",
-)
+LONGEST += ("doctor", "test_command", "notebooks", "accelerator_benchmark", "estimate", "scoring")
+LONGEST += ("win_rate_callback", "assets")
 
 
 def pytest_collection_modifyitems(items):
