@@ -83,7 +83,7 @@ class Site:
 
     @property
     def count(self) -> int:
-        """Pairs of a shard: those of all steps at 4 pairs, so that no epoch ends in a timed step."""
+        """Pairs of a shard: enough that no epoch ends within the timed steps of up to 4 pairs."""
         return 8 if self.toy else 96
 
 
