@@ -245,7 +245,7 @@ def main() -> None:
     work = arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-benchmark-"))
     try:
         work.mkdir(parents=True, exist_ok=True)
-        record = Record(arguments.out, _about(device), 60 * arguments.minutes, free_memory)
+        record = Record(arguments.out, about(device), 60 * arguments.minutes, free_memory)
         benchmark = Benchmark(Site(work, device, arguments.rehearse, 0 if arguments.rehearse else 8), record)
         for stage in benchmark.stages():
             if arguments.stages is None or stage.__name__ in arguments.stages:
@@ -257,7 +257,8 @@ def main() -> None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _about(device: str) -> dict[str, Any]:
+def about(device: str) -> dict[str, Any]:
+    """Return the facts about the machine and the checkout that a record begins with."""
     revision = ""  # a copy of a checkout may have no history, and a machine no git
     if git := shutil.which("git"):
         describe = [git, "describe", "--always", "--dirty"]

@@ -44,12 +44,14 @@ class Site:
         device: `cuda` or `cpu`.
         toy: small networks and images, to rehearse.
         workers: processes of a training's loader.
+        side: of all images in pixels; None, that of the published pipeline.
     """
 
     work: Path
     device: str
     toy: bool
     workers: int
+    side: int | None = None
 
     @property
     def accelerator(self) -> str:
@@ -63,6 +65,8 @@ class Site:
 
     def resolution(self, kind: str) -> int:
         """Side of the training images in pixels."""
+        if self.side is not None:
+            return self.side
         return (64 if self.toy else 1024) if kind == "sdxl" else (32 if self.toy else 512)
 
     def pipeline(self, kind: str) -> Path:
