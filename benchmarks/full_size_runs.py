@@ -69,7 +69,7 @@ RUNS = [
 
 
 class StepRecord(L.Callback):
-    """Writes the seconds of each step, and the peak of the main memory from the first step's start to the last's end.
+    """Writes the CPU seconds of each step, and the peak of the main memory from the first step's start to the last's end.
 
     Args:
         path: JSON file.
@@ -81,15 +81,15 @@ class StepRecord(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # sets the kernel's peak back to what is in use now
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
+        self.seconds.append(time.process_time() - self.started)
         found = {"seconds": self.seconds, "peak": peak_bytes(), "loss": outputs["loss"].item()}
         Path(self.path).write_text(json.dumps(found))
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
 
 def peak_bytes() -> int:
@@ -105,7 +105,7 @@ def score(shard: str) -> None:
         rows = scan_rows(shard, whole=True)
         keys, contents = rows["key"].to_pylist(), rows["content"].to_pylist()
         values = Scores(Identity(1, "none"), keys, contents, torch.ones(len(keys)), torch.zeros(len(keys)))
-        write_scores(path, {voter: values for voter in VOTERS})
+        write_scores(path, dict.fromkeys(VOTERS, values))
 
 
 class Trial:
@@ -154,8 +154,7 @@ class Trial:
         self.digest = digest(self.folder / f"step={STEPS}.ckpt")
         size = sum(file.stat().st_size for file in self.folder.glob("*.ckpt")) / STEPS
         return {
-            "seconds a step": min(found["seconds"]),
-            "start, s": done.seconds - sum(found["seconds"]),
+            "CPU s a step": min(found["seconds"]),
             "peak GB of the steps": found["peak"] / 1e9,
             "peak GB of the process": done.peak / 1e9,
             "checkpoint GB": size / 1e9,
@@ -190,13 +189,11 @@ class Done(NamedTuple):
     """A command that has ended."""
 
     text: str
-    seconds: float
     peak: int  # of its main memory, bytes
 
 
 def command(line: list[str], codes: Sequence[int] = (0,)) -> Done:
     """Run a command in a process of its own; another exit code is an error."""
-    start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([sys.executable, "-m", "lit_align", *line], cwd=ROOT, stdout=output, stderr=output)
         _, status, used = os.wait4(process.pid, 0)
@@ -205,7 +202,7 @@ def command(line: list[str], codes: Sequence[int] = (0,)) -> Done:
         text = output.read().decode()
     if process.returncode not in codes:
         raise RuntimeError(f"lit-align {line[0]}: exit code {process.returncode}: {text[-2000:]}")
-    return Done(text, time.perf_counter() - start, used.ru_maxrss * 1024)
+    return Done(text, used.ru_maxrss * 1024)
 
 
 def digest(checkpoint: Path) -> str:
