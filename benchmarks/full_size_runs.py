@@ -69,7 +69,7 @@ RUNS = [
 
 
 class StepRecord(L.Callback):
-    """Writes the CPU seconds of each step, and the peak of the main memory from the first step's start to the last's end.
+    """Writes the CPU seconds of each step, and the peak of the main memory in all steps.
 
     Args:
         path: JSON file.
@@ -114,9 +114,10 @@ class Trial:
     Args:
         site: of pipelines and pairs.
         run: what to train.
+        precision: of the Trainer.
     """
 
-    def __init__(self, site: Site, run: Run) -> None:
+    def __init__(self, site: Site, run: Run, precision: str) -> None:
         self.site, self.run = site, run
         self.lora = run.lora or run.config.endswith("_lora")
         self.folder, self.steps = site.work / "runs" / run.name, site.work / "steps.json"
@@ -127,7 +128,7 @@ class Trial:
             callbacks.append(callback("lit_align.callbacks.ReferenceUpdate", every_n_steps=1, alpha=1.0))
         options: dict[str, Any] = {"data.batch_size": 1, "trainer.max_steps": STEPS}
         options |= {"trainer.enable_checkpointing": True, "trainer.default_root_dir": str(self.folder)}
-        options["model.backbone.init_args.vae_precision"] = "fp32"  # few CPUs compute in half precision
+        options |= {"trainer.precision": precision, "model.backbone.init_args.vae_precision": "fp32"}
         if run.lora:
             options["model.backbone.init_args.lora"] = LORA
         self.line = words(site, run.kind, f"{run.config}.yaml", options, callbacks)
@@ -224,21 +225,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the record")
     parser.add_argument("--work", type=Path, required=True, help="folder for pipelines and runs, up to 35 GB")
     parser.add_argument("--only", nargs="+", choices=[run.name for run in RUNS], help="in place of all runs")
+    parser.add_argument(
+        "--precision", default="32-true", help="of CPUs without bfloat16 units, which are far slower in it"
+    )
     parser.add_argument("--toy", action="store_true", help="small networks, to rehearse")
     arguments = parser.parse_args()
     site = Site(arguments.work.resolve(), "cpu", arguments.toy, 0, 64 if arguments.toy else SIDE)
     site.work.mkdir(parents=True, exist_ok=True)
     facts = {**about("cpu"), "threads": torch.get_num_threads(), "main memory, GB": round(memory() / 1e9, 1)}
+    facts["precision"] = arguments.precision
     record = Record(arguments.out, facts, math.inf)
     for run in RUNS:
         if arguments.only is None or run.name in arguments.only:
             fits = arguments.toy or run.config not in TOO_LARGE
-            record.measure("trained" if fits else "computed by the doctor", run.name, partial(measure, site, run, fits))
-
-
-def measure(site: Site, run: Run, fits: bool) -> Facts:
-    """Measure one run."""
-    return Trial(site, run).measure(fits)
+            trial = Trial(site, run, arguments.precision)
+            record.measure("trained" if fits else "computed by the doctor", run.name, partial(trial.measure, fits))
 
 
 if __name__ == "__main__":
