@@ -150,6 +150,14 @@ def rewind_to_step(loops: dict[str, Any], accumulate_grad_batches: int, batches:
     return unused
 
 
+def unscales_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer divides gradients by the loss' scale in its own step, as fused ones do.
+
+    They have a mark for torch's gradient scaler, which is not public.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 def shut_down_workers(loader: DataLoader[Any]) -> None:
     """End a DataLoader's persistent workers now, even while a traceback still holds their iterator."""
     iterator: Any = loader._iterator

@@ -215,6 +215,18 @@ def test_rewind_to_step():
         assert progress["current"]["completed"] == batch - 1 - unused
 
 
+def test_unscales_gradients():
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    assert internals.unscales_gradients(torch.optim.AdamW(weights, fused=True))
+    assert not internals.unscales_gradients(torch.optim.AdamW(weights))
+    # The scaler leaves gradients that it has divided before to such an optimizer as they are.
+    scaler, fused = torch.amp.GradScaler("cpu", init_scale=4.0), torch.optim.SGD(weights, lr=1.0, fused=True)
+    scaler.scale(weights[0].sum()).backward()
+    scaler.unscale_(fused)
+    scaler.step(fused)
+    assert weights[0].tolist() == [0.0, 0.0]
+
+
 def test_shut_down_workers():
     loader = DataLoader(range(8), num_workers=1, persistent_workers=True)
     internals.shut_down_workers(loader)  # nothing has started

@@ -41,12 +41,16 @@ class Backbone(Encoders):
         gradient_checkpointing: recompute activations in the backward pass; about a third slower, much less memory.
         vae_precision: precision of the VAE, independent of the Trainer's; SDXL's original VAE overflows in fp16.
         vae_slicing: encode and decode one image at a time: less memory, but slower for small images.
+        channels_last: keep the weights of convolutions in channels_last order, which some devices prefer.
+        compile: compile the denoiser's transformer blocks by torch.compile when a training starts; the first step, and
+            the first of each further size of images, then take minutes.
 
     Raises:
         ValueError: if `repo` holds a pipeline of another kind.
         OSError: from diffusers, if `repo` cannot be found.
     """
 
+    _compiled = False  # whether `compile_blocks` has had its effect
     takes_sizes: ClassVar[bool] = False  # whether the denoiser is conditioned on sizes and the pooled prompt
 
     def __init__(
@@ -59,6 +63,8 @@ class Backbone(Encoders):
         gradient_checkpointing: bool = False,
         vae_precision: Precision = "fp32",
         vae_slicing: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,  # what users look for
     ) -> None:
         super().__init__(repo, vae_repo, revision, variant, vae_precision, vae_slicing)
         self.lora, self.lora_layers = lora, dict[str, int]()  # layers with an adapter, by the target that names them
@@ -69,6 +75,11 @@ class Backbone(Encoders):
         self.scheduler = load_scheduler(repo, revision, self.pipeline_config.get("scheduler", [None, None])[1])
         self.denoiser = load_model(UNet2DConditionModel, self.denoiser_location, torch.float32)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
+        self.channels_last, self.compiles = channels_last, compile
+        if channels_last:
+            for parameter in self.denoiser.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._choose_trainable(lora, gradient_checkpointing)
         self.reference: Reference | None = None
         name_plainly(self)
@@ -169,14 +180,29 @@ class Backbone(Encoders):
             else:
                 self.reference = FrozenAdapter(self.denoiser, self.lora.config())
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the transformer blocks of the denoiser and its frozen copy, if the backbone is to; idempotent.
+
+        Each is compiled when it is first called. The blocks are alike, so that one compilation serves all of a width.
+        """
+        if self.compiles and not self._compiled:
+            for denoiser in (self.denoiser, *(self.reference.own_denoisers() if self.reference else [])):
+                denoiser.compile_repeated_blocks(backend=backend)
+            self._compiled = True
+
     def shard(self, mesh: DeviceMesh, dtype: torch.dtype | None, keep_for_backward: bool = False) -> None:
         """Shard the denoiser and its frozen copy over devices, see `shard_denoiser`.
 
         The copy has no backward pass, so `keep_for_backward` does not apply to it.
 
         Raises:
-            ValueError: if a LoRA is trained.
+            ValueError: if a LoRA is trained, or if the weights are in channels_last order.
         """
+        if self.channels_last:
+            raise UserValueError(
+                "trainer.strategy shards the weights, which torch does only where they are contiguous, but "
+                "model.backbone.channels_last is true. Set it to false."
+            )
         if self.lora is not None:
             raise UserValueError(
                 "trainer.strategy shards the weights of a whole denoiser, but model.backbone.lora is set: its frozen "

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from lit_align.backbones import Backbone
-from lit_align.backbones.sharding import to_full
 from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_draw
+from lit_align.internals import unscales_gradients
 from lit_align.objectives import Objective
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import OnResume
+from lit_align.training.clipping import clip
 from lit_align.training.lr_schedulers import Plateau, check_first_validation, follow_validation, with_schedule
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
@@ -163,14 +164,15 @@ class AlignmentModule(SavedModule):
     ) -> None:
         """Clip as the Trainer is configured, keep the norm from before for the log, and apply `non_finite`.
 
-        Gradients are already averaged over the ranks, so that all ranks decide equally.
+        Gradients are already averaged over the ranks, so that all ranks decide equally. Lightning's own clipping would
+        compute the norm again, and refuses fused optimizers in mixed precision.
         """
-        gradients = [p.grad for p in self.backbone.trainable_parameters().values() if p.grad is not None]
-        self.gradient_norm = to_full(torch.nn.utils.get_total_norm(gradients))
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if self.gradient_norm.isfinite() or (scaler is not None and scaler.get_scale() >= 1):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
+        if scaler is not None and unscales_gradients(optimizer):
+            scaler.unscale_(optimizer)  # else a fused optimizer does so in its step, after the clipping
+        weights = [weight for weight in self.backbone.trainable_parameters().values() if weight.grad is not None]
+        self.gradient_norm = clip(weights, gradient_clip_val, gradient_clip_algorithm)
+        if not (self.gradient_norm.isfinite() or (scaler is not None and scaler.get_scale() >= 1)):
             optimizer.zero_grad(set_to_none=True)  # so that the optimizer does nothing
             self.skipping.leave_out(self.trainer.global_step + 1, self.gradient_norm.item())
 
@@ -204,6 +206,7 @@ class AlignmentModule(SavedModule):
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode
         self._prepare_frozen()
+        self.backbone.compile_blocks()
 
     def on_validation_start(self) -> None:
         self._prepare_frozen()

@@ -59,7 +59,8 @@ def cast(trained: Trained, dtype: torch.dtype) -> dict[str, Tensor]:
     Raises:
         UserValueError: if a weight is not finite, or not in `dtype`.
     """
-    weights = {name: value.to(dtype, copy=True) for name, value in trained.weights.items()}
+    # Files of weights hold contiguous ones only, which those in channels_last order are not.
+    weights = {name: value.to(dtype, copy=True).contiguous() for name, value in trained.weights.items()}
     if found := non_finite(weights):
         before = non_finite({name: trained.weights[name] for name in found})
         what, remedy = (
