@@ -251,8 +251,9 @@ def estimate(line: list[str]) -> float | None:
     return None if found is None else float(found[1].replace(",", "")) * UNITS[found[2]]
 
 
-def free_memory() -> None:
-    """Give back what a run has held. While its error is handled, the frames of the error keep it alive."""
+def start_afresh() -> None:
+    """Give back what a run has held, and what it has set. While its error is handled, its frames keep it alive."""
+    torch.set_float32_matmul_precision("highest")
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

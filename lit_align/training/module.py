@@ -1,7 +1,7 @@
 """The LightningModule: from a batch of pairs to the loss, the logs and the checkpoint."""
 
 import random
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -27,6 +27,8 @@ from lit_align.training.trainer_checks import check_callbacks
 from lit_align.types import EncodedBatch, ObjectiveOutput, PairErrors, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
+MatmulPrecision = Literal["highest", "high", "medium"]
+MATMUL_PRECISIONS = get_args(MatmulPrecision)
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
 
@@ -45,6 +47,8 @@ class AlignmentModule(SavedModule):
             the weights unchanged. In fp16 the gradient scaler skips steps while it searches its scale; these count
             only at a scale below 1, where half precision is not the cause.
         skip_limit: number of steps that `skip` may skip in all; one more ends the run.
+        float32_matmul: precision of matrix products in float32, see `torch.set_float32_matmul_precision`: `high` rounds
+            factors to TF32 on GPUs that have it. None leaves it as it is, which is `highest` unless a script sets it.
         optimizer_on_resume: whether a resumed run keeps its numbers of optimizer and lr_scheduler, or takes these.
         seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
     """
@@ -59,12 +63,15 @@ class AlignmentModule(SavedModule):
         validation_draws: int = 1,
         non_finite: NonFinite = "stop",
         skip_limit: int = 10,
+        float32_matmul: MatmulPrecision | None = None,
         optimizer_on_resume: OnResume = "keep",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout <= 1:
             raise UserValueError(f"model.caption_dropout is {caption_dropout}; it must lie between 0 and 1.")
+        if float32_matmul not in (None, *MATMUL_PRECISIONS):
+            raise UserValueError(f"model.float32_matmul is {float32_matmul!r}; choose {', '.join(MATMUL_PRECISIONS)}.")
         if validation_draws < 1:
             raise UserValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
         self.backbone, self.objective = backbone, objective
@@ -79,7 +86,7 @@ class AlignmentModule(SavedModule):
         # In training a range has too few pairs between two logged steps.
         self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps, HELD_OUT)
         self.gradient_norm: Tensor | None = None
-        self.skipping = Skipping(non_finite, skip_limit)
+        self.skipping, self.float32_matmul = Skipping(non_finite, skip_limit), float32_matmul
         self.run_record = RunRecord(optimizer_on_resume)
 
     def training_step(self, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -207,6 +214,8 @@ class AlignmentModule(SavedModule):
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode
         self._prepare_frozen()
         self.backbone.compile_blocks()
+        if self.float32_matmul is not None:
+            torch.set_float32_matmul_precision(self.float32_matmul)
 
     def on_validation_start(self) -> None:
         self._prepare_frozen()

@@ -162,11 +162,23 @@ def test_logged_means_cover_all_micro_batches_of_the_interval(tmp_path):
     [
         ({"caption_dropout": 1.2}, "model.caption_dropout is 1.2"),
         ({"validation_draws": 0}, "model.validation_draws is 0"),
+        ({"float32_matmul": "tf32"}, "model.float32_matmul is 'tf32'; choose highest, high, medium"),
     ],
 )
 def test_senseless_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_module(**options)
+
+
+def test_precision_of_matrix_products_is_set_where_it_is_asked_for(tmp_path):
+    before = torch.get_float32_matmul_precision()
+    try:
+        for asked, expected in ((None, "medium"), ("high", "high")):
+            torch.set_float32_matmul_precision("medium")
+            fit(make_module(lora=LoRA(rank=2), float32_matmul=asked), make_data(), tmp_path, 1)
+            assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(scope="module")

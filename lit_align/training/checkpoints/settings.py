@@ -110,7 +110,7 @@ def _is_plain(value: Any) -> bool:
 
 def made_in_python(module: Any) -> dict[str, Any]:
     """Describe the settings of a run that was made without a config, as far as its objects tell them."""
-    own = {f"model.{name}": getattr(module, name) for name in ("caption_dropout", "validation_draws")}
+    own = {f"model.{name}": getattr(module, name) for name in ("caption_dropout", "validation_draws", "float32_matmul")}
     own |= {"model.non_finite": module.skipping.policy, "model.skip_limit": module.skipping.limit}
     own |= described("model.objective", module.objective)
     return {**own, **_optimizer_settings(module.optimizer, module.lr_scheduler), **_trainer_settings(module.trainer)}
