@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
+import torch
 from peft import LoraConfig
 from torch import nn
 
@@ -11,6 +12,7 @@ from lit_align.backbones.sharding import Denoiser
 from lit_align.user_errors import UserValueError
 
 OPTION = "model.backbone.lora"
+POLICY, REFERENCE = "default", "reference"  # names of the adapters; the first is peft's own
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,23 @@ class LoRA:
                     f"{OPTION}.target_modules: {target!r} is a part of several layers. Name layers: {', '.join(known)}."
                 )
         return {target: len(names) for target, names in found.items()}
+
+
+def add_adapter(denoiser: Denoiser, config: LoraConfig, name: str = POLICY) -> None:
+    """Add an adapter in float32 to a denoiser in any precision.
+
+    peft would round the new weights to the precision of their layers. So each layer shows a float32 weight that takes
+    no memory meanwhile.
+    """
+    own = {weight: weight.data for weight in denoiser.parameters() if weight.is_floating_point()}
+    for weight in own:
+        weight.data = torch.zeros((), dtype=torch.float32, device=weight.device).expand(weight.shape)
+    try:
+        with denoiser.device:
+            denoiser.add_adapter(config, name)
+    finally:
+        for weight, data in own.items():
+            weight.data = data
 
 
 def _short(name: str) -> str:
