@@ -18,6 +18,7 @@ from lit_align.backbones.loading.meta import frozen_dtype, load_model
 from lit_align.backbones.loading.model_configs import check_unet
 from lit_align.backbones.loading.scheduler_config import load_scheduler
 from lit_align.backbones.lora import LoRA, add_adapter
+from lit_align.backbones.nf4 import quantize_linears
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, force_contiguous_proj_in
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.common.hub import ModelLocation
@@ -104,6 +105,8 @@ class Backbone(Encoders):
         if lora is None:
             self.denoiser.requires_grad_(True)
         else:
+            if lora.base == "nf4":
+                quantize_linears(self.denoiser)
             self.lora_layers = lora.matches(self.denoiser)
             add_adapter(self.denoiser, lora.config())  # peft makes its own weights trainable
         if gradient_checkpointing:
@@ -206,7 +209,8 @@ class Backbone(Encoders):
         super().cast_frozen(dtype)
         twin = {id(weight) for weight in self.reference_weights().values()}
         for parameter in self.denoiser.parameters():
-            if not parameter.requires_grad and id(parameter) not in twin:
+            frozen = not parameter.requires_grad and id(parameter) not in twin
+            if frozen and parameter.is_floating_point():  # NF4's weights are integers
                 parameter.data = parameter.data.to(dtype)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Literal
 
 import torch
 from peft import LoraConfig
@@ -24,12 +25,14 @@ class LoRA:
         alpha: scale; the adapter's output is multiplied by alpha / rank.
         target_modules: names of the denoiser's layers that get an adapter.
         dropout: share of the adapter's inputs that are zeroed in training.
+        base: precision of the denoiser's frozen linear layers: the compute precision, or 4 bits a weight (NF4, QLoRA).
     """
 
     rank: int = 8
     alpha: int = 8
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     dropout: float = 0.0
+    base: Literal["compute", "nf4"] = "compute"
 
     def __post_init__(self) -> None:
         for name, value in (("rank", self.rank), ("alpha", self.alpha)):
@@ -37,6 +40,8 @@ class LoRA:
                 raise UserValueError(f"{OPTION}.{name} is {value}; it must be at least 1.")
         if not 0 <= self.dropout < 1:
             raise UserValueError(f"{OPTION}.dropout is {self.dropout}; it must be at least 0 and less than 1.")
+        if self.base not in ("compute", "nf4"):
+            raise UserValueError(f"{OPTION}.base is {self.base!r}; it must be compute or nf4.")
         if not self.target_modules:
             raise UserValueError(f"{OPTION}.target_modules is empty; name at least one layer, such as to_q.")
 
