@@ -40,7 +40,7 @@ class NF4Linear(nn.Linear):
         return _restore(self.weight, self.scales, self.shape, self.like.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        product: Tensor = _Product.apply(input, self)  # type: ignore[no-untyped-call]
+        product: Tensor = _Product.apply(input, self)
         return product
 
 
@@ -56,7 +56,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        weight = _restore(*ctx.saved_tensors, ctx.shape, ctx.dtype)
+        packed, scales = ctx.saved_tensors
+        weight = _restore(packed, scales, ctx.shape, ctx.dtype)
         return gradient.to(weight.dtype) @ weight, None
 
 
