@@ -33,7 +33,7 @@ from benchmarks.accelerator import about
 from benchmarks.accelerator_record import Facts, Record
 from benchmarks.accelerator_runs import ROOT, TOTAL, UNITS, Site, callback, words
 from lit_align.backbones.loading.trained import read_trained
-from lit_align.backbones.reference import POLICY
+from lit_align.backbones.lora import POLICY
 from lit_align.data.labels.score_files import Identity, Scores, side_file, write_scores
 from lit_align.data.shards.index import scan_rows
 

@@ -14,10 +14,11 @@ from torch.distributed import DeviceMesh
 from lit_align.backbones.compiled import name_plainly, plain_name
 from lit_align.backbones.encoder_parts import DIFFUSERS_STEM, DTYPES, EncoderParts, Precision
 from lit_align.backbones.encoders import Encoders
-from lit_align.backbones.loading.meta import load_model
+from lit_align.backbones.loading.meta import frozen_dtype, load_model
 from lit_align.backbones.loading.model_configs import check_unet
 from lit_align.backbones.loading.scheduler_config import load_scheduler
-from lit_align.backbones.lora import LoRA
+from lit_align.backbones.lora import LoRA, add_adapter
+from lit_align.backbones.nf4 import quantize_linears
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, force_contiguous_proj_in
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.common.hub import ModelLocation
@@ -73,7 +74,8 @@ class Backbone(Encoders):
             self.denoiser_location, UNet2DConditionModel.load_config(repo, subfolder="unet", revision=revision)
         )
         self.scheduler = load_scheduler(repo, revision, self.pipeline_config.get("scheduler", [None, None])[1])
-        self.denoiser = load_model(UNet2DConditionModel, self.denoiser_location, torch.float32)
+        dtype = torch.float32 if lora is None else frozen_dtype()
+        self.denoiser = load_model(UNet2DConditionModel, self.denoiser_location, dtype)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self.channels_last, self.compiles = channels_last, compile
         if channels_last:
@@ -114,9 +116,10 @@ class Backbone(Encoders):
         if lora is None:
             self.denoiser.requires_grad_(True)
         else:
+            if lora.base == "nf4":
+                quantize_linears(self.denoiser)
             self.lora_layers = lora.matches(self.denoiser)
-            with self.denoiser.device:
-                self.denoiser.add_adapter(lora.config())  # peft makes its own weights trainable
+            add_adapter(self.denoiser, lora.config())  # peft makes its own weights trainable
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.train(False)
@@ -232,7 +235,8 @@ class Backbone(Encoders):
         super().cast_frozen(dtype)
         twin = {id(weight) for weight in self.reference_weights().values()}
         for parameter in self.denoiser.parameters():
-            if not parameter.requires_grad and id(parameter) not in twin:
+            frozen = not parameter.requires_grad and id(parameter) not in twin
+            if frozen and parameter.is_floating_point():  # NF4's weights are integers
                 parameter.data = parameter.data.to(dtype)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

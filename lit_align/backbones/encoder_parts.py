@@ -108,8 +108,7 @@ class EncoderParts(nn.Module, ABC):
 
     def _load_text_encoders(self) -> nn.Module:
         classes = zip(self.text_encoder_classes.values(), self._text_locations(), strict=True)
-        encoders = [load_model(encoder, location, torch.float32) for encoder, location in classes]
-        return nn.ModuleList(encoders).to(self.text_dtype)
+        return nn.ModuleList([load_model(encoder, location, self.text_dtype) for encoder, location in classes])
 
     def _text_locations(self) -> list[ModelLocation]:
         return [ModelLocation(self.repo, folder, self.revision, self.variant) for folder in self.text_encoder_classes]

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Literal
 
+import torch
 from peft import LoraConfig
 from torch import nn
 
@@ -11,6 +13,7 @@ from lit_align.backbones.sharding import Denoiser
 from lit_align.user_errors import UserValueError
 
 OPTION = "model.backbone.lora"
+POLICY, REFERENCE = "default", "reference"  # names of the adapters; the first is peft's own
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class LoRA:
         alpha: scale; the adapter's output is multiplied by alpha / rank.
         target_modules: names of the denoiser's layers that get an adapter.
         dropout: share of the adapter's inputs that are zeroed in training.
+        base: precision of the denoiser's frozen linear layers: the compute precision, or 4 bits a weight (NF4, QLoRA).
     """
 
     rank: int = 8
     alpha: int = 8
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     dropout: float = 0.0
+    base: Literal["compute", "nf4"] = "compute"
 
     def __post_init__(self) -> None:
         for name, value in (("rank", self.rank), ("alpha", self.alpha)):
@@ -35,6 +40,8 @@ class LoRA:
                 raise UserValueError(f"{OPTION}.{name} is {value}; it must be at least 1.")
         if not 0 <= self.dropout < 1:
             raise UserValueError(f"{OPTION}.dropout is {self.dropout}; it must be at least 0 and less than 1.")
+        if self.base not in ("compute", "nf4"):
+            raise UserValueError(f"{OPTION}.base is {self.base!r}; it must be compute or nf4.")
         if not self.target_modules:
             raise UserValueError(f"{OPTION}.target_modules is empty; name at least one layer, such as to_q.")
 
@@ -73,6 +80,23 @@ class LoRA:
                     f"{OPTION}.target_modules: {target!r} is a part of several layers. Name layers: {', '.join(known)}."
                 )
         return {target: len(names) for target, names in found.items()}
+
+
+def add_adapter(denoiser: Denoiser, config: LoraConfig, name: str = POLICY) -> None:
+    """Add an adapter in float32 to a denoiser in any precision.
+
+    peft would round the new weights to the precision of their layers. So each layer shows a float32 weight that takes
+    no memory meanwhile.
+    """
+    own = {weight: weight.data for weight in denoiser.parameters() if weight.is_floating_point()}
+    for weight in own:
+        weight.data = torch.zeros((), dtype=torch.float32, device=weight.device).expand(weight.shape)
+    try:
+        with denoiser.device:
+            denoiser.add_adapter(config, name)
+    finally:
+        for weight, data in own.items():
+            weight.data = data
 
 
 def _short(name: str) -> str:

@@ -15,10 +15,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lit_align.backbones.compiled import plain_name
+from lit_align.backbones.lora import POLICY, REFERENCE, add_adapter
 from lit_align.backbones.sharding import Denoiser, norm_of_parts, to_local
 from lit_align.user_errors import UserValueError
-
-POLICY, REFERENCE = "default", "reference"  # names of the adapters; the first is peft's own
 
 
 class Reference(nn.Module, ABC):
@@ -115,11 +114,10 @@ class FrozenAdapter(Reference):
     def __init__(self, denoiser: Denoiser, config: LoraConfig) -> None:
         super().__init__()
         self._policy = [denoiser]
-        with denoiser.device:
-            denoiser.add_adapter(config, REFERENCE)  # peft activates and unfreezes new adapters
+        add_adapter(denoiser, config, REFERENCE)  # peft activates and unfreezes new adapters
         self._activate(POLICY)
-        self.update(1.0)
-        self.moved = False
+        for frozen, policy in self.pairs().values():
+            frozen.data = policy.detach().clone()
 
     def _activate(self, adapter: str) -> None:
         for module in self._policy[0].modules():

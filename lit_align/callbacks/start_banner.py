@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_align.backbones.nf4 import count_weights
 from lit_align.callbacks.reference_update import ReferenceUpdate
 from lit_align.internals import ddp_options
 from lit_align.memory import Shares, measure_optimizer, weigh
@@ -105,7 +106,7 @@ def memory_line(module: AlignmentModule, shares: Shares, available: int) -> str:
 def model_lines(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list[str]:
     """Describe the objective, the reference if there is one, and the trained share of the model."""
     trainable = sum(p.numel() for p in module.backbone.trainable_parameters().values())
-    total = sum(p.numel() for p in module.backbone.parameters())
+    total = count_weights(module.backbone)
     return [
         f"  objective   {module.objective.formula()}",
         *_reference(module, callbacks),
@@ -119,7 +120,8 @@ def _lora(module: AlignmentModule) -> list[str]:
     if lora is None:
         return []
     named = ", ".join(f"{target} in {count:,}" for target, count in layers.items())
-    return [f"  lora        rank {lora.rank}, alpha {lora.alpha}, scale {lora.scale:g}; layers: {named}"]
+    base = "; base in NF4" if lora.base == "nf4" else ""
+    return [f"  lora        rank {lora.rank}, alpha {lora.alpha}, scale {lora.scale:g}; layers: {named}{base}"]
 
 
 def _reference(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list[str]:

@@ -85,8 +85,7 @@ def _write_lora(trained: "Trained", dtype: "torch.dtype", folder: Path) -> str:
     import diffusers
 
     from lit_align.backbones.loading.trained import cast
-    from lit_align.backbones.lora import LoRA
-    from lit_align.backbones.reference import POLICY
+    from lit_align.backbones.lora import POLICY, LoRA
 
     pipeline, lora = getattr(diffusers, trained.info["pipeline"]), LoRA(**trained.info["lora"])
     scaled = {n: value.float() * lora.scale if ".lora_B." in n else value for n, value in trained.weights.items()}

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lit_align.backbones
 import lit_align.objectives  # noqa: F401  # imported so that short class names resolve
+from lit_align.backbones.loading.meta import load_frozen_in
 from lit_align.callbacks import DivergenceGuard, Preemption
 from lit_align.callbacks.defaults import default_callbacks, without_rivals
 from lit_align.callbacks.preemption import ctrl_c_code
@@ -37,7 +38,7 @@ from lit_align.training.checkpoints.run_folder import (
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import flat, put
 from lit_align.training.config_checks import choose_versions, inherited_init_args, integer_seed
-from lit_align.training.module import AlignmentModule
+from lit_align.training.module import AlignmentModule, compute_dtype
 from lit_align.training.strategy_checks import check_strategy, name_of
 from lit_align.training.trainer_checks import check_options
 from lit_align.types import CacheOrigin
@@ -98,6 +99,11 @@ class AlignmentCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = without_rivals(default_callbacks(), config.trainer)
         if config.get("ckpt_path") == "last":
             choose_versions(config.trainer)
+
+    def instantiate_classes(self) -> None:
+        """Load frozen weights in the compute precision, without the memory for them in float32."""
+        with load_frozen_in(compute_dtype(self.config[self.subcommand].trainer.precision)):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add our CheckpointIO, unless the config names one.

@@ -31,6 +31,12 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 MATMUL_PRECISIONS = get_args(MatmulPrecision)
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
+SPELLINGS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
+
+
+def compute_dtype(precision: object) -> torch.dtype:
+    """Return the precision of frozen weights under a Trainer's precision, in any of its spellings."""
+    return COMPUTE_DTYPES.get(SPELLINGS.get(str(precision), str(precision)), torch.float32)
 
 
 class AlignmentModule(SavedModule):
@@ -222,4 +228,4 @@ class AlignmentModule(SavedModule):
 
     def _prepare_frozen(self) -> None:
         """Cast frozen weights. Earlier the precision plugin would still round the VAE's."""
-        self.backbone.cast_frozen(COMPUTE_DTYPES.get(str(self.trainer.precision), torch.float32))
+        self.backbone.cast_frozen(compute_dtype(self.trainer.precision))

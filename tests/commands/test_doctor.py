@@ -177,6 +177,14 @@ def test_remedies_are_listed_until_the_run_fits(capsys):
     assert "data.num_workers 4: with 0 the device waits" in changes[3]
 
 
+def test_nf4_is_advised_where_a_lora_does_not_fit(capsys):
+    words = ["--trainer.precision=bf16-mixed", "--data.batch_size=1", "--model.backbone.lora.rank=2"]
+    code, report = diagnose(capsys, QUICKSTART, *words, "--memory=0.01")
+    assert code == 1
+    assert "model.backbone.lora.base nf4: the frozen linear layers in 4 bits a weight" in report
+    assert "lora.rank 8" not in report
+
+
 class Unreadable(Scorer):
     """A scorer whose weights must not be loaded."""
 

@@ -60,10 +60,11 @@ class Weigh(L.Callback):
         ({}, "32-true"),
         ({"optimizer": AdamW8bit}, "bf16-true"),
         ({"lora": LoRA(rank=2)}, "bf16-mixed"),
+        ({"lora": LoRA(rank=2, base="nf4")}, "bf16-mixed"),
         ({"objective": DiffusionDPO()}, "bf16-mixed"),
         ({"objective": DiffusionDPO(), "lora": LoRA(rank=2)}, "32-true"),
     ],
-    ids=["full", "8bit", "lora", "reference", "lora-reference"],
+    ids=["full", "8bit", "lora", "nf4", "reference", "lora-reference"],
 )
 def test_memory_between_steps_equals_that_of_a_real_run(tmp_path, options, precision):
     seen, found = Weigh(), guess(precision, **options)

@@ -13,6 +13,7 @@ from lit_align.backbones.base import Backbone
 from lit_align.backbones.loading.model_files import without_incidental
 from lit_align.backbones.loading.sharded import is_sharded
 from lit_align.backbones.loading.trained import build_unet, merge_trained_lora, read_trained
+from lit_align.backbones.nf4 import is_quantized
 from lit_align.backbones.sdxl import StableDiffusionXL
 from lit_align.backbones.sharding import Denoiser
 from lit_align.backbones.stable_diffusion import StableDiffusion
@@ -50,6 +51,11 @@ def load_denoiser(backbone: Backbone, path: str) -> Denoiser:
         FileNotFoundError: if `path` is none of these.
         ValueError: if it does not fit the backbone.
     """
+    if is_quantized(backbone.denoiser):
+        raise UserValueError(
+            f"unet: {path!r} cannot be merged into weights in NF4, which would round the LoRA. Load the backbone "
+            "without model.backbone.lora."
+        )
     location = Path(path)
     if (location / "config.json").is_file():
         return _load_unet(backbone, location)

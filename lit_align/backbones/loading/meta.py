@@ -14,6 +14,7 @@ from lit_align.user_errors import UserValueError
 
 ONE_MODEL = "Its config.json and its weights must belong to one model."
 _shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
+_frozen_dtype: ContextVar[torch.dtype] = ContextVar("frozen_dtype", default=torch.float32)
 
 
 @contextmanager
@@ -24,6 +25,24 @@ def shapes_only() -> Iterator[None]:
         yield
     finally:
         _shapes_only.reset(before)
+
+
+@contextmanager
+def load_frozen_in(dtype: torch.dtype) -> Iterator[None]:
+    """Load what a LoRA leaves frozen in the compute precision, in backbones created in this context.
+
+    Without it the frozen denoiser is loaded in float32 and rounded when training begins, to equal bits.
+    """
+    before = _frozen_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _frozen_dtype.reset(before)
+
+
+def frozen_dtype() -> torch.dtype:
+    """Return the precision in which frozen denoisers are loaded, see `load_frozen_in`."""
+    return _frozen_dtype.get()
 
 
 def load_model(model_class: Any, location: ModelLocation, dtype: torch.dtype) -> Any:

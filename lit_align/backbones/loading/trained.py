@@ -12,8 +12,7 @@ from torch import Tensor
 from lit_align.backbones.base import Backbone
 from lit_align.backbones.compiled import plain_name
 from lit_align.backbones.loading.sharded import META, is_sharded, read_full
-from lit_align.backbones.lora import LoRA
-from lit_align.backbones.reference import REFERENCE
+from lit_align.backbones.lora import REFERENCE, LoRA
 from lit_align.backbones.sharding import Denoiser, non_finite
 from lit_align.user_errors import UserValueError
 

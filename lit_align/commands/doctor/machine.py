@@ -12,11 +12,11 @@ from jsonargparse import Namespace
 
 from lit_align.common.sizes import format_bytes
 from lit_align.memory import Shares
+from lit_align.training.module import SPELLINGS
 from lit_align.training.strategies import FSDP2, ZeRO2
 from lit_align.training.strategy_checks import name_of, refusals
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft")
-SPELLINGS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
 SHARDING = {kind.__name__.lower(): kind.__name__ for kind in (FSDP2, ZeRO2)}
 
 

@@ -124,12 +124,18 @@ class MemoryReport:
             work = replace(work, encoded=True)
             words, reason = "data.train_cache and data.val_cache", "lit-align encode makes them; no encoder is loaded"
             yield [Change(words, reason, Estimate.without_encoders)]
-        if find_spec("bitsandbytes") is not None and not self.machine.refusals(optimizer=EIGHT_BIT):
+        has_bitsandbytes = find_spec("bitsandbytes") is not None
+        if has_bitsandbytes and not self.machine.refusals(optimizer=EIGHT_BIT):
             yield [Change(f"model.optimizer {EIGHT_BIT}", "a quarter of AdamW's state", self._with_eight_bit)]
-        if config.model.backbone.init_args.lora is None and not self.machine.refusals(lora=True):
+        trained = config.model.backbone.init_args.lora
+        if trained is None and not self.machine.refusals(lora=True):
             reason = "trains an adapter: few gradients, little state; needs a greater learning rate"
             lora = self._estimate_with(backbone | {"lora": LoRA()}, work)
             yield [Change("model.backbone.lora.rank 8", reason, lora)]
+        if has_bitsandbytes and not self.machine.refusals(lora=True):
+            quantized = {"lora": LoRA(**{**(vars(trained) if trained else {}), "base": "nf4"})}
+            reason = "the frozen linear layers in 4 bits a weight; rounds them, and takes longer"
+            yield [Change("model.backbone.lora.base nf4", reason, self._estimate_with(backbone | quantized, work))]
 
     def _estimate_with(self, backbone: dict[str, Any], work: Work) -> Callable[[Estimate], Estimate]:
         """Return a function that estimates with these backbone arguments and this work; it ignores its argument."""
