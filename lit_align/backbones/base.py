@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
-from lit_align.backbones.compiled import name_plainly, plain_name
+from lit_align.backbones.compiled import name_plainly, order_channels_last, plain_name
 from lit_align.backbones.encoder_parts import DIFFUSERS_STEM, DTYPES, EncoderParts, Precision
 from lit_align.backbones.encoders import Encoders
 from lit_align.backbones.loading.meta import frozen_dtype, load_model
@@ -79,9 +79,7 @@ class Backbone(Encoders):
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self.channels_last, self.compiles = channels_last, compile
         if channels_last:
-            for parameter in self.denoiser.parameters():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            order_channels_last(self.denoiser)
         self._choose_trainable(lora, gradient_checkpointing)
         self.reference: Reference | None = None
         name_plainly(self)
