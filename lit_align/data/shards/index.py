@@ -161,7 +161,7 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """
     try:
         with open_binary(path) as file:
-            table = pq.read_table(file, columns=None if columns is None else list(columns))
+            table = _read_columns(pq.ParquetFile(file), columns)
     except (pa.ArrowException, OSError) as error:
         raise UserValueError(
             f"{path} cannot be read as an index: {error}. Delete it, and import the shards again."
@@ -172,6 +172,14 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
             f"{path} is no index of this version of lit-align. Delete it, and import the shards again."
         )
     return table
+
+
+def _read_columns(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+    """Read a small file in this thread: `pq.read_table` takes twice the time."""
+    absent = [name for name in columns or () if name not in file.schema_arrow.names]
+    if absent:
+        raise pa.ArrowInvalid(f"it has no column {absent[0]}")
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def read_entry(shard: str, folder: str | None = None) -> ShardEntry | None:
