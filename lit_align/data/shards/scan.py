@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_align.common.progress import BRIEF, track
 from lit_align.data.labels.stored import Decisions, HumanLabels, Labels, stale
 from lit_align.data.read_options import ReadOptions
-from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_rows
+from lit_align.data.shards.index import ROWS, SIZES, key_digests, read_rows
 from lit_align.data.shards.kept_scans import labels_of
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.shards.listing import ShardFile
@@ -183,7 +183,7 @@ def _pairs(
         human=human[kept],
         vote_share=decided.vote_share[kept],
         content=_parsed([contents[number] for number in numbers]),
-        key=np.array([key_digest(keys[number]) for number in numbers], dtype=np.uint64),
+        key=key_digests([keys[number] for number in numbers]),
         sizes=_sizes(rows)[kept] if SIZES[0] in rows.column_names else np.broadcast_to(np.int32(0), (len(kept), 4)),
     )
 
