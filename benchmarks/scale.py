@@ -134,7 +134,8 @@ def measure(folder: Path, mode: str, resumes: bool) -> Facts:
         data.load_state_dict(json.loads(kept.read_text()))
     with meter.time("digests"):
         loader = data.train_dataloader()
-    order, sampler = loader.order, loader.loader.sampler
+    order = loader.order
+    sampler: Any = loader.loader.sampler
     if resumes:
         sampler.position = lambda: (0, order.batches // 2)  # where the Trainer's counters would be
     with meter.time("first address"):
