@@ -5,7 +5,7 @@ the labels, of the pairs' sizes, and of a few bytes of the images: no shard is r
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -37,11 +37,11 @@ def contents(shards: Sequence[Shard], timeout: float | None, sampled: bool = Fal
     filled = [shard for shard in shards if len(shard)]
     found = {}
     if all(shard.content_known_from for shard in filled):
-        found[PAIRS] = _digest([shard.pairs.content.tobytes() for shard in filled])
+        found[PAIRS] = _digest(shard.pairs.content.tobytes() for shard in filled)
     if all(shard.prompts for shard in filled):
-        found[PROMPTS] = _digest([shard.prompts.encode() for shard in filled])
+        found[PROMPTS] = _digest(shard.prompts.encode() for shard in filled)
     if sampled or PAIRS not in found:
-        found[SIZES] = _digest([shard.pairs.size.tobytes() for shard in filled])
+        found[SIZES] = _digest(shard.pairs.size.tobytes() for shard in filled)
         for name, pairs in ((SMALL_SAMPLE, FEW_PAIRS), (SAMPLE, SAMPLED_PAIRS)):
             with ThreadPoolExecutor(8) as pool:
                 sampled_bytes = pool.map(partial(_sample, timeout, pairs), filled)
@@ -51,7 +51,7 @@ def contents(shards: Sequence[Shard], timeout: float | None, sampled: bool = Fal
     return found
 
 
-def _digest(parts: Sequence[bytes]) -> str:
+def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big") + part)

@@ -100,6 +100,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self._resumed_order: dict[str, Any] | None = None
         self._contents: dict[str, Any] = {}  # of the shards
         self._readers: dict[str, PairReader] = {}
+        self._orders: dict[str, Order] = {}  # the last of each split
         # Weak, as the workers of a loader in a cycle would not hear its end.
         self._loaders = weakref.WeakValueDictionary[str, PairLoader]()  # by split
 
@@ -189,7 +190,11 @@ class PreferenceDataModule(L.LightningDataModule):
     def order(self, split: Split, shuffle_window: int, rank: int, world_size: int) -> Order:
         """Make the order of a rank in a scanned split; a shuffle window of 0 gives the order of validation."""
         decides = split.labels.describe()
-        return Order(split.shards, self.batch_size, self.shapes, rank, world_size, self.seed, shuffle_window, decides)
+        made = Order(split.shards, self.batch_size, self.shapes, rank, world_size, self.seed, shuffle_window, decides)
+        kept = self._orders.get(split.name)
+        if kept is None or kept != made:  # the one that is kept knows its digest and its buckets
+            kept = self._orders[split.name] = made
+        return kept
 
     def _position(self) -> tuple[int, int]:
         """Epoch and number of batches trained in it, by the Trainer's counters, which checkpoints restore."""

@@ -64,7 +64,7 @@ class PairLoader:
 
     def first_batches(self, pairs: int) -> Iterator[PreferenceBatch | EncodedBatch]:
         """Read the first pairs of this rank in this process, beside the loader and its workers."""
-        for batch in self.order.epoch(0):
+        for batch in self.order.rest(0, 0):
             yield self.dataset[batch._replace(numbers=batch.numbers[:pairs])]
             pairs -= len(batch.numbers)
             if pairs <= 0:
@@ -97,7 +97,7 @@ class RemainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, consumed = self.position()
-        return iter(self.order.epoch(epoch)[consumed:])
+        return self.order.rest(epoch, consumed)
 
     def __len__(self) -> int:
         return self.order.batches

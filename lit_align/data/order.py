@@ -13,10 +13,10 @@ The number of workers does not change the order: they take the batches in turn.
 """
 
 import hashlib
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_align.data.buckets import Shape, assign_buckets
+from lit_align.data.epoch import Epoch
 from lit_align.data.shards.scan import Shard
 
 RULE = 2  # to be raised with every change of the order
@@ -41,7 +42,7 @@ class Batch(NamedTuple):
 class Order:
     """Order of a rank's pairs in every epoch.
 
-    It is what a batch sampler yields: `epoch(n)` lists the rank slice of epoch n.
+    It is what a batch sampler yields: `epoch(n)` lists the rank slice of epoch n, and `rest` begins within it.
     """
 
     shards: tuple[Shard, ...]
@@ -64,16 +65,17 @@ class Order:
         return int(self.firsts[-1])
 
     @cached_property
-    def buckets(self) -> NDArray[np.int64]:
-        """(pairs,) bucket of each pair."""
+    def buckets(self) -> NDArray[np.uint8]:
+        """(pairs,) bucket of each pair; without buckets all are one number in memory."""
         if len(self.shapes) == 1:
-            return np.zeros(self.pairs, np.int64)
-        return assign_buckets(np.concatenate([shard.pairs.sizes for shard in self.shards]), list(self.shapes))
+            return np.broadcast_to(np.uint8(0), (self.pairs,))
+        assigned = [assign_buckets(shard.pairs.sizes, list(self.shapes)) for shard in self.shards]
+        return np.concatenate(assigned, dtype=np.uint8, casting="unsafe")  # there are 40 at most
 
     @cached_property
     def whole_batches(self) -> int:
         """Number of batches of an epoch, over all ranks."""
-        by_bucket = np.bincount(self.buckets, minlength=len(self.shapes))
+        by_bucket = np.array([np.count_nonzero(self.buckets == number) for number in range(len(self.shapes))])
         return int((by_bucket // self.batch_size if self.shuffle_window else -(-by_bucket // self.batch_size)).sum())
 
     @cached_property
@@ -85,45 +87,29 @@ class Order:
 
     def epoch(self, epoch: int) -> list[Batch]:
         """The rank slice of an epoch's batches."""
-        cut = list(self._cut(self._sequence(epoch)))
+        return list(self.rest(epoch, 0))
+
+    def rest(self, epoch: int, consumed: int) -> Iterator[Batch]:
+        """The rank slice of an epoch's batches without its first `consumed`; each is made when it is asked for."""
         equal = slice(self.rank * self.batches, (self.rank + 1) * self.batches)
-        rank_slice = equal if self.shuffle_window else self._uneven_slice(len(cut))
-        return [Batch(epoch, *pairs_and_shape) for pairs_and_shape in cut[rank_slice]]
+        rank_slice = equal if self.shuffle_window else self._uneven_slice(self.whole_batches)
+        begin = rank_slice.start + consumed
+        whole = Epoch(
+            self.firsts, self.buckets, len(self.shapes), self.batch_size, self.shuffle_window, self.seed, epoch
+        )
+        for numbers, bucket in islice(whole.batches(begin), max(rank_slice.stop - begin, 0)):
+            yield Batch(epoch, numbers, self.shapes[bucket])
 
     def _uneven_slice(self, batches: int) -> slice:
         """The rank slice that drops no batch."""
         return slice(batches * self.rank // self.world_size, batches * (self.rank + 1) // self.world_size)
-
-    def _sequence(self, epoch: int) -> list[int]:
-        """Positions of all pairs, in the order of an epoch."""
-        shards = list(range(len(self.shards)))
-        if not self.shuffle_window:
-            return list(range(self.pairs))
-        random.Random(f"{self.seed}/{epoch}").shuffle(shards)
-        numbers = [n for shard in shards for n in range(self.firsts[shard], self.firsts[shard + 1])]
-        shuffled: list[int] = []
-        for start in range(0, len(numbers), self.shuffle_window):
-            window = numbers[start : start + self.shuffle_window]
-            random.Random(f"{self.seed}/{epoch}/{start}").shuffle(window)
-            shuffled += window
-        return shuffled
-
-    def _cut(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], Shape]]:
-        """Yield full batches in the order in which they fill up; in validation also the partial ones."""
-        waiting: list[list[int]] = [[] for _ in self.shapes]
-        for number, bucket in zip(numbers, self.buckets[numbers].tolist(), strict=True):
-            waiting[bucket].append(number)
-            if len(waiting[bucket]) == self.batch_size:
-                yield waiting[bucket], self.shapes[bucket]
-                waiting[bucket] = []
-        if not self.shuffle_window:
-            yield from ((rest, shape) for rest, shape in zip(waiting, self.shapes, strict=True) if rest)
 
     def where(self, number: int) -> tuple[Shard, int]:
         """The shard that holds a pair, and the pair's position in it."""
         shard = int(np.searchsorted(self.firsts, number, side="right")) - 1
         return self.shards[shard], number - int(self.firsts[shard])
 
+    @cached_property
     def _shards_digest(self) -> str:
         """Digest of shard names, keys and labels; the shards' folder is not part of it."""
         digest = hashlib.sha256()
@@ -143,5 +129,5 @@ class Order:
             "shuffle_window": self.shuffle_window,
             "shapes": [list(shape) for shape in self.shapes],
             "labels": self.labels,
-            "shards": self._shards_digest(),
+            "shards": self._shards_digest,
         }

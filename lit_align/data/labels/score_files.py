@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor, tensor
@@ -28,6 +29,7 @@ SCHEMA = pa.schema(
     ]
 )
 IDENTITY = ("version", "fingerprint")
+SIDES = ("score_0", "score_1")
 
 
 class Identity(NamedTuple):
@@ -49,9 +51,14 @@ class Scores(NamedTuple):
     score_0: Tensor  # (pairs,) float32
     score_1: Tensor  # (pairs,)
 
+    @property
+    def finite(self) -> Tensor:
+        """(pairs,) whether both images have a score."""
+        return self.score_0.isfinite() & self.score_1.isfinite()
+
     def rows(self) -> dict[str, int]:
         """Positions of the scored pairs, by key."""
-        scored = (self.score_0.isfinite() & self.score_1.isfinite()).tolist()
+        scored = self.finite.tolist()
         return {key: row for row, (key, finite) in enumerate(zip(self.keys, scored, strict=True)) if finite}
 
 
@@ -95,14 +102,20 @@ def read_scores(path: Path) -> dict[str, Scores]:
     table = _read_table(path)
     scores: dict[str, Scores] = {}
     for scorer in table["scorer"].unique().to_pylist():
-        rows = table.filter(pa.compute.equal(table["scorer"], scorer)).to_pydict()
-        identities = {Identity(*both) for both in zip(rows["version"], rows["fingerprint"], strict=True)}
-        if len(identities) != 1 or len(set(rows["key"])) != len(rows["key"]):
+        rows = table.filter(pa.compute.equal(table["scorer"], scorer))
+        identities, keys = _identities(rows), rows["key"].to_pylist()
+        if len(identities) != 1 or len(set(keys)) != len(keys):
             raise UserValueError(f"{path} has scores by {scorer!r} twice. Delete it and score the shard again.")
-        scores[scorer] = Scores(
-            identities.pop(), rows["key"], rows["content"], tensor(rows["score_0"]), tensor(rows["score_1"])
-        )
+        score_0, score_1 = (tensor(rows[side].to_numpy()) for side in SIDES)
+        scores[scorer] = Scores(identities.pop(), keys, rows["content"].to_pylist(), score_0, score_1)
     return scores
+
+
+def _identities(rows: pa.Table) -> set[Identity]:
+    values = [rows[name].unique().to_pylist() for name in IDENTITY]
+    if all(len(value) == 1 for value in values):
+        return {Identity(*(value[0] for value in values))}
+    return {Identity(*both) for both in zip(*(rows[name].to_pylist() for name in IDENTITY), strict=True)}
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -171,10 +184,9 @@ def _sums(path: Path, names: Sequence[str]) -> dict[str, _Sums]:
     for name in names:
         rows = table.filter(pa.compute.equal(table["scorer"], name))
         if len(rows):
-            identities = {Identity(*both) for both in set(zip(*(rows[c].to_pylist() for c in IDENTITY), strict=True))}
-            values = tensor([rows[side].to_pylist() for side in ("score_0", "score_1")]).double()
+            values = tensor(np.stack([rows[side].to_numpy() for side in SIDES])).double()
             values = values[values.isfinite()]
-            found[name] = _Sums(identities, len(values), values.sum().item(), values.square().sum().item())
+            found[name] = _Sums(_identities(rows), len(values), values.sum().item(), values.square().sum().item())
     return found
 
 

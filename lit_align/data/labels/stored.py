@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lit_align.data.labels.score_files import Scores, Survey, read_scores, side_file
 from lit_align.scoring.vote import Ballot, Vote
@@ -19,6 +20,14 @@ class Decisions(NamedTuple):
     vote_share: NDArray[np.float32]  # (samples,) share of the votes' weight for the decision
     contents: list[str]  # `content_digest` of what was scored; empty if nothing was
     faults: dict[int, str]  # why samples cannot be decided, by position
+
+
+class _Found(NamedTuple):
+    """Stored scores of a shard's samples."""
+
+    contents: list[str]  # as in `Decisions`
+    faults: dict[int, str]  # as in `Decisions`
+    rows: dict[str, Tensor]  # by scorer: positions of the scores of the samples without a fault, in their order
 
 
 class Labels(ABC):
@@ -74,6 +83,25 @@ class VotedLabels(Labels):
     def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
         absent = any(shard in found.missing for found in self.surveys.values())  # also if scored meanwhile
         scores = {} if absent else read_scores(side_file(shard, self.folder))
+        found = self._all(keys, scores) or self._each(shard, keys, scores)
+        scored = [number for number in range(len(keys)) if number not in found.faults]
+        sign, vote_share = np.zeros(len(keys), np.int8), np.zeros(len(keys), np.float32)
+        if scored:
+            verdict = self.vote.decide(self._ballot(scores, found, [keys[number] for number in scored], human[scored]))
+            sign[scored], vote_share[scored] = verdict.sign.numpy(), verdict.vote_share.numpy()
+        return Decisions(sign, vote_share, found.contents, found.faults)
+
+    def _all(self, keys: list[str], scores: dict[str, Scores]) -> "_Found | None":
+        """Find the scores of a shard whose samples all have them, in its order and of equal contents; else None."""
+        first, *others = [scores.get(name) for name in self.vote.scorers]
+        if first is None or any(other is None or other.contents != first.contents for other in others):
+            return None
+        if not all(scores[name].keys == keys and scores[name].finite.all() for name in self.vote.scorers):
+            return None
+        return _Found(first.contents, {}, dict.fromkeys(self.vote.scorers, torch.arange(len(keys))))
+
+    def _each(self, shard: str, keys: list[str], scores: dict[str, Scores]) -> "_Found":
+        """Find the scores of each sample by its key."""
         rows = {name: scores[name].rows() if name in scores else {} for name in self.vote.scorers}
         contents, faults = [""] * len(keys), dict[int, str]()
         for number, key in enumerate(keys):
@@ -84,21 +112,15 @@ class VotedLabels(Labels):
                 faults[number] = stale(f"shard {shard}, key {key}")
             else:
                 (contents[number],) = seen
-        scored = [number for number in range(len(keys)) if number not in faults]
-        sign, vote_share = np.zeros(len(keys), np.int8), np.zeros(len(keys), np.float32)
-        if scored:
-            verdict = self.vote.decide(self._ballot(scores, rows, [keys[number] for number in scored], human[scored]))
-            sign[scored], vote_share[scored] = verdict.sign.numpy(), verdict.vote_share.numpy()
-        return Decisions(sign, vote_share, contents, faults)
+        scored = [key for number, key in enumerate(keys) if number not in faults]
+        return _Found(contents, faults, {n: torch.tensor([known[key] for key in scored]) for n, known in rows.items()})
 
-    def _ballot(
-        self, scores: dict[str, Scores], rows: dict[str, dict[str, int]], keys: list[str], human: NDArray[np.int8]
-    ) -> Ballot:
-        differences = {}
-        for name, known in rows.items():
-            order = torch.tensor([known[key] for key in keys])
-            differences[name] = (scores[name].score_0.double() - scores[name].score_1.double())[order]
-        scales = {name: found.scale for name, found in self.surveys.items()}
+    def _ballot(self, scores: dict[str, Scores], found: "_Found", keys: list[str], human: NDArray[np.int8]) -> Ballot:
+        differences = {
+            name: (scores[name].score_0.double() - scores[name].score_1.double())[rows]
+            for name, rows in found.rows.items()
+        }
+        scales = {name: summary.scale for name, summary in self.surveys.items()}
         return Ballot(differences, torch.from_numpy(human.astype(np.int64)), keys, scales)
 
     def _unscored(self, shard: str, key: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lit_align.common.files import atomic_path, write_text
 from lit_align.data.decoder import ImageError, check_header, upright_size
@@ -64,7 +65,13 @@ def content_digest(pair: RawPair) -> str:
 
 def key_digest(key: str) -> int:
     """Digest of a sample's key, 64 bits."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return int(key_digests([key])[0])
+
+
+def key_digests(keys: Sequence[str]) -> NDArray[np.uint64]:
+    """Digests (keys,) of samples' keys."""
+    digests = b"".join([hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys])
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 def rows_path(shard: str, folder: str | None = None) -> str:
@@ -161,7 +168,7 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """
     try:
         with open_binary(path) as file:
-            table = pq.read_table(file, columns=None if columns is None else list(columns))
+            table = _read_columns(pq.ParquetFile(file), columns)
     except (pa.ArrowException, OSError) as error:
         raise UserValueError(
             f"{path} cannot be read as an index: {error}. Delete it, and import the shards again."
@@ -174,6 +181,14 @@ def read_rows(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
+def _read_columns(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+    """Read a small file in this thread: `pq.read_table` takes twice the time."""
+    wanted = list(columns or file.schema_arrow.names)
+    if absent := set(wanted) - set(file.schema_arrow.names):
+        raise pa.ArrowInvalid(f"it has no column {min(absent)}")
+    return file.read(columns=wanted, use_threads=False)
+
+
 def read_entry(shard: str, folder: str | None = None) -> ShardEntry | None:
     """Read a shard's entry from its index rows; None if they are not written yet."""
     path = rows_path(shard, folder)
@@ -184,15 +199,8 @@ def read_entry(shard: str, folder: str | None = None) -> ShardEntry | None:
     labels = table["label_0"].to_numpy()
     broken, ties = int(np.isnan(labels).sum()), int((labels == 0.5).sum())
     name = shard if folder is not None else Path(shard).name
-    return ShardEntry(
-        name,
-        int(about[b"bytes"]),
-        about[b"sha256"].decode(),
-        len(labels),
-        len(labels) - broken - ties,
-        ties,
-        broken,
-    )
+    counts = (len(labels), len(labels) - broken - ties, ties, broken)
+    return ShardEntry(name, int(about[b"bytes"]), about[b"sha256"].decode(), *counts)
 
 
 def write_index(folder: str, entries: Sequence[ShardEntry], origin: dict[str, Any] | None = None) -> dict[str, Any]:

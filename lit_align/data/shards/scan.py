@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_align.common.progress import BRIEF, track
 from lit_align.data.labels.stored import Decisions, HumanLabels, Labels, stale
 from lit_align.data.read_options import ReadOptions
-from lit_align.data.shards.index import ROWS, SIZES, key_digest, read_rows
+from lit_align.data.shards.index import ROWS, SIZES, key_digests, read_rows
 from lit_align.data.shards.kept_scans import labels_of
 from lit_align.data.shards.layout import SampleError
 from lit_align.data.shards.listing import ShardFile
@@ -110,13 +110,14 @@ class _Scan:
         keys, known = rows["key"].to_pylist(), rows["content"].to_pylist()
         human = np.nan_to_num(np.round(2 * rows["label_0"].to_numpy() - 1)).astype(np.int8)
         decided = labels.decide(file.path, keys, human)
-        faults = self._faults(file, rows, decided)
+        faults = self._faults(file, rows, keys, known, decided)
         for number in sorted(faults):
             self.options.skip_or_raise(SampleError(faults[number]))
-        whole = np.array([number not in faults for number in range(len(keys))], dtype=bool)
+        whole = np.ones(len(keys), dtype=bool)
+        whole[list(faults)] = False
         kept = np.flatnonzero(whole & ((decided.sign != 0) | labels.keep_undecided))
         contents = known if any(known) else decided.contents
-        pairs = _pairs(rows, kept, human, decided, contents)
+        pairs = _pairs(rows, kept, human, decided, contents, keys)
         return Shard(
             file.path,
             pairs,
@@ -128,16 +129,20 @@ class _Scan:
             prompts=_prompts_digest(rows) if "prompt" in rows.column_names else "",
         )
 
-    def _faults(self, file: ShardFile, rows: pa.Table, decided: Decisions) -> dict[int, str]:
+    def _faults(
+        self, file: ShardFile, rows: pa.Table, keys: list[str], known: list[str], decided: Decisions
+    ) -> dict[int, str]:
         """Why samples cannot train, by their position; a fault of the sample itself overrides the others."""
         faults = dict(decided.faults)
-        keys = rows["key"].to_pylist()
-        for number, (indexed, scored) in enumerate(zip(rows["content"].to_pylist(), decided.contents, strict=True)):
-            if indexed and scored and indexed != scored:
-                faults.setdefault(number, stale(f"shard {file.path}, key {keys[number]}"))
+        if known != decided.contents:
+            for number, (indexed, scored) in enumerate(zip(known, decided.contents, strict=True)):
+                if indexed and scored and indexed != scored:
+                    faults.setdefault(number, stale(f"shard {file.path}, key {keys[number]}"))
         if self.sizes:
             for number in np.flatnonzero((_sizes(rows) == 0).any(1)).tolist():
                 faults[number] = f"shard {file.path}, key {keys[number]}: the size of an image cannot be read."
+        if rows["fault"].null_count == len(rows):
+            return faults
         return faults | {number: fault for number, fault in enumerate(rows["fault"].to_pylist()) if fault is not None}
 
 
@@ -162,9 +167,14 @@ def _check_bytes(file: ShardFile, indexed: int, timeout: float | None) -> None:
 
 
 def _pairs(
-    rows: pa.Table, kept: NDArray[np.intp], human: NDArray[np.int8], decided: Decisions, contents: list[str]
+    rows: pa.Table,
+    kept: NDArray[np.intp],
+    human: NDArray[np.int8],
+    decided: Decisions,
+    contents: list[str],
+    keys: list[str],
 ) -> Pairs:
-    keys = rows["key"].to_pylist()
+    numbers = kept.tolist()
     return Pairs(
         row=kept.astype(np.int32),
         offset=rows["offset"].to_numpy()[kept],
@@ -172,13 +182,19 @@ def _pairs(
         sign=decided.sign[kept],
         human=human[kept],
         vote_share=decided.vote_share[kept],
-        content=np.array([int(contents[number] or "0", 16) for number in kept], dtype=np.uint64),
-        key=np.array([key_digest(keys[number]) for number in kept], dtype=np.uint64),
-        sizes=_sizes(rows)[kept],
+        content=_parsed([contents[number] for number in numbers]),
+        key=key_digests([keys[number] for number in numbers]),
+        sizes=_sizes(rows)[kept] if SIZES[0] in rows.column_names else np.broadcast_to(np.int32(0), (len(kept), 4)),
     )
 
 
+def _parsed(digests: list[str]) -> NDArray[np.uint64]:
+    """Parse `content_digest`s of 16 hexadecimal digits; an empty one is 0."""
+    digits = "".join(digests)
+    if len(digits) == 16 * len(digests) and "" not in digests:
+        return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
+    return np.array([int(digest or "0", 16) for digest in digests], dtype=np.uint64)
+
+
 def _sizes(rows: pa.Table) -> NDArray[np.int32]:
-    if SIZES[0] not in rows.column_names:
-        return np.zeros((len(rows), 4), np.int32)
     return np.stack([rows[name].to_numpy() for name in SIZES], 1)
