@@ -22,7 +22,7 @@ from lit_align.backbones.nf4 import quantize_linears
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, force_contiguous_proj_in
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.common.hub import ModelLocation
-from lit_align.diffusion import NoisedPair, NoiseSchedule, noise_pair, pair_errors
+from lit_align.diffusion import NoisedPair, NoiseSchedule, image_errors, noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw
 from lit_align.types import EncodedBatch, PairErrors
 from lit_align.user_errors import UserValueError
@@ -158,6 +158,13 @@ class Backbone(Encoders):
     def reference_pair_errors(self, encoded: EncodedBatch, draw: Draw) -> PairErrors:
         """Compute the reference's errors, without gradients; call it before `pair_errors`."""
         return self._pair_errors(self.denoise_by_reference, encoded, draw)
+
+    def chosen_errors(self, encoded: EncodedBatch, draw: Draw) -> Tensor:
+        """Compute the policy's errors of the chosen images alone, (batch,), at half the cost of `pair_errors`."""
+        clean = self.latent_space.sample(encoded.moments.values[:, 0], draw.posterior_noise)
+        noisy = self.schedule.add_noise(clean, draw.noise, draw.timesteps)
+        prediction = self.denoise(noisy, draw.timesteps, encoded.conditioning, encoded.time_ids[:, 0])
+        return image_errors(prediction, self.schedule.target(clean, draw.noise, draw.timesteps))
 
     def _pair_errors(self, denoise: Callable[..., Tensor], encoded: EncodedBatch, draw: Draw) -> PairErrors:
         noised = self.noise(encoded, draw)

@@ -1,7 +1,8 @@
 """Sample images from a backbone: one image per prompt, each from its own seed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -38,9 +39,12 @@ def generate(
     steps: int = 50,
     guidance_scale: float = 5.0,
     sampler: Sampler = "euler",
+    after_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """Return the images (n, 3, height, width) uint8 of `sample_images`, without checking that they are finite."""
-    return sample_images(backbone, prompts, seeds, height, width, steps, guidance_scale, sampler).images
+    return sample_images(
+        backbone, prompts, seeds, height, width, steps, guidance_scale, sampler, after_step=after_step
+    ).images
 
 
 @torch.no_grad()
@@ -53,12 +57,13 @@ def sample_images(
     steps: int = 50,
     guidance_scale: float = 5.0,
     sampler: Sampler = "euler",
+    after_step: Callable[[], object] | None = None,
 ) -> SampledImages:
     """Sample one image per prompt and seed; the caller chooses the autocast.
 
     An image's first noise depends only on its seed, so images of one prompt and seed are comparable across batches.
     Global random state, train/eval modes and weights are restored. Encoders loaded here are freed again; wrap several
-    calls in `borrowed_encoders` to load them once.
+    calls in `borrowed_encoders` to load them once. `after_step` is called after each sampling step, and may raise.
     """
     device = next(backbone.denoiser.parameters()).device
     shape = backbone.latent_shape(height, width)
@@ -73,6 +78,7 @@ def sample_images(
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             output_type="latent",
+            callback_on_step_end=None if after_step is None else partial(_call, after_step),
         ).images
         del pipeline  # it refers to the borrowed encoders, which could not be freed
         values = backbone.decode(latents)
@@ -85,6 +91,12 @@ def _pipeline(backbone: Backbone, sampler: Sampler) -> Any:
     pipeline.scheduler = scheduler.from_config(backbone.scheduler.config, **changes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _call(after_step: Callable[[], object], *pipeline_state: object) -> dict[str, Any]:
+    """Call `after_step` as diffusers calls back after a sampling step; changes none of its tensors."""
+    after_step()
+    return {}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_align.backbones.sharding import copy_full_, to_full, to_local
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
-from lit_align.callbacks.first_pairs import first_batches
+from lit_align.callbacks.first_pairs import first_sums
 from lit_align.callbacks.mean_errors import Mean, chosen_sums, mean_of
 from lit_align.common.files import atomic_path
 from lit_align.training.checkpoints.run_folder import run_folder
@@ -26,7 +26,6 @@ from lit_align.types import EncodedBatch, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
 Action = Literal["stop", "restore"]
-AnyBatch = PreferenceBatch | EncodedBatch
 START_PAIRS = 32  # of the first step, on all devices together, on which the start is measured
 START_DRAWS = 8  # noises and timesteps of each of these pairs
 SURE = 3.0  # standard errors
@@ -77,9 +76,8 @@ class DivergenceGuard(L.Callback):
 
     def _measure_start(self, trainer: L.Trainer, module: AlignmentModule) -> None:
         """Measure the start on the first pairs of all ranks, and say how long it took."""
-        began, sums = time.monotonic(), torch.zeros(3, device=module.device)
-        for batch in first_batches(trainer, -(-START_PAIRS // trainer.world_size)):
-            sums = sums + chosen_sums(batch.pairs, self._start_errors(trainer, module, batch))
+        began = time.monotonic()
+        sums = first_sums(trainer, module, -(-START_PAIRS // trainer.world_size), START_DRAWS)
         summed = self._reduced(trainer, sums)
         self.start = mean_of([summed])
         rank_zero_info(
@@ -87,22 +85,13 @@ class DivergenceGuard(L.Callback):
             f"each, took {time.monotonic() - began:.1f} s."
         )
 
-    @torch.no_grad()
-    def _start_errors(self, trainer: L.Trainer, module: AlignmentModule, batch: AnyBatch) -> Tensor:
-        """Measure chosen errors of the untrained model, (batch,), as means of several draws.
-
-        The error of one draw depends mostly on its timestep.
-        """
-        module.backbone.eval()  # no dropout
-        with trainer.precision_plugin.forward_context():
-            encoded = module.backbone.encode(batch)
-            draws = [module.validation_draw(encoded, repeat) for repeat in range(START_DRAWS)]
-            errors = [module.backbone.pair_errors(encoded, draw).chosen for draw in draws]
-        module.backbone.train()
-        return torch.stack(errors).mean(0)
-
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnyBatch, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: PreferenceBatch | EncodedBatch,
+        batch_idx: int,
     ) -> None:
         sums = chosen_sums(batch.pairs, outputs["chosen_error"])
         self._sums = sums if self._sums is None else self._sums + sums

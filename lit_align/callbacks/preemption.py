@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.internals import leave_fit, replace_signal_handlers
@@ -20,6 +21,7 @@ from lit_align.training.steps import at_step, total_steps
 
 NAME = "preempted.ckpt"
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+STARTING = "what is at work before the first step stops after a sampling step or a batch"
 EXIT_CODES = {number: 128 + number for number in (signal.SIGINT, signal.SIGTERM)} | {signal.SIGUSR1: REQUEUE}
 
 
@@ -38,6 +40,7 @@ class NotedSignals:
         self.trainer = trainer
         self.exit_code = 0  # of the gravest signal that this process received
         self._interrupted = False  # by Ctrl-C
+        self.training = False  # whether the first step has begun
         self.ended = False  # whether all ranks have agreed to end
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -57,8 +60,8 @@ class NotedSignals:
         self.exit_code = max(self.exit_code, EXIT_CODES[name])
         if self.trainer.is_global_zero:  # not by `logging`: the signal may have interrupted its stream
             again = " Ctrl-C again ends it at once." if name == signal.SIGINT else ""
-            text = f"{name.name}: a checkpoint will be written after this step, then the run ends.{again}\n"
-            os.write(2, text.encode())
+            before = "a checkpoint will be written after this step" if self.training else STARTING
+            os.write(2, f"{name.name}: {before}, then the run ends.{again}\n".encode())
 
     def _end_at_once(self) -> None:
         for checkpoint in self.trainer.checkpoint_callbacks:
@@ -78,8 +81,12 @@ class Preemption(L.Callback):
 
     After each step the ranks agree on it by reducing one number. The checkpoint, `preempted.ckpt` beside the others, is
     written after all other callbacks have acted, so that the resumed run equals the unbroken one. A signal during
-    validation, a sample grid or the start waits for the next step; a signal after the last step has no effect. A second
-    Ctrl-C ends the run at once, without a checkpoint.
+    validation or a sample grid waits for the next step; a signal after the last step has no effect. A second Ctrl-C
+    ends the run at once, without a checkpoint.
+
+    Before the first step there is nothing to save. The ranks agree after each batch of a validation, each sampling step
+    of an image and each evaluation by `DivergenceGuard`, and end there: a new run has no checkpoint, and a resumed one
+    has that from which it was resumed.
 
     `exit_code` is 75 after SIGUSR1, 130 after Ctrl-C, 143 after SIGTERM, else 0. The process should exit with it, and
     ignores these signals until then. A validation that was due at that step runs after the resume, see `DueValidation`.
@@ -98,6 +105,30 @@ class Preemption(L.Callback):
         replace_signal_handlers(trainer, self._signals)
         self._signals.register_signal_handlers()
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.end_before_first_step(trainer)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.end_before_first_step(trainer)  # the encoders have been loaded meanwhile
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any, **options: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.end_before_first_step(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.end_before_first_step(trainer)
+
+    def end_before_first_step(self, trainer: L.Trainer) -> None:
+        """End a run that has not begun its first step if a rank has received a signal; until then a collective."""
+        if self._signals.training:
+            return
+        self.exit_code = gravest(trainer, self._signals.exit_code)
+        if self.exit_code:
+            path = trainer.ckpt_path  # Lightning restores the step after `on_fit_start`
+            state = f"It can be resumed again from {path}." if path else "There is nothing to save."
+            rank_zero_info(f"Preemption: the run ends before its first step with exit code {self.exit_code}. {state}")
+        self._end()
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -114,6 +145,8 @@ class Preemption(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self.end_before_first_step(trainer)
+        self._signals.training = True
         self._end()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -126,6 +159,19 @@ class Preemption(L.Callback):
         if self.exit_code:
             self._signals.ended = True
             leave_fit()
+
+
+def end_if_signalled(trainer: L.Trainer) -> None:
+    """End a run before its first step if a rank has received a signal: a collective there, and nothing afterwards."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer's constructor
+        if isinstance(callback, Preemption):
+            callback.end_before_first_step(trainer)
+
+
+def requeue_on_usr1() -> None:
+    """Exit at once on SIGUSR1, with its code, until `Preemption` is set up; Python would die of it with code 138."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(REQUEUE))
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_align.backbones.sampling import generate
+from lit_align.callbacks.preemption import end_if_signalled
 from lit_align.callbacks.throughput import Throughput
 from lit_align.common.progress import show_progress
 from lit_align.training.module import AlignmentModule
@@ -27,7 +29,8 @@ def generate_on_ranks(
 ) -> tuple[list[int], Tensor]:
     """Generate this rank's share of the images, in the Trainer's precision, without a trace in the run.
 
-    One image at a time: training leaves little memory, and no image may depend on the number of ranks.
+    One image at a time: training leaves little memory, and no image may depend on the number of ranks. Before the first
+    training step a signal ends the run after the sampling step that it meets; all ranks take equally many.
 
     Args:
         trainer: of the run.
@@ -41,14 +44,24 @@ def generate_on_ranks(
     """
     assert isinstance(module, AlignmentModule)
     images, numbers = [], rank_share(trainer, len(prompts))
+    name = f"images of step {trainer.global_step:,}" if trainer.global_step else "images of the base model"
+    if trainer.global_step == 0:
+        size = f"{sampling.width} x {sampling.height} pixels"
+        rank_zero_info(f"{name}: {len(prompts)} of {size}, {sampling.steps} sampling steps each")
+    total, hidden = len(numbers) * sampling.steps, not trainer.is_global_zero
     with (
         trainer.precision_plugin.forward_context(),
         module.backbone.borrowed_encoders(),
-        show_progress(len(numbers), "generating", "image", delay=10.0, hidden=not trainer.is_global_zero) as bar,
+        show_progress(total, name, "sampling step", delay=10.0, hidden=hidden) as bar,
     ):
-        for number in numbers:
-            images.append(generate(module.backbone, [prompts[number]], [seeds[number]], *sampling))
+
+        def after_step() -> None:
             bar.update()
+            end_if_signalled(trainer)
+
+        for number in numbers:
+            prompt, seed = [prompts[number]], [seeds[number]]
+            images.append(generate(module.backbone, prompt, seed, *sampling, after_step=after_step))
     return numbers, torch.cat(images)
 
 

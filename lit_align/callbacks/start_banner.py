@@ -20,14 +20,30 @@ from lit_align.training.steps import accumulation, total_steps
 class StartBanner(L.Callback):
     """Prints parameters, effective batch, steps, the reference and the objective's formula with its numbers.
 
-    After the first backward pass it names trained weights that got no gradient.
+    It acts before all other callbacks, and before the first validation. After the first backward pass it names trained
+    weights that got no gradient.
     """
 
     def __init__(self) -> None:
+        self.printed = False
         self.looked = False  # for weights without gradients
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [self, *others]  # type: ignore[attr-defined]  # those of a config come before our defaults
+        self.printed = False
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._print(trainer, pl_module)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._print(trainer, pl_module)  # a resumed run has no sanity check
+
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignmentModule)
+        if self.printed:
+            return
+        self.printed = True
         if not trainer.datamodule.encoded:  # type: ignore[attr-defined]  # set by Trainer.fit
             pl_module.backbone.load_encoders()  # so that they are counted here, and not timed with the first step
         rank_zero_info(self.text(trainer, pl_module))

@@ -54,7 +54,9 @@ class StepProgress(ProgressBar):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_enabled and self.bar is None:
-            self.bar = show_progress(sum(int(n) for n in trainer.num_val_batches), "validate", "batch")
+            first = trainer.sanity_checking
+            counts = trainer.num_sanity_val_batches if first else trainer.num_val_batches
+            self.bar = show_progress(sum(int(n) for n in counts), "first validation" if first else "validate", "batch")
 
     def on_validation_batch_end(
         self,

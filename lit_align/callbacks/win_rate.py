@@ -8,7 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_align.callbacks.preemption import end_if_signalled
 from lit_align.callbacks.rank_images import Sampling, gather_shares, generate_on_ranks, pause_throughput
+from lit_align.common.progress import track
 from lit_align.evaluation.prompts import prompt_seed, read_prompts
 from lit_align.evaluation.win_rates import Comparison, compare
 from lit_align.internals import save_schedule
@@ -157,15 +159,20 @@ class WinRate(L.Callback):
         seeds = [prompt_seed(prompt, self.seed) for prompt in self.prompts]
         numbers, images = generate_on_ranks(trainer, pl_module, self.prompts, seeds, self.sampling)
         prompts = [self.prompts[number] for number in numbers]
-        columns = [self._score(scorer, images, prompts, pl_module.device) for scorer in self.scorers.values()]
+        columns = [self._score(trainer, name, images, prompts) for name in self.scorers]
         scores = gather_shares(trainer, pl_module, torch.stack(columns, 1), len(self.prompts))
         return dict(zip(self.scorers, scores.unbind(1), strict=True))
 
-    def _score(self, scorer: Scorer, images: Tensor, prompts: list[str], device: torch.device) -> Tensor:
+    def _score(self, trainer: L.Trainer, name: str, images: Tensor, prompts: list[str]) -> Tensor:
         """Score images one by one, (n,): in a batch, scores would depend on the number of ranks."""
-        scorer.prepare(device)
+        scorer, scores = self.scorers[name], []
+        pairs, hidden = zip(images, prompts, strict=True), not trainer.is_global_zero
+        scorer.prepare(trainer.strategy.root_device)
         try:
-            return torch.cat([scorer.score([image], [p]) for image, p in zip(images, prompts, strict=True)])
+            for image, prompt in track(pairs, len(prompts), f"scoring by {name}", "image", delay=10.0, hidden=hidden):
+                scores.append(scorer.score([image], [prompt]))
+                end_if_signalled(trainer)
+            return torch.cat(scores)
         finally:
             scorer.to("cpu")  # to free memory for training
 

@@ -17,7 +17,7 @@ import lit_align.objectives  # noqa: F401  # imported so that short class names 
 from lit_align.backbones.loading.meta import load_frozen_in
 from lit_align.callbacks import DivergenceGuard, Preemption
 from lit_align.callbacks.defaults import default_callbacks, without_rivals
-from lit_align.callbacks.preemption import ctrl_c_code
+from lit_align.callbacks.preemption import ctrl_c_code, requeue_on_usr1
 from lit_align.commands.shared.announced_checkpoint import choose_checkpoint
 from lit_align.commands.shared.command_line import ShortErrors
 from lit_align.commands.shared.launchers import seat_of
@@ -216,6 +216,7 @@ def validate(words: list[str]) -> None:
 
 
 def _run(subcommand: str, words: list[str]) -> None:
+    requeue_on_usr1()
     with ctrl_c_code():
         code = make_cli(AlignmentCLI, [subcommand, *words], run=True, prog="lit-align").exit_code
     if code:

@@ -29,6 +29,10 @@ def noise_pair(
 
 def pair_errors(prediction: Tensor, target: Tensor) -> PairErrors:
     """Compute the mean squared error of each image over its own elements, in float32, from (2 * batch, ...)."""
-    errors = (prediction.float() - target.float()).square().flatten(1).mean(1)
-    chosen, rejected = errors.chunk(2)
+    chosen, rejected = image_errors(prediction, target).chunk(2)
     return PairErrors(chosen, rejected)
+
+
+def image_errors(prediction: Tensor, target: Tensor) -> Tensor:
+    """Compute the mean squared error (n,) of each image over its own elements, in float32, from (n, ...)."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(1)

@@ -37,7 +37,7 @@ def test_the_start_costs_a_bounded_number_of_passes_before_the_first_step(tmp_pa
     passes, data = Passes(module), make_data(batch_size=4)
     with caplog.at_level("INFO"):
         fit(module, data, tmp_path, 2, callbacks=[DivergenceGuard(), passes], accumulate_grad_batches=2)
-    assert passes.images == [6 * 2 * 2, 4 * 2, 4 * 2, 4 * 2, 4 * 2]  # two images a pair, two batches a step
+    assert passes.images == [6 * 2, 4 * 2, 4 * 2, 4 * 2, 4 * 2]  # chosen ones; then both, of two batches
     assert "of 6 pairs with 2 draws each, took" in caplog.text
 
 

@@ -101,7 +101,6 @@ def whole(tmp_path_factory):
     [
         (USR1, "on_train_batch_start", 5, 3, 2),  # in the middle of a step, at whose end the reference moves
         (TERM, "on_train_batch_end", 4, 2, 0),
-        (USR1, "on_fit_start", 1, 1, 0),
         (INT, "on_train_batch_start", 3, 2, 2),  # a terminal sends it to the workers too
     ],
 )
@@ -122,6 +121,29 @@ def test_the_resumed_run_ends_with_the_weights_of_the_unbroken_one(
     assert code == 0
     assert rest["pairs"] == whole[1][2 * step :]
     assert equal(rest["weights"], whole[0])
+
+
+def test_a_resumed_run_that_a_signal_meets_before_its_first_step_stays_as_it_is(tmp_path, whole, caplog):
+    """Also while it makes up for a validation that was due, which is then still due."""
+    options = VALIDATES | {"accumulate_grad_batches": 2, "val_check_interval": 4}
+    callbacks = [Send(USR1, "on_train_batch_start", 8), *of_a_run(), Preemption()]
+    fit(moved(), make_data(batch_size=4), tmp_path, 6, callbacks=callbacks, **options)
+    path = tmp_path / "checkpoints/preempted.ckpt"
+    written = path.stat().st_mtime_ns
+    for send in (Send(TERM, "on_fit_start"), Send(TERM, "on_validation_batch_start")):
+        preemption, recorder = Preemption(), Recorder()
+        callbacks = [send, recorder, *of_a_run(), preemption]
+        with caplog.at_level("INFO"):
+            fit(moved(), make_data(batch_size=4), tmp_path, 6, path, callbacks, **options)
+        assert preemption.exit_code == 143
+        assert recorder.pairs == []
+        assert f"exit code 143. It can be resumed again from {path}." in caplog.text
+        caplog.clear()
+    assert path.stat().st_mtime_ns == written
+    module, logger = moved(), KeepLogs()
+    fit(module, make_data(batch_size=4), tmp_path, 6, path, of_a_run(), logger=logger, **options)
+    assert validations(logger) == whole[2][2:]
+    assert equal(weights(module), whole[0])
 
 
 def test_a_validation_that_was_due_runs_after_the_resume(tmp_path, whole):
