@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -94,6 +94,7 @@ class Preemption(L.Callback):
 
     def __init__(self) -> None:
         self.exit_code = 0
+        self._shared_batches = 0  # that every rank has, of a validation before the first step
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -111,8 +112,11 @@ class Preemption(L.Callback):
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.end_before_first_step(trainer)  # the encoders have been loaded meanwhile
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *arguments: Any, **options: Any) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        # Not after a rank's last batch: others may have more, and FSDP2 lets it take part in theirs meanwhile.
+        if batch_idx < self._shared_batches - 1:
             self.end_before_first_step(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -151,6 +155,12 @@ class Preemption(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end()
+        if trainer.state.fn == TrainerFn.FITTING and not self._signals.training:
+            counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+            self._shared_batches = reduced(trainer, int(sum(counts)), "min")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._shared_batches = 0
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end()
@@ -187,7 +197,12 @@ def ctrl_c_code() -> Iterator[None]:
 
 def gravest(trainer: L.Trainer, exit_code: int) -> int:
     """Return the greatest exit code of all ranks."""
+    return reduced(trainer, exit_code, "max")
+
+
+def reduced(trainer: L.Trainer, number: int, operation: Literal["max", "min"]) -> int:
+    """Return the greatest or the least number of all ranks; a collective."""
     if trainer.world_size == 1:
-        return exit_code
-    code = torch.tensor(exit_code, device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(code, reduce_op="max"))
+        return number
+    tensor = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(tensor, reduce_op=operation))

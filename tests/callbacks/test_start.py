@@ -113,6 +113,14 @@ def test_one_rank_ends_all_before_the_first_step(tmp_path, monkeypatch, at):
     assert written(tmp_path) == []
 
 
+def test_ranks_with_unequal_validations_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    """5 held-out batches: 2 for the first process, 3 for the second, which agree only where both have one more."""
+    monkeypatch.chdir(ROOT)
+    options = ["--trainer.limit_val_batches=1.0", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    fork_ranks(lambda: main([*words(tmp_path), *options]), 100)
+    assert [path.suffix for path in written(tmp_path)].count(".ckpt") == 2  # of step 1, and the link
+
+
 def test_the_banner_comes_before_what_takes_time(tmp_path, monkeypatch):
     """In a log file; then Ctrl-C in the base images, which would take minutes."""
     monkeypatch.chdir(ROOT)
