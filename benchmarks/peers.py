@@ -8,8 +8,9 @@ A peer is a checkout, or a folder that holds checkouts, of mapo-t2i/mapo (train.
 environment must have what they import (datasets, torchvision, wandb) beside lit-align's. Without --peer, lit-align and
 the bare loop are measured alone.
 
-Each training is a process with one thread, and no network. The pipeline is SDXL's layout with random weights, made on
-the spot and reduced to fit 20 minutes and 6 GB of memory: `UNET`, `LAYERS` and `SIDE` say how far; the VAE has its full size.
+Each training is a process with one thread, and no network; Linux counts its CPU seconds. The pipeline has SDXL's
+layout and random weights, made on the spot, and is reduced to fit 20 minutes and 6 GB of memory: `UNET`, `LAYERS` and
+`SIDE` say how far; the VAE has its full size.
 """
 
 import argparse
@@ -43,7 +44,7 @@ UNET = {
 }
 LAYERS = (12, 8)  # of the text encoders; the second one's are 32 in SDXL
 SIDE, TOY_SIDE = 96, 64  # pixels
-PAIRS, STEPS = 2, 4  # pairs a step; steps of a run, the first of which is not counted
+PAIRS, STEPS = 2, 3  # pairs a step; steps of a run, the first of which is not counted
 MAPO = "train.py"
 DPO = "examples/research_projects/diffusion_dpo/train_diffusion_dpo_sdxl.py"
 BARE = "bare UNet loop"
@@ -82,7 +83,7 @@ class Comparison:
         """Write the pipeline, and the pairs as a shard and as the table that the peers read."""
         reduced: dict[str, Any] = {} if self.toy else {"unet": UNET, "layers": LAYERS}
         count = write_pipeline(self.pipeline, "sdxl", toy=self.toy, **reduced)
-        pairs = [pair(number, self.side) for number in range(PAIRS * (STEPS + 1))]
+        pairs = [pair(number, self.side) for number in range(PAIRS * STEPS)]
         shard = self.work / f"pairs-{self.side}/00000.tar"
         shard.parent.mkdir()
         write_shard(shard, pairs)
@@ -103,7 +104,7 @@ class Comparison:
         command = [*_lit_align("encode"), *line, f"--output={self.work / 'cache'}", "--accelerator=cpu"]
         before = _children_seconds()
         subprocess.run(command, cwd=ROOT, env=self._environment(), check=True, timeout=self.record.left(), **QUIET)
-        count = PAIRS * (STEPS + 1)
+        count = PAIRS * STEPS
         return {"CPU s a pair, with the start": (_children_seconds() - before) / count, "pairs": count}
 
     def runs(self) -> Iterator[Run]:
@@ -221,11 +222,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if missing := [str(folder) for folder in arguments.peer if not folder.is_dir()]:
         parser.error(f"--peer: {', '.join(missing)} is no folder")
+    python = shutil.which(arguments.peer_python)
+    if python is None:
+        parser.error(f"--peer-python: {arguments.peer_python} is no program")
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-peers-")) / "work").resolve()
     work.mkdir(parents=True)
     try:
         record = Record(arguments.out, about("cpu"), 60 * arguments.minutes)
-        comparison = Comparison(work, arguments.toy, arguments.peer, arguments.peer_python, record)
+        comparison = Comparison(work, arguments.toy, arguments.peer, os.path.abspath(python), record)
         if record.measure("made", "pipeline and pairs", comparison.prepare) is None:
             sys.exit("The pipeline and the pairs could not be made.")
         record.measure("made", "cache", comparison.encode)
