@@ -18,7 +18,7 @@ begin = @test ! -e $(1) -o -e $(1)/$(MADE) || { echo "$(1) is a run of yours. Mo
 export TRANSFORMERS_VERBOSITY = error
 
 .NOTPARALLEL:  # the targets share .venv and runs
-.PHONY: quickstart quickstart_balanced_dpo objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks docs walk lint format clean
+.PHONY: quickstart quickstart_balanced_dpo objectives_table test test_slow test_all test_mutations test_slurm_limit test_kills test_notebooks notebooks docs walk bench lint format clean
 
 quickstart: $(INSTALLED)
 	$(call begin,$(QUICKSTART))
@@ -82,6 +82,14 @@ docs: $(INSTALLED_DOCS)
 # Every command of every page, as written, in a fresh clone: about 15 minutes on two cores.
 walk: $(INSTALLED_DEV)
 	$(BIN)/python scripts/walk.py
+
+# CPU seconds and memory of trainings beside a bare loop, at most 20 minutes; writes runs/bench. PEER=DIR, a folder with
+# checkouts of mapo-t2i/mapo and huggingface/diffusers, adds the released scripts; PEER_PYTHON runs them, and needs
+# datasets, torchvision and wandb beside what lit-align needs.
+PEER_PYTHON ?= $(BIN)/python
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/peers.py --out runs/bench --minutes 20 \
+		$(if $(PEER),--peer $(PEER) --peer-python $(PEER_PYTHON))
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

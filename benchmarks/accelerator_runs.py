@@ -82,7 +82,7 @@ class Site:
         shard = self.work / f"pairs-{side}/00000.tar"
         if not shard.exists():
             shard.parent.mkdir(parents=True, exist_ok=True)
-            write_shard(shard, (_pair(number, side) for number in range(self.count)))
+            write_shard(shard, (pair(number, side) for number in range(self.count)))
         return str(shard)
 
     @property
@@ -91,7 +91,7 @@ class Site:
         return 8 if self.toy else 96
 
 
-def _pair(number: int, side: int) -> NewPair:
+def pair(number: int, side: int) -> NewPair:
     """A pair of smooth random images, whose files are about as large as photographs'."""
     draw = np.random.default_rng(number)
 

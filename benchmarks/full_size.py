@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +92,14 @@ KINDS = {
 }
 
 
-def write_pipeline(folder: Path, name: str, device: str = "cpu", toy: bool = False) -> int:
+def write_pipeline(
+    folder: Path,
+    name: str,
+    device: str = "cpu",
+    toy: bool = False,
+    unet: Mapping[str, Any] | None = None,
+    layers: Sequence[int] | None = None,
+) -> int:
     """Write a pipeline folder in bfloat16, and return the number of the UNet's parameters.
 
     Args:
@@ -100,8 +107,14 @@ def write_pipeline(folder: Path, name: str, device: str = "cpu", toy: bool = Fal
         name: a key of `KINDS`.
         device: on which the random weights are drawn.
         toy: a twentieth of the UNet's channels, and two of each encoder's layers.
+        unet: settings in place of those of the UNet's config.
+        layers: of each text encoder, in place of the config's.
     """
     kind = KINDS[name]
+    texts = kind.encoders
+    if layers is not None:
+        texts = tuple({**config, "num_hidden_layers": count} for config, count in zip(texts, layers, strict=True))
+    kind = kind._replace(unet={**kind.unet, **(unet or {})}, encoders=texts)
     unet_config, encoder_configs = _toy(kind) if toy else (kind.unet, kind.encoders)
     channels = (16, 32, 32, 32) if toy else (128, 256, 512, 512)
     make_vae = _maker(
@@ -118,10 +131,10 @@ def write_pipeline(folder: Path, name: str, device: str = "cpu", toy: bool = Fal
     )
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    unet = random_weights(_maker(UNet2DConditionModel, **unet_config), device)
-    unet.save_pretrained(part / "unet", max_shard_size="20GB")
-    count = sum(parameter.numel() for parameter in unet.parameters())
-    del unet
+    denoiser = random_weights(_maker(UNet2DConditionModel, **unet_config), device)
+    denoiser.save_pretrained(part / "unet", max_shard_size="20GB")
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
+    del denoiser
     random_weights(make_vae, device).save_pretrained(part / "vae")
     for number, config in enumerate(encoder_configs):
         _write_encoder(part, "" if number == 0 else f"_{number + 1}", config, device)

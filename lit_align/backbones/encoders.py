@@ -54,8 +54,17 @@ class Encoders(EncoderParts):
         if self.vae_precision == "fp16" and not (moments.is_meta or moments.isfinite().all()):
             numbers = batch.pairs.numbers[~moments.isfinite().flatten(1).all(1)].tolist()
             raise self.not_finite(f"pair {numbers[0]} of the data", self.vae_precision)
-        conditioning = self.encode_prompts(batch.prompts)
+        conditioning = self._encode_distinct(batch.prompts)
         return EncodedBatch(Moments(moments), batch.time_ids, conditioning, self.empty_conditioning(), batch.pairs)
+
+    def _encode_distinct(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Encode each distinct prompt once: pairs of one prompt often stand in one batch."""
+        distinct = list(dict.fromkeys(prompts))
+        conditioning = self.encode_prompts(distinct)
+        if len(distinct) == len(prompts):
+            return conditioning
+        rows = [distinct.index(prompt) for prompt in prompts]
+        return {name: value[rows] for name, value in conditioning.items()}
 
     def not_finite(self, where: str, precision: str) -> UserValueError:
         """Make the error for the latents of a pair, named by `where`, that are not finite in `precision`."""

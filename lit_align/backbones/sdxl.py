@@ -38,6 +38,8 @@ class StableDiffusionXL(Backbone):
         SDXL was trained with zeros for an empty prompt, not with an encoded empty string; the pipeline's config says
         which.
         """
+        if self.zeros_for_empty_prompt and not any(prompts):
+            return self._zeros(len(prompts))
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
             output = run_text_encoder(tokenizer, encoder, prompts)
@@ -47,6 +49,13 @@ class StableDiffusionXL(Backbone):
             keep = torch.tensor([prompt != "" for prompt in prompts]).to(hidden[0].device)
             return {key: value * keep.view(-1, *[1] * (value.ndim - 1)) for key, value in conditioning.items()}
         return conditioning
+
+    def _zeros(self, count: int) -> dict[str, Tensor]:
+        """Conditioning of empty prompts that are zeros: no encoder needs to run for them."""
+        width, pooled = sum(config.hidden_size for config in self.text_configs), self.text_configs[-1].projection_dim
+        like = next(self.text_encoders.parameters())
+        hidden = like.new_zeros(count, self.tokenizers[0].model_max_length, width)
+        return {"hidden": hidden, "pooled": like.new_zeros(count, pooled)}
 
     def _denoise(
         self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], time_ids: Tensor

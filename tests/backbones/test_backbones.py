@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_align.backbones.encoders import to_pixels
 from lit_align.backbones.sampling import generate
+from lit_align.types import PairInfo, PreferenceBatch
 from tests.support.paths import PAIRS, PIPELINE
 from tests.support.published_unets import PUBLISHED
 
@@ -160,6 +161,36 @@ def test_the_empty_prompt_follows_the_precision():
         for name, value in encoders.empty_conditioning().items():
             assert value.dtype == dtype
             assert torch.equal(value, encoded[name])
+
+
+def test_each_distinct_prompt_of_a_batch_is_encoded_once(sdxl, images):
+    prompts, seen = ["fox", "red apple", "fox", "fox"], []
+    pixels, ids = images[:4].unsqueeze(1).repeat(1, 2, 1, 1, 1), torch.zeros(4, 2, 6).long()
+    ones = torch.ones(4)
+    info = PairInfo(torch.arange(4), ones, ones < 0, ones.long(), ones, False)
+    hook = sdxl.text_encoders[1].register_forward_hook(lambda _, inputs, output: seen.append(len(output.text_embeds)))
+    try:
+        found = sdxl.encode(PreferenceBatch(pixels, ids, prompts, info)).conditioning
+    finally:
+        hook.remove()
+    assert seen[0] == 2
+    distinct = sdxl.encode_prompts(["fox", "red apple"])
+    together = sdxl.encode_prompts(prompts)
+    for name, value in found.items():
+        assert torch.equal(value, distinct[name][[0, 1, 0, 0]])
+        torch.testing.assert_close(value, together[name], rtol=1e-5, atol=1e-5)
+
+
+def test_empty_prompts_that_are_zeros_run_no_encoder(sdxl):
+    hooks = [encoder.register_forward_hook(lambda *_: pytest.fail("ran")) for encoder in sdxl.text_encoders]
+    try:
+        empty = sdxl.encode_prompts(["", ""])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, value in sdxl.encode_prompts(["", "fox"]).items():
+        assert empty[name].dtype == value.dtype
+        assert torch.equal(empty[name], torch.zeros_like(value))
 
 
 def test_vae_from_another_folder():
