@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # finds `benchmarks`
 from benchmarks.accelerator import about
 from benchmarks.accelerator_record import Facts, Record
 from benchmarks.accelerator_runs import ROOT, TOTAL, UNITS, Site, callback, words
+from benchmarks.peers_marks import peak_bytes
 from lit_align.backbones.loading.trained import read_trained
 from lit_align.backbones.lora import POLICY
 from lit_align.data.labels.score_files import Identity, Scores, side_file, write_scores
@@ -90,12 +91,6 @@ class StepRecord(L.Callback):
         found = {"seconds": self.seconds, "peak": peak_bytes(), "loss": outputs["loss"].item()}
         Path(self.path).write_text(json.dumps(found))
         self.started = time.process_time()
-
-
-def peak_bytes() -> int:
-    """Return the peak of this process' main memory that was ever in use, in bytes; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def score(shard: str) -> None:

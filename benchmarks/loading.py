@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # finds `benchmarks`
 
-from benchmarks.full_size_runs import peak_bytes
+from benchmarks.peers_marks import peak_bytes
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_align.backbones.loading.meta import load_frozen_in
 

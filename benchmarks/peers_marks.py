@@ -56,15 +56,16 @@ def watch(
     timer.start()
     try:
         with log.open("wb") as file:
-            tail = b""
+            tail, peak = b"", 0
             while data := os.read(process.stdout.fileno(), 65536):
                 file.write(data)
                 tail += data
                 for step in STEP.findall(tail):
                     if int(step):
                         times.setdefault(int(step), cpu_seconds(process.pid))
+                peak = max(peak, peak_bytes(process.pid))
                 tail = tail[-TAIL:]
-        _, status, usage = os.wait4(process.pid, 0)
+        _, status, usage = os.wait4(process.pid, 0)  # its peak of memory may be that of this process, before the fork
         process.returncode = os.waitstatus_to_exitcode(status)
     finally:
         timer.cancel()
@@ -77,7 +78,7 @@ def watch(
         "CPU s a step": (times[steps] - times[1]) / (steps - 1),
         "fastest": min(each),
         "slowest": max(each),
-        "peak GB": usage.ru_maxrss * 1024 / 1e9,
+        "peak GB": peak / 1e9,
         "CPU s in all": usage.ru_utime + usage.ru_stime,
     }
 
@@ -86,3 +87,9 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU seconds that all threads of a process have used: user's and system's, to a hundredth."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_bytes(process: int | str = "self") -> int:
+    """Return the most main memory that a process has ever held, in bytes; 0 once it has ended. Linux only."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
