@@ -92,7 +92,7 @@ class EncodedBatch(NamedTuple):
 
     def drop_prompts(self, dropped: Tensor) -> "EncodedBatch":
         """Replace the prompts of some pairs by the empty one; `dropped` is (batch,) bool."""
-        dropped = dropped.to(self.time_ids.device)
+        dropped = dropped.to(self.time_ids.device, non_blocking=True)  # else the host would wait for the device
         conditioning = {
             name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), self.empty[name].to(value), value)
             for name, value in self.conditioning.items()

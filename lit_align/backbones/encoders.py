@@ -145,4 +145,4 @@ def run_text_encoder(tokenizer: CLIPTokenizer, encoder: nn.Module, prompts: list
     ids = tokenize(tokenizer, prompts)
     device = next(encoder.parameters()).device
     with outside_autocast(device):
-        return encoder(ids.to(device), output_hidden_states=True)
+        return encoder(ids.to(device, non_blocking=True), output_hidden_states=True)

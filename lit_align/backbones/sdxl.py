@@ -46,7 +46,7 @@ class StableDiffusionXL(Backbone):
             hidden.append(output.hidden_states[-2])
         conditioning = {"hidden": torch.cat(hidden, dim=-1), "pooled": output.text_embeds}
         if self.zeros_for_empty_prompt and "" in prompts:
-            keep = torch.tensor([prompt != "" for prompt in prompts]).to(hidden[0].device)
+            keep = torch.tensor([prompt != "" for prompt in prompts]).to(hidden[0].device, non_blocking=True)
             return {key: value * keep.view(-1, *[1] * (value.ndim - 1)) for key, value in conditioning.items()}
         return conditioning
 

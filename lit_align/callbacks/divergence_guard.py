@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from lit_align.backbones.sharding import copy_full_, to_full, to_local
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
@@ -98,10 +99,16 @@ class DivergenceGuard(L.Callback):
         if not at_step(trainer):
             return
         assert isinstance(pl_module, AlignmentModule)
+        *step, broken = self._reduced(trainer, torch.cat([self._sums, self._not_finite(pl_module)]))
         if pl_module.skipping.count == self._left_out:  # the errors of a skipped step mean nothing
-            self.recent.append(self._reduced(trainer, self._sums))
+            self.recent.append(step)
         self._left_out, self._sums = pl_module.skipping.count, None
-        self._act(trainer, pl_module, self._fault(trainer, pl_module))
+        self._act(trainer, pl_module, self._fault(pl_module, broken > 0))
+
+    def _not_finite(self, module: AlignmentModule) -> Tensor:
+        """(1,) 1 where a weight on this device is not finite: then the norm of all is not. Few kernels read them."""
+        weights = [to_local(weight.detach()) for weight in module.backbone.trainable_parameters().values()]
+        return 1.0 - get_total_norm(weights).isfinite().float().reshape(1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -116,14 +123,11 @@ class DivergenceGuard(L.Callback):
         if self.seen is None and self.action == "restore" and (self.best is None or loss < self.best["loss"]):
             self._keep(trainer, pl_module, loss)
 
-    def _fault(self, trainer: L.Trainer, module: L.LightningModule) -> str | None:
-        """Describe what is wrong after a step; equal on all ranks."""
-        assert isinstance(module, AlignmentModule)
+    def _fault(self, module: AlignmentModule, broken: bool) -> str | None:
+        """Describe what is wrong after a step; equal on all ranks. `broken`: whether weights are not finite."""
         if module.skipping.fault is not None:
             return module.skipping.fault
-        weights = module.backbone.trainable_parameters().values()
-        finite = torch.stack([to_local(weight.detach()).isfinite().all() for weight in weights]).all()
-        if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+        if broken:
             return "some weights are not finite"
         now, start, limit = mean_of(self.recent), self.start, 1 + self.max_rise
         if start is None or now is None or len(self.recent) < self.window:
@@ -224,6 +228,7 @@ class DivergenceGuard(L.Callback):
         )
 
     def _reduced(self, trainer: L.Trainer, sums: Tensor) -> list[float]:
+        """Sum over all ranks, and wait for the device."""
         summed: list[float] = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return summed
 

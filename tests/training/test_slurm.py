@@ -235,7 +235,7 @@ def test_an_array_of_seeds(site):
     array = submit(site, options(site.folder, steps=2), *ON_ONE, "--array=0-1")
     saved = []
     for task in (0, 1):
-        site.cluster.wait(f"{array}_{task}", 150)
+        site.cluster.wait(f"{array}_{task}", 300)
         saved.append(checkpoint(site, f"job_{array}_{task}", "step=2"))
     assert [each["lit_align"]["seed"] for each in saved] == [0, 1]
     assert [each["global_step"] for each in saved] == [2, 2]
