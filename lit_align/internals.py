@@ -158,6 +158,21 @@ def unscales_gradients(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
+def set_unscales_gradients(optimizer: torch.optim.Optimizer, unscales: bool) -> None:
+    """Set the mark of `unscales_gradients` where an optimizer has it: a restored state may say another step than it."""
+    if hasattr(optimizer, "_step_supports_amp_scaling"):
+        optimizer._step_supports_amp_scaling = unscales
+
+
+def allow_graphs(count: int) -> None:
+    """Let torch.compile keep this many graphs of a function, or more if it may already; beyond them it runs uncompiled.
+
+    Some versions take the limit as an argument; this setting has a private home in all.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, count)
+
+
 def shut_down_workers(loader: DataLoader[Any]) -> None:
     """End a DataLoader's persistent workers now, even while a traceback still holds their iterator."""
     iterator: Any = loader._iterator

@@ -24,10 +24,12 @@ from lit_align.backbones.sharding import shard_denoiser
 from lit_align.common.hub import ModelLocation
 from lit_align.diffusion import NoisedPair, NoiseSchedule, image_errors, noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw
+from lit_align.internals import allow_graphs
 from lit_align.types import EncodedBatch, PairErrors
 from lit_align.user_errors import UserValueError
 
 __all__ = ["DTYPES", "Backbone", "Precision"]
+GRAPHS = 64  # of a transformer block: torch's own limit of 8 is met by two widths, a reference, a validation and a grid
 
 
 class Backbone(Encoders):
@@ -74,7 +76,8 @@ class Backbone(Encoders):
             self.denoiser_location, UNet2DConditionModel.load_config(repo, subfolder="unet", revision=revision)
         )
         self.scheduler = load_scheduler(repo, revision, self.pipeline_config.get("scheduler", [None, None])[1])
-        dtype = torch.float32 if lora is None else frozen_dtype()
+        # NF4 rounds float32, so that a base does not depend on the precision of the run that it is loaded for.
+        dtype = frozen_dtype() if lora is not None and lora.base == "compute" else torch.float32
         self.denoiser = load_model(UNet2DConditionModel, self.denoiser_location, dtype)
         self.schedule = NoiseSchedule(self.scheduler.alphas_cumprod, self.scheduler.config.prediction_type)
         self.channels_last, self.compiles = channels_last, compile
@@ -191,9 +194,10 @@ class Backbone(Encoders):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the transformer blocks of the denoiser and its frozen copy, if the backbone is to; idempotent.
 
-        Each is compiled when it is first called. The blocks are alike, so that one compilation serves all of a width.
+        Each is compiled when it is first called, again for other widths, adapters and sizes, and without gradients.
         """
         if self.compiles and not self._compiled:
+            allow_graphs(GRAPHS)
             for denoiser in (self.denoiser, *(self.reference.own_denoisers() if self.reference else [])):
                 denoiser.compile_repeated_blocks(backend=backend)
             self._compiled = True
@@ -204,13 +208,8 @@ class Backbone(Encoders):
         The copy has no backward pass, so `keep_for_backward` does not apply to it.
 
         Raises:
-            ValueError: if a LoRA is trained, or if the weights are in channels_last order.
+            ValueError: if a LoRA is trained.
         """
-        if self.channels_last:
-            raise UserValueError(
-                "trainer.strategy shards the weights, which torch does only where they are contiguous, but "
-                "model.backbone.channels_last is true. Set it to false."
-            )
         if self.lora is not None:
             raise UserValueError(
                 "trainer.strategy shards the weights of a whole denoiser, but model.backbone.lora is set: its frozen "

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isinf
 from types import FrameType
 from typing import Any, Literal
 
@@ -157,7 +158,8 @@ class Preemption(L.Callback):
         self._end()
         if trainer.state.fn == TrainerFn.FITTING and not self._signals.training:
             counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-            self._shared_batches = reduced(trainer, int(sum(counts)), "min")
+            own = sum(counts)  # infinite for a loader without a length
+            self._shared_batches = reduced(trainer, 0 if isinf(own) else int(own), "min")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._shared_batches = 0

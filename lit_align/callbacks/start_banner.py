@@ -14,7 +14,7 @@ from lit_align.memory import Shares, measure_optimizer, weigh
 from lit_align.training.lr_schedulers import rate_lines
 from lit_align.training.module import AlignmentModule
 from lit_align.training.rounding import rounding_line
-from lit_align.training.steps import accumulation, total_steps
+from lit_align.training.steps import accumulated, accumulation, total_steps
 
 
 class StartBanner(L.Callback):
@@ -68,7 +68,7 @@ class StartBanner(L.Callback):
         lines = [
             f"lit-align: {type(module.backbone).__name__} from {module.backbone.repo}",
             *model_lines(module, trainer.callbacks),  # type: ignore[attr-defined]
-            batch_line(batch, trainer.accumulate_grad_batches, trainer.world_size, _by_epoch(trainer)),
+            batch_line(batch, accumulated(trainer), trainer.world_size, _by_epoch(trainer)),
             f"  until       {until}, from step {trainer.global_step:,}; precision {trainer.precision}",
             *_rounding(trainer),
             *rate_lines(module.optimizer, module.lr_scheduler, steps),

@@ -19,8 +19,8 @@ def clip(weights: Sequence[nn.Parameter], most: float | None, algorithm: str | N
         algorithm: `value`, or `norm` and None for the norm.
     """
     norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    if most and algorithm == "value":
+    if most is not None and most > 0 and algorithm == "value":
         clip_grad_value_(weights, most)
-    elif most:
+    elif most is not None and most > 0:
         clip_grads_with_norm_(weights, most, norm)
     return to_full(norm)

@@ -19,6 +19,7 @@ from lit_align.training.clipping import clip
 from lit_align.training.lr_schedulers import Plateau, check_first_validation, follow_validation, with_schedule
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
+from lit_align.training.optimizer_state import fit_to_weights
 from lit_align.training.saved_module import SavedModule
 from lit_align.training.steps import at_logged_step, restore_accumulation
 from lit_align.training.strategies import FSDP2
@@ -202,6 +203,11 @@ class AlignmentModule(SavedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
+        if self.backbone.channels_last and type(optimizer).__module__.startswith("bitsandbytes"):
+            raise UserValueError(
+                f"model.optimizer is {type(optimizer).__name__} of bitsandbytes, which makes weights contiguous at "
+                "each step, but model.backbone.channels_last is true. Set it to false."
+            )
         if self.lr_scheduler is None:
             return optimizer
         return with_schedule(self.trainer, self.optimizer, optimizer, self.lr_scheduler, self.val_metrics.names)
@@ -213,6 +219,8 @@ class AlignmentModule(SavedModule):
 
     def on_train_start(self) -> None:
         self.run_record.take(self)
+        for optimizer in self.trainer.optimizers:
+            fit_to_weights(optimizer)
         restore_accumulation(self.trainer)
         check_first_validation(self.trainer)
 
@@ -220,12 +228,12 @@ class AlignmentModule(SavedModule):
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode
         self._prepare_frozen()
         self.backbone.compile_blocks()
-        if self.float32_matmul is not None:
-            torch.set_float32_matmul_precision(self.float32_matmul)
 
     def on_validation_start(self) -> None:
         self._prepare_frozen()
 
     def _prepare_frozen(self) -> None:
-        """Cast frozen weights. Earlier the precision plugin would still round the VAE's."""
+        """Cast frozen weights, and set the precision of products. Earlier the plugin would still round the VAE's."""
+        if self.float32_matmul is not None:
+            torch.set_float32_matmul_precision(self.float32_matmul)
         self.backbone.cast_frozen(compute_dtype(self.trainer.precision))

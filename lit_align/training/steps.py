@@ -28,6 +28,8 @@ def total_steps(trainer: L.Trainer) -> int | None:
         return most
     if (changing := accumulation(trainer)) is None:
         return int(trainer.estimated_stepping_batches)
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()  # as `estimated_stepping_batches` does
     counts = [changing.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs or 0)]
     steps = sum(-(-int(trainer.num_training_batches) // count) for count in counts)
     return steps if most is None else min(steps, most)

@@ -42,9 +42,11 @@ class FSDP2(ModelParallelStrategy):
         self._rounds = 0  # held-out batches of the device that has most
 
     def setup_environment(self) -> None:
-        """Raises UserValueError if the precision is not supported, or if a LoRA is trained."""
+        """Raises UserValueError if the precision is not supported, a LoRA is trained, or weights are channels_last."""
         module: Any = self.lightning_module
-        self._refuse(precision=self.precision_plugin.precision, lora=module.backbone.lora is not None)
+        backbone = module.backbone
+        options = {"lora": backbone.lora is not None, "channels_last": backbone.channels_last}
+        self._refuse(precision=self.precision_plugin.precision, **options)
         assert self.cluster_environment is not None
         shard_over_all_devices(self, self.num_nodes * self.num_processes)
         super().setup_environment()

@@ -40,7 +40,11 @@ def check_strategy(strategy: Strategy | str) -> None:
 
 
 def refusals(
-    strategy: str, precision: str | None = None, optimizer: str | None = None, lora: bool = False
+    strategy: str,
+    precision: str | None = None,
+    optimizer: str | None = None,
+    lora: bool = False,
+    channels_last: bool = False,
 ) -> list[str]:
     """List the settings that FSDP2 and ZeRO2 do not train with, each with what to set instead.
 
@@ -49,6 +53,7 @@ def refusals(
         precision: of the Trainer, in its full spelling; None is not checked.
         optimizer: import path of its class; None is not checked.
         lora: whether an adapter is trained.
+        channels_last: whether weights of convolutions are in this order.
     """
     found = []
     if precision is not None and precision not in SUPPORTED:
@@ -65,5 +70,10 @@ def refusals(
         found.append(
             f"model.backbone.lora is set, but {strategy} shards a full denoiser, whose frozen weights cannot be in the "
             "compute precision. A LoRA needs little memory: set trainer.strategy to ddp."
+        )
+    if channels_last:
+        found.append(
+            f"model.backbone.channels_last is true, but {strategy} shards weights, which torch does with contiguous "
+            "ones only. Set it to false."
         )
     return found

@@ -179,7 +179,9 @@ def test_a_resumed_run_ends_like_the_unbroken_one(tmp_path, precision):
     began = saved["lit_align"]
     older = began | {"lora": {name: value for name, value in began["lora"].items() if name != "base"}}
     now = began | {"lora": began["lora"] | {"base": "compute"}}
-    check_beginning(older, began, "stop")  # from a version without `base`
+    check_beginning(older, now, "stop")  # a version without `base` had no other
+    with pytest.raises(UserValueError, match=r"another backbone: .*base"):
+        check_beginning(older, began, "stop")
     with pytest.raises(UserValueError, match=r"another backbone: .*base"):
         check_beginning(began, now, "stop")
 

@@ -1,5 +1,8 @@
 """Compiled blocks and weights in channels_last order: the numbers of the plain denoiser, and its checkpoints."""
 
+from functools import partial
+
+import bitsandbytes
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -8,8 +11,8 @@ from torch._dynamo.utils import counters
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.commands.export import export
 from lit_align.objectives import DiffusionDPO
+from lit_align.training.strategy_checks import refusals
 from lit_align.user_errors import UserValueError
-from tests.support.pipelines import small_sdxl
 from tests.support.runs import equal, fit, keep_all, make_data, make_module, weights
 
 BACKEND = "aot_eager"  # torch's own capture and gradients with plain kernels: inductor takes minutes on a CPU
@@ -59,7 +62,14 @@ def test_compiled_blocks_give_the_plain_numbers(lora):
     errors = expected[0].chunk(2)
     assert not torch.allclose(*errors, rtol=1e-3)  # policy and reference
     assert_alike(measure(compiled), expected)
-    assert counters["frames"]["ok"] > 0
+    for size in (1, 3):  # as in a last batch, without gradients
+        more = make_data(flip_probability=0.0, batch_size=size)
+        more.setup("fit")
+        encoded = compiled.backbone.encode(next(iter(more.train_dataloader())))
+        with torch.no_grad():
+            compiled.backbone.pair_errors(encoded, compiled.validation_draw(encoded, 0))
+    assert counters["frames"]["ok"] == counters["frames"]["total"] > 0  # none was left uncompiled
+    assert torch._dynamo.config.recompile_limit >= 64
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
@@ -71,6 +81,7 @@ def test_weights_in_channels_last_order_give_the_plain_numbers(lora):
 def test_a_run_in_channels_last_order_is_exported_and_goes_on_without(tmp_path):
     def module(channels_last):
         built = make_module(backbone=lambda r, lora: StableDiffusionXL(r, lora=lora, channels_last=channels_last))
+        built.optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=True)  # walks weights and their state side by side
         kernels = [weight for weight in built.backbone.denoiser.parameters() if weight.ndim == 4]
         ordered = [weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels]
         assert all(ordered) if channels_last else not all(ordered)
@@ -91,7 +102,11 @@ def test_a_run_in_channels_last_order_is_exported_and_goes_on_without(tmp_path):
     assert (end - other).norm() < 0.01 * (end - start).norm()
 
 
-def test_weights_in_channels_last_order_are_not_sharded():
-    built = StableDiffusionXL(str(small_sdxl()), channels_last=True)
-    with pytest.raises(UserValueError, match=r"model\.backbone\.channels_last is true\. Set it to false"):
-        built.shard(None, None)
+def test_what_would_undo_channels_last_order_is_refused(tmp_path):
+    assert refusals("FSDP2") == []
+    (refusal,) = refusals("FSDP2", channels_last=True)
+    assert refusal.startswith("model.backbone.channels_last is true, but FSDP2 shards weights")
+    module = make_module(backbone=lambda r, lora: StableDiffusionXL(r, lora=lora, channels_last=True))
+    module.optimizer = partial(bitsandbytes.optim.AdamW8bit, lr=1e-4)
+    with pytest.raises(UserValueError, match=r"AdamW8bit of bitsandbytes.*channels_last is true\. Set it to false"):
+        fit(module, make_data(), tmp_path, 1)

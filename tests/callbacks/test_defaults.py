@@ -86,6 +86,16 @@ def test_changing_accumulation_is_told_counted_and_resumed(tmp_path):
     assert total_steps(trainer) == 7 + 5 + 5  # of 13 batches
 
 
+def test_the_banner_counts_changing_steps_before_the_first_validation(tmp_path, caplog):
+    """The training pairs are not set up there, unless someone counts them."""
+    changing, module, data = GradientAccumulationScheduler({0: 2, 1: 3}), make_module(lora=LoRA(rank=2)), make_data()
+    options = {"max_epochs": 1, "num_sanity_val_steps": 1, "limit_val_batches": 1, "limit_train_batches": 3}
+    trainer = fit(module, data, tmp_path, -1, callbacks=[StartBanner(), changing], **options)
+    assert trainer.global_step == 2
+    assert "4 pairs a step = 2 a device x 2 accumulated (3 from epoch 1 on) x 1" in caplog.text
+    assert "until       1 epochs, 2 optimizer steps, from step 0" in caplog.text
+
+
 class SlowLoader(L.Callback):
     """Makes each batch late by a share of a second."""
 

@@ -1,12 +1,14 @@
 """Gradients are clipped as the Trainer says, with fused optimizers too, and the norm is that from before."""
 
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
 
 from lit_align.backbones import LoRA
 from lit_align.training.clipping import clip
-from tests.support.runs import equal, fit, make_data, make_module, weights
+from tests.support.runs import equal, fit, keep_all, make_data, make_module, weights
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,31 @@ class Scaled(L.Callback):
 
     def on_train_start(self, trainer, pl_module):
         trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+
+def test_a_run_goes_on_without_its_fused_optimizer_and_the_other_way_round(tmp_path):
+    """The groups of the checkpoint say how a step is made, whatever the optimizer was built for; in 16-mixed too."""
+    ends = []
+    for began, goes_on in ((None, None), (None, True), (True, None)):
+        for name, fused, steps in (("began", began, 1), ("goes on", goes_on, 2)):
+            module = make_module(lora=LoRA(rank=2))
+            module.optimizer = partial(torch.optim.AdamW, lr=1e-4, fused=fused)
+            callbacks = [Scaled(), keep_all(tmp_path, every_n_train_steps=1)]
+            path = None if name == "began" else tmp_path / "step=1.ckpt"
+            fit(module, make_data(), tmp_path, steps, path, callbacks, precision="bf16-mixed", gradient_clip_val=1.0)
+        ends.append(weights(module))
+    plain, kept, fused = ends
+    assert equal(plain, kept)
+    for name, weight in plain.items():
+        torch.testing.assert_close(fused[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_negative_limit_does_not_clip():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.tensor([3.0])
+    for algorithm in ("norm", "value"):
+        clip([weight], -1.0, algorithm)
+    assert weight.grad.item() == 3.0
 
 
 @pytest.fixture(scope="module")

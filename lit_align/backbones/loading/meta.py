@@ -31,7 +31,8 @@ def shapes_only() -> Iterator[None]:
 def load_frozen_in(dtype: torch.dtype) -> Iterator[None]:
     """Load what a LoRA leaves frozen in the compute precision, in backbones created in this context.
 
-    Without it the frozen denoiser is loaded in float32 and rounded when training begins, to equal bits.
+    Without it the frozen denoiser is loaded in float32 and rounded when training begins, to equal bits. A base in NF4
+    is made of float32 weights in any case.
     """
     before = _frozen_dtype.set(dtype)
     try:

@@ -211,8 +211,9 @@ class Doctor:
             )
 
     def _refusals(self) -> None:
-        lora, optimizer = self.config.model.backbone.init_args.lora is not None, self.parts.optimizer()
-        for refusal in self.machine.refusals(precision=self.machine.precision, optimizer=optimizer, lora=lora):
+        backbone, optimizer = self.config.model.backbone.init_args, self.parts.optimizer()
+        options = {"lora": backbone.lora is not None, "channels_last": backbone.channels_last}
+        for refusal in self.machine.refusals(precision=self.machine.precision, optimizer=optimizer, **options):
             self.found.fail("run", UserValueError(refusal))
 
     def _memory(self) -> Iterator[str]:

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
+from lit_align.backbones.lora import LoRA
 from lit_align.common.manifest import differences, in_words
 from lit_align.user_errors import UserValueError
 
@@ -84,11 +86,7 @@ def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite
 def _backbone_differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe the settings of the backbone that differ although no shape does; unknown settings are skipped."""
     old = {name: began[name] for name in ("pipeline", "prediction_type", "lora", "denoiser_config") if name in began}
-    same = {name: _known(old[name], now[name]) for name in old}
-    return differences(old, same)
-
-
-def _known(began: Any, now: Any) -> Any:
-    """Return a setting, without the parts of a dict that a checkpoint of an older version does not have."""
-    both = isinstance(began, Mapping) and isinstance(now, Mapping)
-    return {name: now.get(name) for name in began} if both else now
+    config = {name: now["denoiser_config"].get(name) for name in old.get("denoiser_config", {})}
+    if old.get("lora") is not None:
+        old["lora"] = asdict(LoRA(**old["lora"]))  # checkpoints of older versions lack settings that had one value
+    return differences(old, {name: config if name == "denoiser_config" else now[name] for name in old})
