@@ -24,12 +24,10 @@ from lit_align.backbones.sharding import shard_denoiser
 from lit_align.common.hub import ModelLocation
 from lit_align.diffusion import NoisedPair, NoiseSchedule, image_errors, noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw
-from lit_align.internals import allow_graphs
 from lit_align.types import EncodedBatch, PairErrors
 from lit_align.user_errors import UserValueError
 
 __all__ = ["DTYPES", "Backbone", "Precision"]
-GRAPHS = 64  # of a transformer block: torch's own limit of 8 is met by two widths, a reference, a validation and a grid
 
 
 class Backbone(Encoders):
@@ -197,7 +195,6 @@ class Backbone(Encoders):
         Each is compiled when it is first called, again for other widths, adapters and sizes, and without gradients.
         """
         if self.compiles and not self._compiled:
-            allow_graphs(GRAPHS)
             for denoiser in (self.denoiser, *(self.reference.own_denoisers() if self.reference else [])):
                 denoiser.compile_repeated_blocks(backend=backend)
             self._compiled = True

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from lit_align.backbones import Backbone
 from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_draw
-from lit_align.internals import unscales_gradients
+from lit_align.internals import allow_graphs, unscales_gradients
 from lit_align.objectives import Objective
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import OnResume
@@ -28,6 +28,7 @@ from lit_align.training.trainer_checks import check_callbacks
 from lit_align.types import EncodedBatch, ObjectiveOutput, PairErrors, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
+GRAPHS = 64  # of a compiled block: two widths, a reference, a validation and a grid already meet torch's limit of 8
 MatmulPrecision = Literal["highest", "high", "medium"]
 MATMUL_PRECISIONS = get_args(MatmulPrecision)
 COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
@@ -227,6 +228,7 @@ class AlignmentModule(SavedModule):
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode
         self._prepare_frozen()
+        allow_graphs(GRAPHS)
         self.backbone.compile_blocks()
 
     def on_validation_start(self) -> None:

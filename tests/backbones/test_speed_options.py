@@ -10,7 +10,9 @@ from torch._dynamo.utils import counters
 
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.commands.export import export
+from lit_align.internals import allow_graphs
 from lit_align.objectives import DiffusionDPO
+from lit_align.training.module import GRAPHS
 from lit_align.training.strategy_checks import refusals
 from lit_align.user_errors import UserValueError
 from tests.support.runs import equal, fit, keep_all, make_data, make_module, weights
@@ -56,6 +58,7 @@ def assert_alike(found, expected):
 def test_compiled_blocks_give_the_plain_numbers(lora):
     plain, compiled = make(lora), make(lora, compile=True)
     counters.clear()
+    allow_graphs(GRAPHS)
     compiled.backbone.compile_blocks(BACKEND)
     compiled.backbone.compile_blocks("no such backend")  # nothing is left to do
     expected = measure(plain)
@@ -69,7 +72,6 @@ def test_compiled_blocks_give_the_plain_numbers(lora):
         with torch.no_grad():
             compiled.backbone.pair_errors(encoded, compiled.validation_draw(encoded, 0))
     assert counters["frames"]["ok"] == counters["frames"]["total"] > 0  # none was left uncompiled
-    assert torch._dynamo.config.recompile_limit >= 64
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 

@@ -100,9 +100,9 @@ def test_checkpoints_at_an_address_stay_as_they_are(tmp_path):
 
 
 class Ends(L.Callback):
-    """Sends this process's run to its end, as a signal does."""
+    """Sends this process's run to its end, as a signal in the middle of a step does."""
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_after_backward(self, trainer, pl_module):
         if trainer.global_step == 1:
             trainer._signal_connector.exit_code = 75
 
