@@ -17,7 +17,7 @@ from benchmarks.peers_marks import peak_bytes
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_align.backbones.loading.meta import load_frozen_in
 
-WAYS = {"float32": "in float32 first", "bfloat16": "in bfloat16", "nf4": "in bfloat16, then NF4"}
+WAYS = {"float32": "in float32 first", "bfloat16": "in bfloat16", "nf4": "in float32, then NF4"}
 
 
 def load(pipeline: Path, way: str) -> None:
