@@ -227,6 +227,39 @@ def test_unscales_gradients():
     assert weights[0].tolist() == [0.0, 0.0]
 
 
+def test_set_unscales_gradients():
+    """A scaler gives its scale to an optimizer with the mark alone; else the step is made without it."""
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    fused, plain = (torch.optim.AdamW(weights, fused=fused) for fused in (True, None))
+    internals.set_unscales_gradients(fused, False)
+    internals.set_unscales_gradients(plain, True)  # has no mark
+    assert not internals.unscales_gradients(fused)
+    assert not internals.unscales_gradients(plain)
+
+
+def test_allow_graphs(monkeypatch):
+    """Beyond the limit torch runs a function uncompiled."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def work(function):
+        torch._dynamo.reset()
+        graphs.clear()
+        for size in range(2, 8):
+            torch.compile(function, backend=count, dynamic=False)(torch.ones(size))
+        return len(graphs)
+
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
+    assert work(lambda x: x + 1) == 3
+    internals.allow_graphs(64)
+    internals.allow_graphs(1)
+    assert torch._dynamo.config.recompile_limit == 64
+    assert work(lambda x: x + 1) == 6
+
+
 def test_shut_down_workers():
     loader = DataLoader(range(8), num_workers=1, persistent_workers=True)
     internals.shut_down_workers(loader)  # nothing has started

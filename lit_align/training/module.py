@@ -228,8 +228,9 @@ class AlignmentModule(SavedModule):
     def on_fit_start(self) -> None:
         self.train()  # diffusers loads in eval mode, and Lightning keeps the mode
         self._prepare_frozen()
-        allow_graphs(GRAPHS)
-        self.backbone.compile_blocks()
+        if self.backbone.compiles:
+            allow_graphs(GRAPHS)
+            self.backbone.compile_blocks()
 
     def on_validation_start(self) -> None:
         self._prepare_frozen()
