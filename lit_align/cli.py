@@ -45,6 +45,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             "lit_align.commands.encode.encode_cli:run_encode",
             "words",
         ),
+        "reference-errors": Command(
+            "compute a static reference's errors, for DPO at the cost of MaPO",
+            "lit_align.commands.static_reference:run_reference_errors",
+            "words",
+        ),
     },
     "judge": {
         "test": Command(

@@ -6,11 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FLIPPED = 0x5DEECE66D  # added to the checksum of a mirrored pair, whose bytes are those of the plain one
+
 
 class PairInfo(NamedTuple):
     """Numbers, weights and labels of the pairs of a batch."""
 
-    numbers: Tensor  # (batch,) int64: number of the pair in its data set, the seed of a fixed draw
+    numbers: list[int]  # of the pairs in their data set; not a tensor, as reading one would wait for the device
     weight: Tensor  # (batch,) float32: 1 for a pair that counts, 0 for an unreadable or undecided one
     flipped: Tensor  # (batch,) bool: whether both images are mirrored
     human: Tensor  # (batch,) int64: 1 where the human label agrees with the order, -1 where it disagrees, 0 for a tie
@@ -34,6 +36,11 @@ class PreferenceBatch(NamedTuple):
 
     # Integers, because Lightning casts floating point tensors of a batch to the Trainer's precision, and bfloat16
     # cannot hold sizes such as 683.
+
+    def checksums(self) -> Tensor:
+        """(batch, 2) int64, by which another run knows the pair, its order, its flip and its prompt again."""
+        prompts = [int.from_bytes(prompt.encode(), "big") % (2**61 - 1) for prompt in self.prompts]
+        return _checksums(self.images, self.pairs.flipped, torch.tensor(prompts).to(self.images.device))
 
     @property
     def chosen(self) -> Tensor:
@@ -90,6 +97,11 @@ class EncodedBatch(NamedTuple):
         """(channels, h, w) of the latents of one image."""
         return tuple(self.moments.values.shape[-3:])
 
+    def checksums(self) -> Tensor:
+        """(batch, 2) int64, see `PreferenceBatch.checksums`."""
+        prompts = torch.stack([_words(value.float()) for value in self.conditioning.values()]).sum(0)
+        return _checksums(self.moments.values, self.pairs.flipped, prompts)
+
     def drop_prompts(self, dropped: Tensor) -> "EncodedBatch":
         """Replace the prompts of some pairs by the empty one; `dropped` is (batch,) bool."""
         dropped = dropped.to(self.time_ids.device, non_blocking=True)  # else the host would wait for the device
@@ -98,6 +110,19 @@ class EncodedBatch(NamedTuple):
             for name, value in self.conditioning.items()
         }
         return self._replace(conditioning=conditioning)
+
+
+def _checksums(images: Tensor, flipped: Tensor, prompts: Tensor) -> Tensor:
+    """Add up both images of each pair (batch, 2, ...), whether they are mirrored, and a number of each prompt."""
+    images_sums = _words(images.flatten(0, 1)).view(-1, 2)
+    return images_sums + (flipped.long() * FLIPPED + prompts)[:, None]
+
+
+def _words(values: Tensor) -> Tensor:
+    """Add up the bytes of each row of (n, ...) in words of 4, or as many as fit: (n,) int64, exact on all devices."""
+    rows = values.flatten(1).contiguous().view(torch.uint8)
+    word = next(kind for kind in (torch.int32, torch.int16, torch.int8) if rows.shape[1] % kind.itemsize == 0)
+    return rows.view(word).sum(1, dtype=torch.int64)
 
 
 class PairErrors(NamedTuple):

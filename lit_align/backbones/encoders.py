@@ -52,8 +52,8 @@ class Encoders(EncoderParts):
         moments = self.posterior(batch.images.flatten(0, 1)).unflatten(0, batch.images.shape[:2])
         # Only half precision overflows; elsewhere looking would make each micro-batch wait for the device.
         if self.vae_precision == "fp16" and not (moments.is_meta or moments.isfinite().all()):
-            numbers = batch.pairs.numbers[~moments.isfinite().flatten(1).all(1)].tolist()
-            raise self.not_finite(f"pair {numbers[0]} of the data", self.vae_precision)
+            first = moments.isfinite().flatten(1).all(1).tolist().index(False)
+            raise self.not_finite(f"pair {batch.pairs.numbers[first]} of the data", self.vae_precision)
         conditioning = self._encode_distinct(batch.prompts)
         return EncodedBatch(Moments(moments), batch.time_ids, conditioning, self.empty_conditioning(), batch.pairs)
 

@@ -122,7 +122,12 @@ class FrozenAdapter(Reference):
     def _activate(self, adapter: str) -> None:
         for module in self._policy[0].modules():
             if isinstance(module, BaseTunerLayer):
-                module.set_adapter(adapter, inference_mode=adapter == REFERENCE)
+                if adapter == REFERENCE and not self.moved:  # it adds zeros: equal bits without its products
+                    module.enable_adapters(False)
+                elif module.disable_adapters:
+                    module.enable_adapters(True)  # the policy's
+                else:
+                    module.set_adapter(adapter, inference_mode=adapter == REFERENCE)
 
     @contextmanager
     def active(self) -> Iterator[Denoiser]:

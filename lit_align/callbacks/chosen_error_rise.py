@@ -53,7 +53,9 @@ class ChosenErrorRise(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._seen.append((batch.pairs.numbers, batch.pairs.weight, outputs["chosen_error"]))
+        weight = batch.pairs.weight
+        numbers = torch.tensor(batch.pairs.numbers).to(weight.device, non_blocking=True)
+        self._seen.append((numbers, weight, outputs["chosen_error"]))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         errors = self._errors(trainer)

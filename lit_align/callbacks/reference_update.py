@@ -67,6 +67,11 @@ class ReferenceUpdate(L.Callback):
 
     def _reference(self, pl_module: L.LightningModule) -> Reference:
         assert isinstance(pl_module, AlignmentModule)
+        if pl_module.objective.needs_reference and pl_module.backbone.reference is None:
+            raise UserValueError(
+                "ReferenceUpdate has nothing to move: model.reference_errors replaces the reference by errors that "
+                "were computed before the run. Take the callback out, or set model.reference_errors to null."
+            )
         if pl_module.backbone.reference is None:
             raise UserValueError(
                 f"ReferenceUpdate has nothing to move: {type(pl_module.objective).__name__} has no reference model. "

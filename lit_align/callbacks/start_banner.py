@@ -141,8 +141,10 @@ def _lora(module: AlignmentModule) -> list[str]:
 
 
 def _reference(module: AlignmentModule, callbacks: Sequence[L.Callback]) -> list[str]:
-    if module.backbone.reference is None:
+    if not module.objective.needs_reference:
         return []
+    if module.backbone.reference is None:
+        return [f"  reference   {module.reference}"]
     size = sum(weight.numel() for weight in module.backbone.reference_weights().values())
     kind = "a frozen copy" if module.backbone.lora is None else "a second, frozen adapter"
     moves = [str(callback) for callback in callbacks if isinstance(callback, ReferenceUpdate)]

@@ -38,7 +38,8 @@ from lit_align.training.checkpoints.run_folder import (
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import flat, put
 from lit_align.training.config_checks import choose_versions, inherited_init_args, integer_seed
-from lit_align.training.module import AlignmentModule, compute_dtype
+from lit_align.training.module import AlignmentModule
+from lit_align.training.precisions import compute_dtype
 from lit_align.training.strategy_checks import check_strategy, name_of
 from lit_align.training.trainer_checks import check_options
 from lit_align.types import CacheOrigin

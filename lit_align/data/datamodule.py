@@ -159,10 +159,11 @@ class PreferenceDataModule(L.LightningDataModule):
     def _loader(self, split: Split, order: Order, position: Callable[[], tuple[int, int]]) -> PairLoader:
         if split.name in self._loaders:  # trainer.reload_dataloaders_every_n_epochs
             self._loaders[split.name].release()
-        loader = self._loaders[split.name] = PairLoader(self._dataset(split, order), self.num_workers, position)
+        loader = self._loaders[split.name] = PairLoader(self.dataset(split, order), self.num_workers, position)
         return loader
 
-    def _dataset(self, split: Split, order: Order) -> PairDataset:
+    def dataset(self, split: Split, order: Order) -> PairDataset:
+        """Make the dataset of a scanned split in an order."""
         self._agree(split, order)
         pending = self.live_vote is not None
         return PairDataset(order, self._readers[split.name], self.reading, split.labels.voted, pending)

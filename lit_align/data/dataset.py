@@ -139,7 +139,7 @@ class PairDataset(Dataset[PreferenceBatch | EncodedBatch]):
         pairs = [self.reader.blank(batch.shape) if pair is None else pair for pair in read]
         human, sign, vote_share = (_column(locations, name) for name in ("human", "sign", "vote_share"))
         info = PairInfo(
-            numbers=torch.tensor(batch.numbers),
+            numbers=batch.numbers,
             weight=torch.tensor([float(pair is not None) for pair in read]),
             flipped=torch.tensor([pair.flipped for pair in pairs]),
             human=human,

@@ -4,7 +4,7 @@ import atexit
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,27 @@ from lit_align.data.order import Batch
 from lit_align.internals import shut_down_workers
 from lit_align.types import EncodedBatch, PreferenceBatch
 from lit_align.user_errors import UserError
+
+
+def read_batches(dataset: PairDataset, batches: Iterable[Batch], workers: int, persistent: bool = False) -> DataLoader:
+    """Make a DataLoader that reads some batches in their order.
+
+    Args:
+        dataset: makes the batches.
+        batches: which ones.
+        workers: processes that read; 0 reads in this process.
+        persistent: whether they stay for the next iteration.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        persistent_workers=persistent,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=_identity,
+        worker_init_fn=_outlive_signals,
+    )
 
 
 class PairLoader:
@@ -28,16 +49,7 @@ class PairLoader:
 
     def __init__(self, dataset: PairDataset, workers: int, position: Callable[[], tuple[int, int]]) -> None:
         self.dataset, self.order, self.position = dataset, dataset.order, position
-        self.loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=RemainingBatches(self),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_identity,
-            worker_init_fn=_outlive_signals,
-        )
+        self.loader = read_batches(dataset, RemainingBatches(self), workers, persistent=workers > 0)
         self.waited = 0.0  # seconds until batches were there
         if workers:
             atexit.register(_release, weakref.ref(self))

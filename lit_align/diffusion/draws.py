@@ -35,6 +35,17 @@ def fixed_draw(numbers: Sequence[int], shape: Sequence[int], timesteps: int, dev
     return Draw(torch.stack(noises).to(device), torch.tensor(times, device=device), None)
 
 
+def numbered_draw(seeds: Sequence[int], shape: Sequence[int], timesteps: int, device: torch.device) -> Draw:
+    """Draw noise for latents of `shape` (channels, h, w) and a uniform timestep for each seed, on the CPU."""
+    noises, times = list[Tensor](), list[Tensor]()
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noises.append(torch.randn((2, *shape), generator=generator))
+        times.append(uniform_timesteps(1, timesteps, generator, torch.device("cpu")))
+    noise, posterior_noise = torch.stack(noises, 1).to(device, non_blocking=True)
+    return Draw(noise, torch.cat(times).to(device, non_blocking=True), posterior_noise)
+
+
 def dropped_prompts(pairs: int, share: float, seed: int) -> Tensor:
     """Draw which of `pairs` train without their prompt, each with probability `share`: (pairs,) bool on the CPU."""
     return torch.rand(pairs, generator=torch.Generator().manual_seed(seed)) < share

@@ -17,7 +17,8 @@ from lit_align.memory.live import LiveBytes, count_saved
 from lit_align.memory.optimizer_bytes import OptimizerBytes, measure_optimizer
 from lit_align.memory.shares import Shares
 from lit_align.memory.weight_bytes import WeightBytes, weigh
-from lit_align.training.module import COMPUTE_DTYPES, AlignmentModule
+from lit_align.training.module import AlignmentModule
+from lit_align.training.precisions import COMPUTE_DTYPES
 from lit_align.user_errors import UserValueError
 
 ENCODING = ("VAE", "text encoders")  # stages that a run on a cache skips
@@ -186,7 +187,7 @@ class MetaStep:
         with ExitStack() as stack:
             gathered = self.live if self.work.shares.gathered != "nothing" else None
             cast = stack.enter_context(MetaAutocast(self.work.device, dtype, gathered)) if mixed and dtype else None
-            if self.module.objective.needs_reference:
+            if self.backbone.reference is not None:
                 with self._stage("reference"):
                     self.backbone.denoise_by_reference(*inputs)
             with self._stage("policy"):

@@ -1,6 +1,5 @@
 """The LightningModule: from a batch of pairs to the loss, the logs and the checkpoint."""
 
-import random
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from lit_align.backbones import Backbone
-from lit_align.diffusion.draws import Draw, dropped_prompts, fixed_draw, seeded_draw
+from lit_align.diffusion.draws import Draw, fixed_draw
 from lit_align.internals import allow_graphs, unscales_gradients
 from lit_align.objectives import Objective
 from lit_align.training.checkpoints.run_record import RunRecord
@@ -20,7 +19,11 @@ from lit_align.training.lr_schedulers import Plateau, check_first_validation, fo
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
 from lit_align.training.optimizer_state import fit_to_weights
+from lit_align.training.precisions import COMPUTE_DTYPES, compute_dtype
+from lit_align.training.reference_errors import reference_source
+from lit_align.training.reference_source import VALIDATION
 from lit_align.training.saved_module import SavedModule
+from lit_align.training.step_draws import DROPOUT, draw_at_rank, draw_by_pair, seed_of
 from lit_align.training.steps import at_logged_step, restore_accumulation
 from lit_align.training.strategies import FSDP2
 from lit_align.training.strategy_checks import check_strategy
@@ -31,14 +34,6 @@ from lit_align.user_errors import UserValueError
 GRAPHS = 64  # of a compiled block: two widths, a reference, a validation and a grid already meet torch's limit of 8
 MatmulPrecision = Literal["highest", "high", "medium"]
 MATMUL_PRECISIONS = get_args(MatmulPrecision)
-COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
-COMPUTE_DTYPES |= {"16-mixed": torch.float16, "16-true": torch.float16}
-SPELLINGS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
-
-
-def compute_dtype(precision: object) -> torch.dtype:
-    """Return the precision of frozen weights under a Trainer's precision, in any of its spellings."""
-    return COMPUTE_DTYPES.get(SPELLINGS.get(str(precision), str(precision)), torch.float32)
 
 
 class AlignmentModule(SavedModule):
@@ -57,6 +52,8 @@ class AlignmentModule(SavedModule):
         skip_limit: number of steps that `skip` may skip in all; one more ends the run.
         float32_matmul: precision of matrix products in float32, see `torch.set_float32_matmul_precision`: `high` rounds
             factors to TF32 on GPUs that have it. None leaves it as it is, which is `highest` unless a script sets it.
+        reference_errors: folder of the reference's errors from `lit-align reference-errors`, in place of a reference in
+            memory; noise, timesteps and dropped prompts are then drawn by seed, epoch and pair.
         optimizer_on_resume: whether a resumed run keeps its numbers of optimizer and lr_scheduler, or takes these.
         seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
     """
@@ -72,6 +69,7 @@ class AlignmentModule(SavedModule):
         non_finite: NonFinite = "stop",
         skip_limit: int = 10,
         float32_matmul: MatmulPrecision | None = None,
+        reference_errors: str | None = None,
         optimizer_on_resume: OnResume = "keep",
         seed: int = 0,
     ) -> None:
@@ -83,8 +81,7 @@ class AlignmentModule(SavedModule):
         if validation_draws < 1:
             raise UserValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
         self.backbone, self.objective = backbone, objective
-        if objective.needs_reference:
-            backbone.add_reference()
+        self.reference = reference_source(objective, backbone, reference_errors)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
         self.strict_loading = False  # a checkpoint lacks frozen weights; `on_load_checkpoint` checks the others
@@ -101,7 +98,9 @@ class AlignmentModule(SavedModule):
         """Compute the loss of a micro-batch, and for callbacks the chosen error of its pairs, (batch,)."""
         encoded = self.backbone.encode(batch)
         draw, dropped = self.training_draw(encoded)
-        output, errors = self._judge(encoded.drop_prompts(dropped), draw)
+        encoded = encoded.drop_prompts(dropped)
+        reference = self.reference.errors(batch, encoded, draw, self.trainer.current_epoch)
+        output, errors = self._judge(encoded, draw, reference)
         self.train_metrics.observe(output, errors, draw.timesteps, encoded.pairs)
         loss = weighted_mean(output.losses, encoded.pairs.weight).to(errors.chosen.dtype)
         return {"loss": loss, "chosen_error": errors.chosen.detach()}
@@ -112,19 +111,20 @@ class AlignmentModule(SavedModule):
         chosen_errors = []
         for repeat in range(self.validation_draws):
             draw = self.validation_draw(encoded, repeat)
-            output, errors = self._judge(encoded, draw)
+            output, errors = self._judge(encoded, draw, self.reference.errors(batch, encoded, draw, VALIDATION, repeat))
             self.val_metrics.observe(output, errors, draw.timesteps, encoded.pairs)
             chosen_errors.append(errors.chosen)
         return {"chosen_error": torch.stack(chosen_errors).mean(0)}
 
-    def _judge(self, encoded: EncodedBatch, draw: Draw) -> tuple[ObjectiveOutput, PairErrors]:
-        """Apply the objective to the errors of the policy, and of the reference where the objective needs it."""
+    def _judge(
+        self, encoded: EncodedBatch, draw: Draw, reference: PairErrors | None
+    ) -> tuple[ObjectiveOutput, PairErrors]:
+        """Apply the objective to the errors of the policy, and to those of the reference where it needs them."""
         if self.objective.needs_vote and not encoded.pairs.voted:
             raise UserValueError(
                 f"{type(self.objective).__name__} learns from votes, but these pairs are ordered by their human label. "
                 "Set data.vote, or choose DiffusionDPO."
             )
-        reference = self.backbone.reference_pair_errors(encoded, draw) if self.objective.needs_reference else None
         policy = self.backbone.pair_errors(encoded, draw)
         return self.objective(policy, reference), policy
 
@@ -133,21 +133,24 @@ class AlignmentModule(SavedModule):
 
         So a resumed run draws as the unbroken one would have, on every rank.
         """
-        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        place = f"{self.seed}/{self.global_rank}/{number}"
-        # Seeds of their own: from one seed, a coin or a dropped feature would be made of the same numbers as the noise.
-        noise, coins, dropout = (random.Random(place + use).getrandbits(63) for use in ("", "/coins", "/dropout"))
-        torch.manual_seed(dropout)  # for dropout inside the denoiser, which takes no generator
-        pairs = encoded.pairs.size
-        draw = seeded_draw(noise, (pairs, *encoded.latents_shape), self.backbone.schedule.timesteps, self.device)
-        return draw, dropped_prompts(pairs, self.caption_dropout, coins)
+        place = f"{self.seed}/{self.global_rank}/{self.trainer.fit_loop.epoch_loop.total_batch_idx}"
+        torch.manual_seed(seed_of(place + DROPOUT))  # for dropout inside the denoiser, which takes no generator
+        if self.reference.draws_by_pair:
+            return self.draw_by_pair(encoded, self.trainer.current_epoch)
+        shape = (encoded.pairs.size, *encoded.latents_shape)
+        return draw_at_rank(place, shape, self.backbone.schedule.timesteps, self.caption_dropout, self.device)
+
+    def draw_by_pair(self, encoded: EncodedBatch, epoch: int) -> tuple[Draw, Tensor]:
+        """Draw as `training_draw`, but for each pair from seed, epoch and the pair's number."""
+        numbers, shape, timesteps = encoded.pairs.numbers, encoded.latents_shape, self.backbone.schedule.timesteps
+        return draw_by_pair(self.seed, epoch, numbers, shape, timesteps, self.caption_dropout, self.device)
 
     def validation_draw(self, encoded: EncodedBatch, repeat: int) -> Draw:
         """Draw noise and timesteps of held-out pairs from their numbers.
 
         Device, batch size and number of ranks do not change them.
         """
-        numbers = [number * self.validation_draws + repeat for number in encoded.pairs.numbers.tolist()]
+        numbers = [number * self.validation_draws + repeat for number in encoded.pairs.numbers]
         return fixed_draw(numbers, encoded.latents_shape, self.backbone.schedule.timesteps, self.device)
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch | EncodedBatch, batch_idx: int) -> None:
@@ -166,6 +169,7 @@ class AlignmentModule(SavedModule):
             raise FloatingPointError(f"step {self.trainer.global_step:,}: {self.skipping.fault}. {ADVICE}")
 
     def on_validation_epoch_end(self) -> None:
+        self.reference.refuse_foreign()
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.log_dict(values, sync_dist=False)  # the metric has already been reduced over ranks
         self.val_metrics.reset()
@@ -182,6 +186,7 @@ class AlignmentModule(SavedModule):
         Gradients are already averaged over the ranks, so that all ranks decide equally. Lightning's own clipping would
         compute the norm again, and refuses fused optimizers in mixed precision.
         """
+        self.reference.refuse_foreign()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and unscales_gradients(optimizer):
             scaler.unscale_(optimizer)  # else a fused optimizer does so in its step, after the clipping
@@ -203,6 +208,7 @@ class AlignmentModule(SavedModule):
             self.backbone.shard(strategy.device_mesh["data_parallel"], dtype, strategy.keep_for_backward)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        self.reference.check_length(self.trainer)
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
         if self.backbone.channels_last and type(optimizer).__module__.startswith("bitsandbytes"):
             raise UserValueError(
@@ -237,6 +243,7 @@ class AlignmentModule(SavedModule):
 
     def _prepare_frozen(self) -> None:
         """Cast frozen weights, and set the precision of products. Earlier the plugin would still round the VAE's."""
+        self.reference.check_model(self)
         if self.float32_matmul is not None:
             torch.set_float32_matmul_precision(self.float32_matmul)
         self.backbone.cast_frozen(compute_dtype(self.trainer.precision))

@@ -35,6 +35,17 @@ def total_steps(trainer: L.Trainer) -> int | None:
     return steps if most is None else min(steps, most)
 
 
+def total_epochs(trainer: L.Trainer) -> int | None:
+    """Epochs of the whole fit, a begun one included, or None where it has no end."""
+    most, steps = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None, total_steps(trainer)
+    if steps is None or accumulation(trainer) is not None:
+        return most
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()  # as `estimated_stepping_batches` does
+    epochs = -(-steps // -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
+    return epochs if most is None else min(epochs, most)
+
+
 def accumulation(trainer: L.Trainer) -> GradientAccumulationScheduler | None:
     """The callback that sets the micro-batches of a step by epoch, in place of `accumulate_grad_batches`."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer's constructor

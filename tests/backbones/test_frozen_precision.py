@@ -8,7 +8,7 @@ from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.backbones.loading.meta import load_frozen_in
 from lit_align.commands.fit import AlignmentCLI, make_cli
 from lit_align.objectives import DiffusionDPO
-from lit_align.training.module import compute_dtype
+from lit_align.training.precisions import compute_dtype
 from tests.support.paths import PIPELINE, ROOT
 from tests.support.pipelines import small_sdxl
 from tests.support.runs import equal, fit, make_data, make_module, weights

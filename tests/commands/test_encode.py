@@ -124,7 +124,7 @@ def batches(shards, cache, flipped):
     time_ids = torch.stack([time_ids for _, time_ids in prepared])
     count, prompts = len(pairs), [pair.prompt for pair in pairs]
     info = PairInfo(
-        torch.arange(count), torch.ones(count), torch.full((count,), flipped), torch.ones(count, dtype=torch.int64),
+        list(range(count)), torch.ones(count), torch.full((count,), flipped), torch.ones(count, dtype=torch.int64),
         torch.zeros(count), voted=False,
     )  # fmt: skip
     reader = CachedPairReader(cache, float(flipped))

@@ -64,7 +64,7 @@ def make_shards(folder, sizes):
 
 
 def numbers_of(stream):
-    return [batch.pairs.numbers.tolist() for batch in stream]
+    return [batch.pairs.numbers for batch in stream]
 
 
 def look(*shards, on_error="raise", **options):
@@ -87,8 +87,8 @@ def test_bundled_pairs_are_ordered_by_their_labels():
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert len(batches) == 13
-    seen = torch.cat([batch.pairs.numbers for batch in batches])
-    assert sorted(seen.tolist()) == list(range(208))
+    seen = [number for batch in batches for number in batch.pairs.numbers]
+    assert sorted(seen) == list(range(208))
     chosen = torch.cat([batch.chosen for batch in batches]).float()
     rejected = torch.cat([batch.rejected for batch in batches]).float()
     colour = [images.std(1).flatten(1).mean(1) for images in (chosen, rejected)]
@@ -182,7 +182,7 @@ def test_unreadable_image_is_named_or_weighs_nothing(tmp_path, caplog, bad):
         list(stream(shards, workers=2))
     assert str(error.value).startswith(f"shard {shard}, key 0003: an image cannot be decoded")  # no worker's traceback
     batches = list(stream(shards, on_error="skip"))
-    weight = {n: w for b in batches for n, w in zip(b.pairs.numbers.tolist(), b.pairs.weight.tolist(), strict=True)}
+    weight = {n: w for b in batches for n, w in zip(b.pairs.numbers, b.pairs.weight.tolist(), strict=True)}
     assert weight == {0: 1, 1: 1, 2: 1, 3: 0, 4: 1, 5: 1}
     (fault,) = [fault for b in batches for fault in b.pairs.faults]
     assert "key 0003" in fault
@@ -267,7 +267,7 @@ def test_which_pairs_sit_an_epoch_out_changes(tmp_path):
 def test_validation_reads_every_pair_once_in_file_order(tmp_path, world_size):
     shards = look(*make_shards(tmp_path, [5, 6]))
     streams = [stream(shards, shuffle_window=0, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert [n for one in streams for batch in one for n in batch.pairs.numbers.tolist()] == list(range(11))
+    assert [n for one in streams for batch in one for n in batch.pairs.numbers] == list(range(11))
     assert sum(len(one) for one in streams) == 6
 
 
@@ -289,9 +289,7 @@ def test_a_stream_can_start_at_any_batch(tmp_path, workers):
     assert len(whole) == 14
     for skip in (1, 2, 7, 13, 14):
         rest = list(stream(shards, epoch=3, skip=skip, shuffle_window=5, flip=0.5, workers=workers))
-        assert [batch.pairs.numbers.tolist() for batch in rest] == [
-            batch.pairs.numbers.tolist() for batch in whole[skip:]
-        ]
+        assert [batch.pairs.numbers for batch in rest] == [batch.pairs.numbers for batch in whole[skip:]]
         assert all(torch.equal(a.chosen, b.chosen) for a, b in zip(rest, whole[skip:], strict=True))
 
 
@@ -329,7 +327,7 @@ def test_flips_are_drawn_anew_for_every_pair_and_epoch(tmp_path):
     shards, drawn = look(*make_shards(tmp_path, [20, 20])), []
     for epoch in range(4):
         batches = list(stream(shards, epoch=epoch, flip=0.5))
-        numbers = torch.cat([batch.pairs.numbers for batch in batches])
+        numbers = torch.tensor([number for batch in batches for number in batch.pairs.numbers])
         flips = torch.cat([batch.pairs.flipped for batch in batches])
         drawn.append(flips[numbers.argsort()])
         assert 10 < flips.sum() < 30
@@ -399,7 +397,7 @@ def test_sizes_of_unequal_images_go_with_their_images_into_the_batch(tmp_path):
         for (key, (first, second)), label in zip(sizes.items(), "10", strict=True)
     ]
     (batch,) = stream(look(write(tmp_path / "a.tar", made)), shapes=((16, 16),))
-    for number, row in zip(batch.pairs.numbers.tolist(), batch.time_ids.tolist(), strict=True):
+    for number, row in zip(batch.pairs.numbers, batch.time_ids.tolist(), strict=True):
         first, second = sizes[f"{number:04d}"]
         chosen, rejected = (first, second) if number == 0 else (second, first)
         assert [tuple(one[1::-1]) for one in row] == [chosen, rejected]

@@ -10,7 +10,7 @@ def test_images_sizes_and_labels_follow_the_decision():
     images = torch.arange(3 * 2 * 4).view(3, 2, 4)
     time_ids = torch.arange(3 * 2 * 6).view(3, 2, 6)
     info = PairInfo(
-        numbers=torch.tensor([7, 8, 9]),
+        numbers=[7, 8, 9],
         weight=torch.tensor([1.0, 1.0, 1.0]),
         flipped=torch.tensor([False, True, False]),
         human=torch.tensor([1, 1, -1]),  # image 0, image 0, image 1
@@ -26,6 +26,6 @@ def test_images_sizes_and_labels_follow_the_decision():
     assert pairs.weight.tolist() == [1, 1, 0]
     assert pairs.vote_share.tolist() == [0.75, 1, 0]
     assert pairs.voted
-    assert pairs.numbers.tolist() == [7, 8, 9]
+    assert pairs.numbers == [7, 8, 9]
     assert pairs.flipped.tolist() == [False, True, False]
     assert pairs.faults == ("one",)

@@ -158,7 +158,7 @@ def batches(shards, **options):
 
 
 def assert_same(first, second):
-    assert [batch.pairs.numbers.tolist() for batch in first] == [batch.pairs.numbers.tolist() for batch in second]
+    assert [batch.pairs.numbers for batch in first] == [batch.pairs.numbers for batch in second]
     assert all(torch.equal(a.chosen, b.chosen) for a, b in zip(first, second, strict=True))
     assert all(a.prompts == b.prompts for a, b in zip(first, second, strict=True))
 

@@ -23,7 +23,8 @@ from lit_align.memory.live import LiveBytes, count_saved
 from lit_align.memory.optimizer_bytes import tensors
 from lit_align.memory.shares import layers_in_use
 from lit_align.objectives import DiffusionDPO, MaPO
-from lit_align.training.module import COMPUTE_DTYPES, AlignmentModule
+from lit_align.training.module import AlignmentModule
+from lit_align.training.precisions import COMPUTE_DTYPES
 from tests.support.paths import PIPELINE
 from tests.support.pipelines import small_sdxl
 from tests.support.published_unets import PUBLISHED

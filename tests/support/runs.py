@@ -71,7 +71,7 @@ class Recorder(L.Callback):
         self.pairs = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.pairs.append(batch.pairs.numbers.tolist())
+        self.pairs.append(batch.pairs.numbers)
 
 
 class KeepLogs(L.pytorch.loggers.logger.DummyLogger):
@@ -100,5 +100,5 @@ def held_out_errors(module, batches=2):
         for _, batch in zip(range(batches), data.val_dataloader(), strict=False):
             encoded = module.backbone.encode(batch)
             policy = module.backbone.pair_errors(encoded, module.validation_draw(encoded, 0))
-            errors |= dict(zip(batch.pairs.numbers.tolist(), policy.chosen.tolist(), strict=True))
+            errors |= dict(zip(batch.pairs.numbers, policy.chosen.tolist(), strict=True))
     return torch.tensor([errors[number] for number in sorted(errors)])

@@ -88,7 +88,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert moved > 1e-2
     assert off < 1e-5 * moved
 
-    pairs = [[number for encoded, *_ in rank.inputs for number in encoded.pairs.numbers.tolist()] for rank in ranks]
+    pairs = [[number for encoded, *_ in rank.inputs for number in encoded.pairs.numbers] for rank in ranks]
     assert len(set(pairs[0])) == len(set(pairs[1])) == 16
     assert not set(pairs[0]) & set(pairs[1])
     losses = torch.tensor([rank.losses for rank in ranks])

@@ -182,6 +182,7 @@ class Doctor:
             yield f"objective   {objective.formula()}"
             return
         module = self.parts.module()
+        module.reference.check_folder()
         yield from (line.strip() for line in model_lines(module, callbacks))
         for update in (callback for callback in callbacks if isinstance(callback, ReferenceUpdate)):
             assert self.trainer is not None

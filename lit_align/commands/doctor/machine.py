@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 from lit_align.common.sizes import format_bytes
 from lit_align.memory import Shares
-from lit_align.training.module import SPELLINGS
+from lit_align.training.precisions import full_spelling
 from lit_align.training.strategies import FSDP2, ZeRO2
 from lit_align.training.strategy_checks import name_of, refusals
 
@@ -102,7 +102,7 @@ def machine_elsewhere(config: Namespace, memory: float) -> Machine:
         count = max(len([word for word in str(wanted).split(",") if word.strip().isdigit()]), 1)
     world, precision = count * config.num_nodes, str(config.precision)
     name, views = strategy_name(config.strategy, world), views_buckets(config.strategy)
-    return Machine("cuda", int(memory * 1e9), world, 0, SPELLINGS.get(precision, precision), name, views)
+    return Machine("cuda", int(memory * 1e9), world, 0, full_spelling(precision), name, views)
 
 
 def strategy_name(strategy: Any, devices: int) -> str:

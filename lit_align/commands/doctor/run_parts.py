@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_align.backbones import Backbone
 from lit_align.backbones.loading.meta import shapes_only
+from lit_align.commands.shared.config_parts import arguments_of
 from lit_align.data import PreferenceDataModule
 from lit_align.data.labels.live_vote import LiveVote
 from lit_align.objectives import Objective
@@ -34,9 +35,7 @@ class RunParts:
         self.parser, self.config, self.make_trainer = parser, config, make_trainer
 
     def _instantiate(self, part: str, config: Namespace) -> dict[str, Any]:
-        """Instantiate the arguments of a part's constructor."""
-        made = self.parser.instantiate_classes(Namespace({part: config.clone()}), instantiate_groups=False)
-        return dict(vars(made[part]))
+        return arguments_of(self.parser, part, config)
 
     def trainer(self, on_one_cpu: bool = False) -> L.Trainer:
         """Build the Trainer, without the callbacks that would load scorers.

@@ -111,6 +111,7 @@ def _is_plain(value: Any) -> bool:
 def made_in_python(module: Any) -> dict[str, Any]:
     """Describe the settings of a run that was made without a config, as far as its objects tell them."""
     own = {f"model.{name}": getattr(module, name) for name in ("caption_dropout", "validation_draws", "float32_matmul")}
+    own |= {"model.reference_errors": module.reference.folder and str(module.reference.folder)}
     own |= {"model.non_finite": module.skipping.policy, "model.skip_limit": module.skipping.limit}
     own |= described("model.objective", module.objective)
     return {**own, **_optimizer_settings(module.optimizer, module.lr_scheduler), **_trainer_settings(module.trainer)}
@@ -165,6 +166,8 @@ def _judge(change: Change, on_resume: OnResume, saved: Collection[str] | None) -
         return "refused", "the checkpoint holds the state of the other optimizer"
     if name == "trainer.accumulate_grad_batches":
         return "refused", "its steps would be of other pairs"
+    if name == "model.reference_errors" and (was is None or now is None):
+        return "refused", "its steps would be of other noise"
     if name.startswith(f"{OPTIMIZER}."):
         if saved is not None and name.removeprefix(f"{OPTIMIZER}.").split(".")[0] not in saved:
             return "taken", "no checkpoint holds it"
