@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+STRIDE = 0x9E3779B97F4A7C  # even; places far apart get weights that differ in most bits
 FLIPPED = 0x5DEECE66D  # added to the checksum of a mirrored pair, whose bytes are those of the plain one
 
 
@@ -38,9 +39,10 @@ class PreferenceBatch(NamedTuple):
     # cannot hold sizes such as 683.
 
     def checksums(self) -> Tensor:
-        """(batch, 2) int64, by which another run knows the pair, its order, its flip and its prompt again."""
+        """(batch, 2) int64, by which another run knows images, crops, order, flip and prompt of a pair again."""
         prompts = [int.from_bytes(prompt.encode(), "big") % (2**61 - 1) for prompt in self.prompts]
-        return _checksums(self.images, self.pairs.flipped, torch.tensor(prompts).to(self.images.device))
+        sent = torch.tensor(prompts).to(self.images.device, non_blocking=True)
+        return _checksums(self.images, self.time_ids, self.pairs.flipped, sent)
 
     @property
     def chosen(self) -> Tensor:
@@ -100,7 +102,7 @@ class EncodedBatch(NamedTuple):
     def checksums(self) -> Tensor:
         """(batch, 2) int64, see `PreferenceBatch.checksums`."""
         prompts = torch.stack([_words(value.float()) for value in self.conditioning.values()]).sum(0)
-        return _checksums(self.moments.values, self.pairs.flipped, prompts)
+        return _checksums(self.moments.values, self.time_ids, self.pairs.flipped, prompts)
 
     def drop_prompts(self, dropped: Tensor) -> "EncodedBatch":
         """Replace the prompts of some pairs by the empty one; `dropped` is (batch,) bool."""
@@ -112,17 +114,22 @@ class EncodedBatch(NamedTuple):
         return self._replace(conditioning=conditioning)
 
 
-def _checksums(images: Tensor, flipped: Tensor, prompts: Tensor) -> Tensor:
-    """Add up both images of each pair (batch, 2, ...), whether they are mirrored, and a number of each prompt."""
-    images_sums = _words(images.flatten(0, 1)).view(-1, 2)
-    return images_sums + (flipped.long() * FLIPPED + prompts)[:, None]
+def _checksums(images: Tensor, time_ids: Tensor, flipped: Tensor, prompts: Tensor) -> Tensor:
+    """Add up both images (batch, 2, ...) and their sizes, whether they are mirrored, and a number of each prompt."""
+    sums = _words(images.flatten(0, 1)) + _words(time_ids.flatten(0, 1))
+    return sums.view(-1, 2) + (flipped.long() * FLIPPED + prompts)[:, None]
 
 
 def _words(values: Tensor) -> Tensor:
-    """Add up the bytes of each row of (n, ...) in words of 4, or as many as fit: (n,) int64, exact on all devices."""
+    """Add up the bytes of each row of (n, ...) in words of 4, or as many as fit, each times a weight of its place.
+
+    (n,) int64; the sums wrap alike on all devices.
+    """
     rows = values.flatten(1).contiguous().view(torch.uint8)
     word = next(kind for kind in (torch.int32, torch.int16, torch.int8) if rows.shape[1] % kind.itemsize == 0)
-    return rows.view(word).sum(1, dtype=torch.int64)
+    words = rows.view(word)
+    weights = torch.arange(words.shape[1], device=words.device) * STRIDE + 1  # odd
+    return (words * weights).sum(1)
 
 
 class PairErrors(NamedTuple):

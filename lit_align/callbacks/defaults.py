@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from lit_align.callbacks.chosen_error_rise import ChosenErrorRise
 from lit_align.callbacks.due_validation import DueValidation
+from lit_align.callbacks.known_pairs import KnownPairs
 from lit_align.callbacks.preemption import Preemption
 from lit_align.callbacks.start_banner import StartBanner
 from lit_align.callbacks.step_progress import StepProgress
@@ -18,7 +19,7 @@ from lit_align.training.checkpoints.run_folder import RunFolder
 
 def default_callbacks() -> list[L.Callback]:
     """Make the callbacks in the order in which they act."""
-    watching = [StartBanner(), Throughput(), StepProgress(), ChosenErrorRise()]
+    watching = [KnownPairs(), StartBanner(), Throughput(), StepProgress(), ChosenErrorRise()]
     return [RunFolder(), *watching, SupersededCheckpoints(), DueValidation(), Preemption()]
 
 

@@ -22,17 +22,19 @@ from lit_align.common.manifest import check_manifest
 from lit_align.common.paths import as_argument
 from lit_align.common.progress import Progress, show_progress
 from lit_align.data import PreferenceDataModule
-from lit_align.data.loader import read_batches
+from lit_align.data.loader import BatchLoader
 from lit_align.data.order import Batch, Order
+from lit_align.data.pair_identity import describe_pairs
 from lit_align.data.split import Split
 from lit_align.training.module import AlignmentModule
 from lit_align.training.precisions import compute_dtype, full_spelling
-from lit_align.training.reference_errors import ABSENT, FINGERPRINT, Part, identity, part_file
+from lit_align.training.reference_errors import identity
+from lit_align.training.reference_files import ABSENT, FINGERPRINT, Part, part_file
 from lit_align.training.reference_source import VALIDATION
 from lit_align.types import EncodedBatch, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
-PAIRS = 1024  # of a file, or as many as whole batches hold: what a killed run loses at most
+PAIRS = 4096  # of a file, or as many as whole batches hold: what a killed run loses at most
 
 
 @dataclass(kw_only=True)
@@ -99,11 +101,6 @@ class ReferenceErrorsCLI(ConfigCLI):
     def _data(self, batch_size: int | None) -> PreferenceDataModule:
         config: Namespace = self.config.data.clone()
         config.batch_size = batch_size or config.batch_size
-        if config.scorers is not None:
-            raise UserValueError(
-                "data.scorers order the pairs while a run trains, so that their errors cannot be computed before. Run "
-                "lit-align score, and set data.vote alone."
-            )
         data = PreferenceDataModule(**arguments_of(self.parser, "data", config))
         data.setup("fit")
         return data
@@ -144,7 +141,7 @@ class Work:
         self.batches = max(1, PAIRS // data.batch_size)  # of a part
 
     def _splits(self) -> dict[str, Split]:
-        return {"train": self.data.train} | ({} if self.data.val is None else {"held out": self.data.val})
+        return {split.name: split for split in (self.data.train, self.data.val) if split is not None}
 
     def _orders(self) -> dict[str, Order]:
         """Return all pairs in the order of their numbers."""
@@ -159,13 +156,11 @@ class Work:
         Raises:
             UserValueError: if the folder was begun with other values.
         """
-        splits, orders = self._splits(), self._orders()
         manifest = {
             "model": identity(self.module, self.precision),
-            "data": {name: order.fingerprint() for name, order in orders.items()},
-            "augmentation": {name: str(split.transform) for name, split in splits.items()},
-            "cached": {name: split.cache is not None for name, split in splits.items()},
-            "parts": {name: self._parts(order) for name, order in orders.items()},
+            "pairs": describe_pairs(self.data),
+            "batch_size": self.data.batch_size,
+            "parts": {name: self._parts(order) for name, order in self._orders().items()},
         }
         check_manifest(self.output / FINGERPRINT, manifest, made=["*/part-*.safetensors"])
 
@@ -205,15 +200,26 @@ class Work:
                     places.append(number // self.batches)
                     yield batch
 
-        loader = read_batches(self.data.dataset(seen.split, seen.order), batches(), self.data.num_workers)
-        measured = ((places.popleft(), self._measure(batch, seen.epoch)) for batch in loader)
-        for part, group in groupby(measured, key=lambda one: one[0]):
-            found = []
-            for _, one in group:
-                found.append(one)
-                bar.update()
-            columns = (torch.cat(column) for column in zip(*found, strict=True))
-            Part(*columns).save(self.output / part_file(seen.epoch, part))
+        loader = BatchLoader(self.data.dataset(seen.split, seen.order), batches(), self.data.num_workers)
+        try:
+            measured = ((places.popleft(), self._measure(batch, seen.epoch)) for batch in loader)
+            for part, group in groupby(measured, key=lambda one: one[0]):
+                found = []
+                for _, one in group:
+                    found.append(one)
+                    bar.update()
+                self._save(Part(*(torch.cat(column) for column in zip(*found, strict=True))), seen.epoch, part)
+        finally:
+            loader.release()
+
+    def _save(self, part: Part, epoch: int | None, number: int) -> None:
+        path = self.output / part_file(epoch, number)
+        part.save(path)
+        if unreadable := int((part.checksums[:, 0] == ABSENT).sum()):
+            print(
+                f"{path}: {unreadable} pairs could not be read. A run that can read them refuses them: then delete "
+                "this file, and run this command again."
+            )
 
     @torch.no_grad()
     def _measure(self, batch: PreferenceBatch | EncodedBatch, epoch: int | None) -> Part:

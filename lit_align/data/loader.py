@@ -17,45 +17,29 @@ from lit_align.types import EncodedBatch, PreferenceBatch
 from lit_align.user_errors import UserError
 
 
-def read_batches(dataset: PairDataset, batches: Iterable[Batch], workers: int, persistent: bool = False) -> DataLoader:
-    """Make a DataLoader that reads some batches in their order.
+class BatchLoader:
+    """A DataLoader of some batches, whose workers end with it and whose errors name what is broken.
 
     Args:
         dataset: makes the batches.
-        batches: which ones.
+        batches: which ones, in their order.
         workers: processes that read; 0 reads in this process.
-        persistent: whether they stay for the next iteration.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        persistent_workers=persistent,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=_identity,
-        worker_init_fn=_outlive_signals,
-    )
-
-
-class PairLoader:
-    """A DataLoader for every epoch; each epoch begins where the Trainer is.
-
-    Args:
-        dataset: makes the batches.
-        workers: processes that read; 0 reads in this process.
-        position: returns the epoch and the number of batches consumed in it; called when an epoch begins.
     """
 
-    def __init__(self, dataset: PairDataset, workers: int, position: Callable[[], tuple[int, int]]) -> None:
-        self.dataset, self.order, self.position = dataset, dataset.order, position
-        self.loader = read_batches(dataset, RemainingBatches(self), workers, persistent=workers > 0)
+    def __init__(self, dataset: PairDataset, batches: Iterable[Batch], workers: int) -> None:
+        self.loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_identity,
+            worker_init_fn=_outlive_signals,
+        )
         self.waited = 0.0  # seconds until batches were there
         if workers:
             atexit.register(_release, weakref.ref(self))
-
-    def __len__(self) -> int:
-        return self.order.batches
 
     def __iter__(self) -> Iterator[PreferenceBatch | EncodedBatch]:
         # The body of a generator runs at the first `next`: by then the Trainer has restored its counters.
@@ -74,6 +58,30 @@ class PairLoader:
         finally:
             self.waited += time.monotonic() - began
 
+    def release(self) -> None:
+        """Shut the workers down now, even if a traceback still holds their iterator.
+
+        At exit Python would wait for them without end, since they survive the one signal that it sends.
+        """
+        shut_down_workers(self.loader)
+
+
+class PairLoader(BatchLoader):
+    """A DataLoader for every epoch; each epoch begins where the Trainer is.
+
+    Args:
+        dataset: makes the batches.
+        workers: processes that read; 0 reads in this process.
+        position: returns the epoch and the number of batches consumed in it; called when an epoch begins.
+    """
+
+    def __init__(self, dataset: PairDataset, workers: int, position: Callable[[], tuple[int, int]]) -> None:
+        self.dataset, self.order, self.position = dataset, dataset.order, position
+        super().__init__(dataset, RemainingBatches(self), workers)
+
+    def __len__(self) -> int:
+        return self.order.batches
+
     def first_batches(self, pairs: int) -> Iterator[PreferenceBatch | EncodedBatch]:
         """Read the first pairs of this rank in this process, beside the loader and its workers."""
         for batch in self.order.rest(0, 0):
@@ -81,13 +89,6 @@ class PairLoader:
             pairs -= len(batch.numbers)
             if pairs <= 0:
                 return
-
-    def release(self) -> None:
-        """Shut the workers down now, even if a traceback still holds their iterator.
-
-        At exit Python would wait for them without end, since they survive the one signal that it sends.
-        """
-        shut_down_workers(self.loader)
 
     def state_dict(self) -> dict[str, int]:
         """Return nothing: the Trainer's counters are the state. Lightning resumes mid-epoch if the method exists."""
@@ -119,7 +120,7 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _release(loader: "weakref.ref[PairLoader]") -> None:
+def _release(loader: "weakref.ref[BatchLoader]") -> None:
     """Shut the workers down at exit, before multiprocessing joins them."""
     alive = loader()
     if alive is not None:

@@ -42,8 +42,13 @@ def numbered_draw(seeds: Sequence[int], shape: Sequence[int], timesteps: int, de
         generator = torch.Generator().manual_seed(seed)
         noises.append(torch.randn((2, *shape), generator=generator))
         times.append(uniform_timesteps(1, timesteps, generator, torch.device("cpu")))
-    noise, posterior_noise = torch.stack(noises, 1).to(device, non_blocking=True)
-    return Draw(noise, torch.cat(times).to(device, non_blocking=True), posterior_noise)
+    noise, posterior_noise = _send(torch.stack(noises, 1), device)
+    return Draw(noise, _send(torch.cat(times), device), posterior_noise)
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values to a device without waiting for it: CUDA waits unless they are in pinned memory."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def dropped_prompts(pairs: int, share: float, seed: int) -> Tensor:

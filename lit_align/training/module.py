@@ -169,7 +169,7 @@ class AlignmentModule(SavedModule):
             raise FloatingPointError(f"step {self.trainer.global_step:,}: {self.skipping.fault}. {ADVICE}")
 
     def on_validation_epoch_end(self) -> None:
-        self.reference.refuse_foreign()
+        self.reference.refuse_foreign(self.trainer)
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.log_dict(values, sync_dist=False)  # the metric has already been reduced over ranks
         self.val_metrics.reset()

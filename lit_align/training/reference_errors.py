@@ -1,60 +1,32 @@
-"""Errors of a reference that never moves, computed before a run for the noise that each pair will have in each epoch.
-
-FOLDER/reference_errors.json              what they were computed with
-FOLDER/epoch-00000/part-00000.safetensors errors of some batches of the training pairs, by the pairs' numbers
-FOLDER/held-out/part-00000.safetensors    errors of held-out pairs
-
-`lit-align reference-errors` writes such a folder.
-"""
+"""Errors of a static reference, computed before a run for the noise that each pair will have in each epoch."""
 
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_align.backbones import Backbone
 from lit_align.backbones.encoder_parts import DIFFUSERS_STEM
 from lit_align.backbones.loading.model_files import digest_weights
-from lit_align.common.files import atomic_path
-from lit_align.common.manifest import differences, in_words, read_manifest
+from lit_align.backbones.reference import force_contiguous_proj_in
+from lit_align.common.manifest import differences, in_words
 from lit_align.common.paths import expand_home
 from lit_align.diffusion.draws import Draw
 from lit_align.objectives import Objective
 from lit_align.training.precisions import compute_dtype, full_spelling
+from lit_align.training.reference_files import AGAIN, FORMAT, Part, ReferenceFiles
 from lit_align.training.reference_source import VALIDATION, LiveReference, NoReference
 from lit_align.training.steps import total_epochs
+from lit_align.training.strategies import FSDP2
 from lit_align.types import EncodedBatch, PairErrors, PreferenceBatch
-from lit_align.user_errors import UserFileNotFoundError, UserValueError
+from lit_align.user_errors import UserValueError
 
-FINGERPRINT = "reference_errors.json"
-FORMAT = 1  # to be raised with every change of `draw_by_pair` or of the checksums
-ABSENT = torch.iinfo(torch.int64).min  # checksum of a pair that has no errors
+NUMBERS = ("seed", "caption_dropout", "validation_draws", "float32_matmul")  # of the module
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-AGAIN = "Compute them with the config of this run: lit-align reference-errors --config ... --output ..."
-
-
-def part_file(epoch: int | None, part: int) -> str:
-    """Return the name of a file in the folder; `VALIDATION` stands for the held-out pairs."""
-    return f"{'held-out' if epoch is VALIDATION else f'epoch-{epoch:05d}'}/part-{part:05d}.safetensors"
-
-
-class Part(NamedTuple):
-    """Errors of some pairs."""
-
-    numbers: Tensor  # (pairs,) int64, of the pairs in their data set
-    checksums: Tensor  # (pairs, 2) int64, of what was seen of them; `ABSENT` for an unreadable pair
-    errors: Tensor  # (pairs, draws, 2) float32, the chosen image first
-
-    def save(self, path: Path) -> None:
-        """Write the part, atomically."""
-        with atomic_path(path, one_writer=True) as file:
-            save_file(self._asdict(), file)
 
 
 def identity(module: Any, precision: object) -> dict[str, Any]:
@@ -77,10 +49,10 @@ def identity(module: Any, precision: object) -> dict[str, Any]:
         "format": FORMAT,
         **backbone.encoders_identity(),
         "denoiser": digest_weights(backbone.denoiser_location, DIFFUSERS_STEM),
-        "weights in": _weights_in(backbone, spelling),
+        "weights in": _weights_in(module, spelling),
         "prediction type": backbone.schedule.prediction_type,
         "precision": spelling,
-        **{name: getattr(module, name) for name in ("seed", "caption_dropout", "validation_draws")},
+        **{name: getattr(module, name) for name in NUMBERS},
     }
 
 
@@ -88,13 +60,14 @@ class ReferenceErrors(NoReference):
     """Reads errors that were computed before the run, and notices pairs that they were not computed for.
 
     Args:
-        folder: see the top of this file.
+        folder: see `reference_files`.
     """
 
     draws_by_pair = True
 
     def __init__(self, folder: str) -> None:
         self.folder: Path = Path(expand_home(folder))
+        self.files = ReferenceFiles(self.folder)
         self._accepted = False
         self._tables: dict[int | None, Part] = {}  # of the last epoch and of the held-out pairs, by number of the pair
         self._foreign: list[tuple[list[int], int | None, Tensor]] = []
@@ -111,44 +84,41 @@ class ReferenceErrors(NoReference):
         """
         if self._accepted:
             return  # digesting weights takes a while
-        if changed := differences(self.made()["model"], identity(module, module.trainer.precision)):
-            raise UserValueError(
-                f"model.reference_errors: {self.folder} does not fit this run: {in_words(changed)}. {AGAIN}"
-            )
+        changed = differences(self.files.made()["model"], identity(module, module.trainer.precision))
+        fault = f"{self.folder} does not fit this run: {in_words(changed)}. {AGAIN}" if changed else None
+        _refuse(fault, module.trainer)
         self._accepted = True
 
     def check_length(self, trainer: L.Trainer) -> None:
-        """Refuse errors of fewer epochs than the run takes.
+        """Refuse errors of fewer epochs than the run takes, or none of held-out pairs where it validates.
 
         Raises:
-            UserValueError: naming both numbers.
+            UserValueError: naming what is missing.
         """
-        made, epochs = self.made(), total_epochs(trainer)
-        have = next(epoch for epoch in count() if not self._whole(made, epoch))
+        epochs = total_epochs(trainer)
+        have = next(epoch for epoch in count() if not self.files.whole(epoch))
+        fault = None
+        if trainer.enable_validation and not self.files.whole(VALIDATION):
+            fault = f"{self.folder} does not hold all held-out pairs. {AGAIN}"
         if epochs is None or have < epochs:
             run = "has no end" if epochs is None else f"takes {epochs}"
-            raise UserValueError(
-                f"model.reference_errors: {self.folder} holds {have} whole epochs, and the run {run}. Set "
-                "trainer.max_epochs or trainer.max_steps, or add epochs: run lit-align reference-errors again with "
-                "more --epochs."
+            fault = (
+                f"{self.folder} holds {have} whole epochs, and the run {run}. Set trainer.max_epochs or "
+                "trainer.max_steps, or add epochs: run lit-align reference-errors again with more --epochs."
             )
+        if trainer.overfit_batches:  # type: ignore[attr-defined]  # set in Trainer's constructor
+            fault = "trainer.overfit_batches repeats the pairs of epoch 0, whose noise would differ. Leave one out."
+        _refuse(fault, trainer)
+
+    def check_pairs(self, trainer: L.Trainer, pairs: Mapping[str, Any]) -> None:
+        """Refuse errors of pairs that are others by their labels, seed or shards, before one of them comes up."""
+        made = self.files.made()["pairs"]
+        both = pairs.keys() & made.keys()  # a run may have no use for held-out pairs
+        changed = differences(*({name: some[name] for name in both} for some in (made, pairs)))
+        _refuse(f"{self.folder} is of other pairs: {in_words(changed)}. {AGAIN}" if changed else None, trainer)
 
     def check_folder(self) -> None:
-        self.made()
-
-    def made(self) -> dict[str, Any]:
-        """Read what the errors were computed with.
-
-        Raises:
-            UserFileNotFoundError: if there are none.
-        """
-        path = self.folder / FINGERPRINT
-        if not path.is_file():
-            raise UserFileNotFoundError(f"model.reference_errors: {self.folder} has no {FINGERPRINT}. {AGAIN}")
-        return read_manifest(path)
-
-    def _whole(self, made: Mapping[str, Any], epoch: int | None) -> bool:
-        return all((self.folder / part_file(epoch, part)).is_file() for part in range(_parts(made, epoch)))
+        self.files.made()
 
     def errors(
         self, batch: PreferenceBatch | EncodedBatch, encoded: EncodedBatch, draw: Draw, epoch: int | None,
@@ -159,68 +129,60 @@ class ReferenceErrors(NoReference):
         rows = torch.tensor(numbers).clamp(max=len(table.checksums) - 1)
         device, columns = batch.pairs.weight.device, (table.checksums, table.errors[:, repeat])
         known, errors = (column[rows].to(device, non_blocking=True) for column in columns)
-        foreign = (known != batch.checksums()).any(1) & (batch.pairs.weight > 0)
-        self._foreign.append((numbers, epoch, foreign))
+        if repeat == 0:  # further draws are for the pairs of the first
+            foreign = (known != batch.checksums()).any(1) & (batch.pairs.weight > 0)
+            self._foreign.append((numbers, epoch, foreign))
         chosen, rejected = errors.unbind(1)
         return PairErrors(chosen, rejected)
 
-    def refuse_foreign(self) -> None:
+    def refuse_foreign(self, trainer: L.Trainer | None = None) -> None:
         """Refuse the pairs since the last call for which the errors were not computed. It waits for the device.
+
+        Args:
+            trainer: of all devices, if they all are to refuse together, as they must before a collective.
 
         Raises:
             UserValueError: naming the first.
         """
-        seen, self._foreign = self._foreign, []
+        (seen, self._foreign), fault = (self._foreign, []), None
         for numbers, epoch, foreign in seen:
-            if foreign.any():
+            if fault is None and foreign.any():
                 number = numbers[foreign.tolist().index(True)]
                 where = "the held-out pairs" if epoch is VALIDATION else f"epoch {epoch}"
-                raise UserValueError(
-                    f"model.reference_errors: {self.folder} was not computed for pair {number} of {where} as this run "
-                    "sees it: with these images, crop, flip, prompt, label and use of a cache, or it could not be read "
-                    f"then. {AGAIN}"
+                fault = (
+                    f"{self.folder} was not computed for pair {number} of {where} as this run sees it: with these "
+                    "images, decoded by these versions, crop, flip, prompt, label and use of a cache; or it could not "
+                    f"be read then. {AGAIN}"
                 )
+        if trainer is not None:
+            _refuse(fault, trainer)
+        elif fault is not None:
+            raise UserValueError(f"model.reference_errors: {fault}")
 
     def _table(self, epoch: int | None) -> Part:
         if epoch not in self._tables:
             self._tables = {kept: table for kept, table in self._tables.items() if kept is VALIDATION}
-            self._tables[epoch] = self._load(epoch)
+            self._tables[epoch] = self.files.load(epoch)
         return self._tables[epoch]
 
-    def _load(self, epoch: int | None) -> Part:
-        made = self.made()
-        if not self._whole(made, epoch):
-            which = "all held-out pairs" if epoch is VALIDATION else f"the whole epoch {epoch}"
-            raise UserFileNotFoundError(
-                f"model.reference_errors: {self.folder} does not hold {which}. Run lit-align reference-errors again "
-                "with the same options, and enough --epochs."
-            )
-        parts = [_read(self.folder / part_file(epoch, part)) for part in range(_parts(made, epoch))]
-        numbers, checksums, errors = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        table = Part(
-            torch.arange(int(numbers.max()) + 1),
-            torch.full((int(numbers.max()) + 1, 2), ABSENT),
-            torch.zeros(int(numbers.max()) + 1, *errors.shape[1:]),
-        )
-        table.checksums[numbers], table.errors[numbers] = checksums, errors
-        return table
+
+def _weights_in(module: Any, precision: str) -> str:
+    """Name the precision of the reference's weights: with a LoRA that of a frozen base, otherwise float32.
+
+    FSDP2 gathers weights in half precision, those of norms too, and so rounds otherwise than autocast.
+    """
+    lora, half = module.backbone.lora, compute_dtype(precision)
+    gathered = module._trainer is not None and isinstance(module.trainer.strategy, FSDP2)
+    if lora is None:
+        return f"{half}, gathered" if gathered and half != torch.float32 else str(torch.float32)
+    return str(lora.base if lora.base != "compute" else half)
 
 
-def _weights_in(backbone: Backbone, precision: str) -> str:
-    """Name the precision of the reference's weights: with a LoRA that of a frozen base, otherwise float32."""
-    if backbone.lora is None:
-        return str(torch.float32)
-    return backbone.lora.base if backbone.lora.base != "compute" else str(compute_dtype(precision))
-
-
-def _parts(made: Mapping[str, Any], epoch: int | None) -> int:
-    parts: int = made["parts"]["held out" if epoch is VALIDATION else "train"]
-    return parts
-
-
-def _read(path: Path) -> Part:
-    with safe_open(path, framework="pt") as file:
-        return Part(*(file.get_tensor(name) for name in Part._fields))
+def _refuse(fault: str | None, trainer: L.Trainer) -> None:
+    """Raise a UserValueError on all devices if one of them has found a fault; all must call it."""
+    if trainer.strategy.reduce_boolean_decision(fault is None, all=True):
+        return
+    raise UserValueError(f"model.reference_errors: {fault or 'another device has refused it; see what it says.'}")
 
 
 def reference_source(objective: Objective, backbone: Backbone, folder: str | None) -> NoReference:
@@ -230,7 +192,10 @@ def reference_source(objective: Objective, backbone: Backbone, folder: str | Non
         UserValueError: if there is a folder, but no need of it.
     """
     if objective.needs_reference:
-        return LiveReference(backbone) if folder is None else ReferenceErrors(folder)
+        if folder is None:
+            return LiveReference(backbone)
+        force_contiguous_proj_in(backbone.denoiser)  # as a live reference does: the policy then rounds alike
+        return ReferenceErrors(folder)
     if folder is not None:
         raise UserValueError(
             f"model.reference_errors is {folder}, but {type(objective).__name__} has no reference. Leave it out."

@@ -1,5 +1,6 @@
 """Where the errors of the reference come from in a step."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,13 +38,21 @@ class NoReference:
         """Refuse a folder that holds no errors."""
 
     def check_model(self, module: Any) -> None:
-        """Refuse errors that were computed otherwise than the module would; `module` belongs to a Trainer."""
+        """Refuse errors that were computed otherwise than the module would, which belongs to a Trainer."""
+
+    def check_pairs(self, trainer: L.Trainer, pairs: Mapping[str, Any]) -> None:
+        """Refuse errors of other pairs.
+
+        Args:
+            trainer: of the run.
+            pairs: what decides them, by split, see `data.pair_identity`.
+        """
 
     def check_length(self, trainer: L.Trainer) -> None:
         """Refuse errors of fewer epochs than the run takes."""
 
-    def refuse_foreign(self) -> None:
-        """Refuse pairs since the last call whose errors are not known."""
+    def refuse_foreign(self, trainer: L.Trainer | None = None) -> None:
+        """Refuse pairs since the last call whose errors are not known, on all devices of `trainer` together."""
 
     def __str__(self) -> str:
         return "none"

@@ -38,11 +38,18 @@ def total_steps(trainer: L.Trainer) -> int | None:
 def total_epochs(trainer: L.Trainer) -> int | None:
     """Epochs of the whole fit, a begun one included, or None where it has no end."""
     most, steps = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None, total_steps(trainer)
-    if steps is None or accumulation(trainer) is not None:
+    if steps is None:
         return most
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()  # as `estimated_stepping_batches` does
-    epochs = -(-steps // -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
+    batches, changing = trainer.num_training_batches, accumulation(trainer)
+    if not 0 < batches < float("inf"):
+        return most
+    epochs = 0
+    while steps > 0:
+        each = trainer.accumulate_grad_batches if changing is None else changing.get_accumulate_grad_batches(epochs)
+        steps -= -(-int(batches) // each)
+        epochs += 1
     return epochs if most is None else min(epochs, most)
 
 

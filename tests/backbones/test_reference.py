@@ -274,6 +274,7 @@ def dropping():
     for name, weight in module.backbone.denoiser.named_parameters():
         if ".lora_B." in name:
             weight.data.fill_(0.1)  # policy and reference alike, so that dropout shows
+    module.backbone.reference.moved = True
     encoded = module.backbone.encode(next(iter(data.val_dataloader())))
     module.train()
     return module.backbone, encoded, module.validation_draw(encoded, 0)

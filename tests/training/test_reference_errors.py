@@ -2,22 +2,29 @@
 
 import itertools
 import math
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from safetensors.torch import load_file
 
 from lit_align.backbones import LoRA
 from lit_align.callbacks import ReferenceUpdate, StartBanner
+from lit_align.callbacks.known_pairs import KnownPairs
 from lit_align.cli import main
 from lit_align.commands import static_reference
 from lit_align.objectives import DiffusionDPO, MaPO
 from lit_align.training.reference_source import LiveReference
 from lit_align.training.step_draws import draw_by_pair
+from lit_align.training.steps import total_epochs
 from lit_align.types import EncodedBatch, Moments, PairInfo, PreferenceBatch
 from tests.support.paths import PAIRS, PIPELINE, ROOT
 from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
+from tests.support.shards import read_dicts, write_dicts
 
 TRAIN = [str(PAIRS / f"train/0000{i}.tar") for i in range(2)]  # those of `make_data`
 VAL = str(PAIRS / "held_out/00002.tar")
@@ -169,9 +176,12 @@ def test_other_models_runs_and_pairs_are_refused(tmp_path, folder):
     refused(r"pair \d+ of epoch 0 as this run sees it", data=CROP | {"flip_probability": 0.0})
     refused(r"ReferenceUpdate has nothing to move: model\.reference_errors", callbacks=[ReferenceUpdate(1)])
     refused(r"model\.reference_errors is .*, but MaPO has no reference", objective=MaPO())
+    refused(r"overfit_batches repeats the pairs of epoch 0", trainer={"overfit_batches": 2})
+    refused(r"train\.seed was 0, is 1", data=CROP | {"seed": 1}, callbacks=[KnownPairs()])
+    refused(r"train\.augmentation was .*, is", data=CROP | {"flip_probability": 0.0}, callbacks=[KnownPairs()])
     other = shutil.copytree(folder, tmp_path / "other")
     next((other / "held-out").iterdir()).unlink()
-    with pytest.raises(FileNotFoundError, match="does not hold all held-out pairs"):
+    with pytest.raises(ValueError, match="does not hold all held-out pairs"):
         fit(make(other), make_data(batch_size=4, **CROP), tmp_path, 2, limit_val_batches=None, val_check_interval=1)
     with pytest.raises(FileNotFoundError, match=r"has no reference_errors\.json"):
         fit(make(tmp_path / "none"), make_data(batch_size=4, **CROP), tmp_path, 2)
@@ -182,6 +192,34 @@ def test_other_models_runs_and_pairs_are_refused(tmp_path, folder):
         )  # fmt: skip
     with pytest.raises(ValueError, match="epochs is 0; it must be at least 1"):
         compute(tmp_path / "zero", epochs=0)
+
+
+def test_runs_that_end_by_their_steps_are_counted_in_epochs(tmp_path, folder):
+    """An accumulation that changes: 13 batches are 7 steps of two, then 5 steps of three."""
+    changing = GradientAccumulationScheduler({0: 2, 1: 3})
+    module = make(folder)
+    trainer = fit(module, make_data(batch_size=4, **CROP), tmp_path, 9, callbacks=[changing], max_epochs=-1)
+    assert (total_epochs(trainer), trainer.current_epoch) == (2, 1)
+    with pytest.raises(ValueError, match="holds 2 whole epochs, and the run takes 3"):
+        fit(make(folder), make_data(batch_size=4, **CROP), tmp_path, 13, callbacks=[changing], max_epochs=-1)
+
+
+def test_a_broken_pair_ends_the_command_with_its_name(tmp_path):
+    """Its workers too, which survive signals: a hang would meet the limit."""
+    broken = tmp_path / "00000.tar"
+    samples = read_dicts(TRAIN[0])
+    samples[7]["jpg_0.png"] = b"no image"
+    write_dicts(broken, samples)
+    words = ["reference-errors", f"--config={ROOT / 'configs/quickstart.yaml'}", f"--data.train_shards={broken}"]
+    words += ["--data.val_shards=null", f"--model.backbone.repo={PIPELINE}", "--accelerator=cpu", "--epochs=1"]
+    words += ["--model.objective=lit_align.objectives.DiffusionDPO", "--data.num_workers=2", "--data.batch_size=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_align", *words, f"--output={tmp_path / 'errors'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.search(rf"{re.escape(str(broken))}.*jpg_0", done.stderr), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
 
 
 def test_the_banner_says_where_the_reference_is(tmp_path, folder, caplog):
@@ -233,12 +271,13 @@ def test_checksums_tell_images_their_order_flips_and_prompts_apart():
         ],
     }
     for whole, name in itertools.product((batch, cached), changed):
-        same = whole._replace(time_ids=ids + 1)
-        assert torch.equal(whole.checksums(), same.checksums())
         assert whole.checksums().dtype == torch.int64
+        assert not torch.eq(whole.checksums(), whole._replace(time_ids=ids + 1).checksums()).any()
         other = changed[name][whole is cached]
         assert not torch.equal(whole.checksums()[0], other.checksums()[0]), name
     one = images.clone()
     one[0, 1, 0, 0, 0] ^= 1
     differs = batch._replace(images=one).checksums() != batch.checksums()
     assert differs.tolist() == [[False, True], [False, False]]
+    shifted = batch._replace(images=images.roll(4, -1))  # the words are the same, at other places
+    assert not torch.eq(shifted.checksums(), batch.checksums()).any()
