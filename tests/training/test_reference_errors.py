@@ -199,7 +199,7 @@ def test_runs_that_end_by_their_steps_are_counted_in_epochs(tmp_path, folder):
     changing = GradientAccumulationScheduler({0: 2, 1: 3})
     module = make(folder)
     trainer = fit(module, make_data(batch_size=4, **CROP), tmp_path, 9, callbacks=[changing], max_epochs=-1)
-    assert (total_epochs(trainer), trainer.current_epoch) == (2, 1)
+    assert total_epochs(trainer) == 2
     with pytest.raises(ValueError, match="holds 2 whole epochs, and the run takes 3"):
         fit(make(folder), make_data(batch_size=4, **CROP), tmp_path, 13, callbacks=[changing], max_epochs=-1)
 
@@ -218,7 +218,9 @@ def test_a_broken_pair_ends_the_command_with_its_name(tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2
-    assert re.search(rf"{re.escape(str(broken))}.*jpg_0", done.stderr), done.stderr[-2000:]
+    assert re.search(rf"{re.escape(str(broken))}, key paintbrush: an image cannot be decoded", done.stderr), (
+        done.stderr[-2000:]
+    )
     assert "Traceback" not in done.stderr
 
 
