@@ -18,6 +18,7 @@ class PairInfo(NamedTuple):
     flipped: Tensor  # (batch,) bool: whether both images are mirrored
     human: Tensor  # (batch,) int64: 1 where the human label agrees with the order, -1 where it disagrees, 0 for a tie
     vote_share: Tensor  # (batch,) float32: share of the votes for the order; 0 where the tie rule decided
+    balance: Tensor  # (batch,) float32: share of the votes for the order less that against it, at least 0
     voted: bool  # whether a vote of scorers and its tie rule made the order
     faults: tuple[str, ...] = ()  # why pairs of weight 0 could not be read
 
@@ -137,6 +138,14 @@ class PairErrors(NamedTuple):
 
     chosen: Tensor  # (batch,) float32
     rejected: Tensor  # (batch,) float32
+
+
+class PairFacts(NamedTuple):
+    """What an objective may ask for beside errors, by `Objective.needs`; (batch,) float32 each, without gradients."""
+
+    overlap: Tensor | None = None  # mean over the elements of the product of both images' residuals
+    alpha_bar: Tensor | None = None  # share of the signal's variance at the pair's timestep
+    confidence: Tensor | None = None  # probability that the order is right, by the vote: 0.5 where it was tied
 
 
 class ObjectiveOutput(NamedTuple):

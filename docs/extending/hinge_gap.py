@@ -1,11 +1,9 @@
 """An objective: learn the chosen image until it is better than the rejected one by a gap."""
 
-from typing import ClassVar
-
 import torch
 
 from lit_align.objectives.base import Objective
-from lit_align.types import ObjectiveOutput, PairErrors
+from lit_align.types import ObjectiveOutput, PairErrors, PairFacts
 
 
 class HingeGap(Objective):
@@ -16,12 +14,14 @@ class HingeGap(Objective):
         hinge_weight: weight of the hinge.
     """
 
-    needs_reference: ClassVar[bool] = False
+    needs_reference = False
 
     def __init__(self, gap: float = 0.02, hinge_weight: float = 1.0) -> None:
         self.gap, self.hinge_weight = gap, hinge_weight
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
+    def __call__(
+        self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None
+    ) -> ObjectiveOutput:
         margin = policy.rejected - policy.chosen  # (batch,)
         hinge = self.hinge_weight * torch.relu(self.gap - margin)
         return ObjectiveOutput(policy.chosen + hinge, margin.detach(), {"loss/hinge": hinge.detach()})

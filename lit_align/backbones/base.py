@@ -154,11 +154,15 @@ class Backbone(Encoders):
 
     def pair_errors(self, encoded: EncodedBatch, draw: Draw) -> PairErrors:
         """Compute the policy's errors of both images of each pair, in one forward pass over all images."""
-        return self._pair_errors(self.denoise, encoded, draw)
+        return pair_errors(*self.predict_pairs(encoded, draw))
+
+    def predict_pairs(self, encoded: EncodedBatch, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Compute the policy's prediction and its target, (2 * batch, channels, h, w) each, the chosen images first."""
+        return self._predict_pairs(self.denoise, encoded, draw)
 
     def reference_pair_errors(self, encoded: EncodedBatch, draw: Draw) -> PairErrors:
         """Compute the reference's errors, without gradients; call it before `pair_errors`."""
-        return self._pair_errors(self.denoise_by_reference, encoded, draw)
+        return pair_errors(*self._predict_pairs(self.denoise_by_reference, encoded, draw))
 
     def chosen_errors(self, encoded: EncodedBatch, draw: Draw) -> Tensor:
         """Compute the policy's errors of the chosen images alone, (batch,), at half the cost of `pair_errors`."""
@@ -167,11 +171,13 @@ class Backbone(Encoders):
         prediction = self.denoise(noisy, draw.timesteps, encoded.conditioning, encoded.time_ids[:, 0])
         return image_errors(prediction, self.schedule.target(clean, draw.noise, draw.timesteps))
 
-    def _pair_errors(self, denoise: Callable[..., Tensor], encoded: EncodedBatch, draw: Draw) -> PairErrors:
+    def _predict_pairs(
+        self, denoise: Callable[..., Tensor], encoded: EncodedBatch, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
         noised = self.noise(encoded, draw)
         conditioning = {name: torch.cat([value, value]) for name, value in encoded.conditioning.items()}
         time_ids = encoded.time_ids.transpose(0, 1).flatten(0, 1)  # chosen images first, as in `noised`
-        return pair_errors(denoise(noised.latents, noised.timesteps, conditioning, time_ids), noised.target)
+        return denoise(noised.latents, noised.timesteps, conditioning, time_ids), noised.target
 
     def noise(self, encoded: EncodedBatch, draw: Draw) -> NoisedPair:
         """Sample latents from the moments of both images of each pair, and add the noise of the draw."""

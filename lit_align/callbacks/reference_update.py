@@ -74,7 +74,7 @@ class ReferenceUpdate(L.Callback):
             )
         if pl_module.backbone.reference is None:
             raise UserValueError(
-                f"ReferenceUpdate has nothing to move: {type(pl_module.objective).__name__} has no reference model. "
+                f"ReferenceUpdate has nothing to move: {pl_module.objective.name()} has no reference model. "
                 "Take the callback out, or choose an objective that has one (BalancedDPO, DiffusionDPO)."
             )
         return pl_module.backbone.reference

@@ -137,20 +137,22 @@ class PairDataset(Dataset[PreferenceBatch | EncodedBatch]):
                 faults.append(str(error))
                 read.append(None)
         pairs = [self.reader.blank(batch.shape) if pair is None else pair for pair in read]
-        human, sign, vote_share = (_column(locations, name) for name in ("human", "sign", "vote_share"))
+        columns = ("human", "sign", "vote_share", "balance")
+        human, sign, vote_share, balance = (_column(locations, name) for name in columns)
         info = PairInfo(
             numbers=batch.numbers,
             weight=torch.tensor([float(pair is not None) for pair in read]),
             flipped=torch.tensor([pair.flipped for pair in pairs]),
             human=human,
             vote_share=torch.zeros(len(pairs)),
+            balance=torch.zeros(len(pairs)),
             voted=False,
             faults=tuple(faults),
         )
         images, time_ids = (torch.stack([getattr(pair, name) for pair in pairs]) for name in ("images", "time_ids"))
         ordered = OrderedPairs(images, time_ids, info)
         if not self.pending:
-            ordered = order_pairs(*ordered, Decisions(sign, vote_share, self.voted))
+            ordered = order_pairs(*ordered, Decisions(sign, vote_share, balance, self.voted))
         return self.reader.batch(ordered, [pair.prompt for pair in pairs])
 
 

@@ -33,6 +33,12 @@ def pair_errors(prediction: Tensor, target: Tensor) -> PairErrors:
     return PairErrors(chosen, rejected)
 
 
+def pair_overlap(prediction: Tensor, target: Tensor) -> Tensor:
+    """Compute the mean product (batch,) of both images' residuals, in float32, from (2 * batch, ...); no gradients."""
+    chosen, rejected = (prediction.detach().float() - target.float()).flatten(1).chunk(2)
+    return (chosen * rejected).mean(1)
+
+
 def image_errors(prediction: Tensor, target: Tensor) -> Tensor:
     """Compute the mean squared error (n,) of each image over its own elements, in float32, from (n, ...)."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)

@@ -1,9 +1,10 @@
 """Base class of all objectives, and helpers for their formulas."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
-from lit_align.types import ObjectiveOutput, PairErrors
+from torch import Tensor
+
+from lit_align.types import ObjectiveOutput, PairErrors, PairFacts
 from lit_align.user_errors import UserValueError
 
 
@@ -14,17 +15,26 @@ class Objective(ABC):
     equal names keep their old values.
     """
 
-    needs_reference: ClassVar[bool]
-    needs_vote: ClassVar[bool] = False  # whether pairs must be ordered by a vote of scorers
+    needs_reference: bool
+    needs_vote: bool = False  # whether pairs must be ordered by a vote of scorers
+    needs: frozenset[str] = frozenset()  # names of the `PairFacts` that it reads
+    form: int = 1  # to be raised with a change of the formula: a run does not go on with another one
 
     @abstractmethod
-    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
+    def __call__(
+        self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None
+    ) -> ObjectiveOutput:
         """Compute the loss of each pair; the caller takes the mean.
 
         Args:
             policy: errors of the model in training, (batch,) each.
             reference: errors of the reference model on the same noise and timesteps; None if it is not needed.
+            facts: those that `needs` names; an objective that needs none may lack the argument.
         """
+
+    def name(self) -> str:
+        """Return the name by which a checkpoint knows the objective again."""
+        return type(self).__name__
 
     @abstractmethod
     def formula(self) -> str:
@@ -33,6 +43,13 @@ class Objective(ABC):
     def concerns(self) -> list[str]:
         """List unusual numbers, each with the option to change and the reason, for `lit-align doctor`."""
         return []
+
+
+def given(facts: PairFacts | None, name: str) -> Tensor:
+    """Return a fact, (batch,), that the objective's `needs` names."""
+    value = None if facts is None else getattr(facts, name)
+    assert isinstance(value, Tensor), f"needs {name}"
+    return value
 
 
 def in_double(errors: PairErrors) -> PairErrors:
@@ -53,4 +70,15 @@ def positive(name: str, value: float) -> float:
     """
     if not value > 0:
         raise UserValueError(f"{name} is {value}; it must be greater than 0.")
+    return float(value)
+
+
+def at_least_0(name: str, value: float) -> float:
+    """Return `value` if it is 0 or greater.
+
+    Raises:
+        UserValueError: if it is not.
+    """
+    if not value >= 0:
+        raise UserValueError(f"{name} is {value}; it must be at least 0.")
     return float(value)

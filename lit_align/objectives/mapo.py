@@ -4,14 +4,12 @@
 phi(x) = x / (exp(x) - 1), which falls from phi(0) = 1 to 0.
 """
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.objectives.base import Objective, in_double, positive
-from lit_align.types import ObjectiveOutput, PairErrors
+from lit_align.types import ObjectiveOutput, PairErrors, PairFacts
 
 
 class MaPO(Objective):
@@ -26,14 +24,16 @@ class MaPO(Objective):
         margin_scale: T, in the release the scheduler's number of training timesteps.
     """
 
-    needs_reference: ClassVar[bool] = False
+    needs_reference = False
 
     def __init__(self, beta_mapo: float = 0.1, snr_value: float = 0.5, margin_scale: float = 1000.0) -> None:
         self.beta_mapo = positive("beta_mapo", beta_mapo)
         self.snr_value = positive("snr_value", snr_value)
         self.margin_scale = positive("margin_scale", margin_scale)
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
+    def __call__(
+        self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None
+    ) -> ObjectiveOutput:
         chosen, rejected = in_double(policy)
         margin = self.margin_scale * phi_margin(self.snr_value * chosen, self.snr_value * rejected)
         return _output(policy, -self.beta_mapo * F.logsigmoid(margin), margin)
@@ -58,12 +58,14 @@ class PaperMaPO(Objective):
         beta_paper: beta; greater values weigh small differences more and the margin term less.
     """
 
-    needs_reference: ClassVar[bool] = False
+    needs_reference = False
 
     def __init__(self, beta_paper: float = 8.0) -> None:
         self.beta_paper = positive("beta_paper", beta_paper)
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
+    def __call__(
+        self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None
+    ) -> ObjectiveOutput:
         margin = phi_margin(*in_double(policy), self.beta_paper)
         return _output(policy, -F.logsigmoid(margin) / self.beta_paper, margin)
 

@@ -1,9 +1,7 @@
 """Supervised fine-tuning on the chosen images: the baseline."""
 
-from typing import ClassVar
-
 from lit_align.objectives.base import Objective
-from lit_align.types import ObjectiveOutput, PairErrors
+from lit_align.types import ObjectiveOutput, PairErrors, PairFacts
 
 
 class SFT(Objective):
@@ -15,9 +13,11 @@ class SFT(Objective):
     SFT models no preference; its margin is the logit of a preference that grows with the difference of errors.
     """
 
-    needs_reference: ClassVar[bool] = False
+    needs_reference = False
 
-    def __call__(self, policy: PairErrors, reference: PairErrors | None) -> ObjectiveOutput:
+    def __call__(
+        self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None
+    ) -> ObjectiveOutput:
         margin = (policy.rejected - policy.chosen).detach()
         return ObjectiveOutput(policy.chosen, margin, {"loss/sft": policy.chosen.detach()})
 

@@ -38,6 +38,11 @@ def support(votes: Tensor, agreed: Tensor, weights: Tensor) -> Tensor:
     return backing @ weights.double() / weights.double().sum()
 
 
+def balance(votes: Tensor, agreed: Tensor, weights: Tensor) -> Tensor:
+    """Share (pairs,) of all weights for the consensus `agreed` less that against it, at least 0; 0 without one."""
+    return (tally(votes, weights) * agreed).clamp(min=0)
+
+
 def unanimous(votes: Tensor) -> Tensor:
     """Decide (pairs,) only where all voters agree; an abstention counts as disagreement."""
     return _sign(torch.where(tally(votes).abs() > 1 - ROUNDING, tally(votes), 0.0))

@@ -30,6 +30,7 @@ class Verdict(NamedTuple):
 
     sign: Tensor  # (pairs,) int64: +1 for image 0, -1 for image 1, 0 undecided
     vote_share: Tensor  # (pairs,) float32: share of all weights that voted for the verdict; 0 if the tie rule decided
+    balance: Tensor  # (pairs,) float32: that share less the share against it, at least 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ class Vote:
         votes = self._votes(ballot)
         agreed = RULES[self.rule](self, votes, ballot)
         sign = consensus.break_ties(agreed, self._tie_breaker(ballot))
-        return Verdict(sign.long(), consensus.support(votes, agreed, self._weights()).float())
+        weights = self._weights()
+        share, balance = consensus.support(votes, agreed, weights), consensus.balance(votes, agreed, weights)
+        return Verdict(sign.long(), share.float(), balance.float())
 
     def _votes(self, ballot: Ballot) -> Tensor:
         """Votes (pairs, voters) as signs."""

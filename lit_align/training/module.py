@@ -15,6 +15,7 @@ from lit_align.objectives import Objective
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import OnResume
 from lit_align.training.clipping import clip
+from lit_align.training.judging import check_facts, judge, term_names
 from lit_align.training.lr_schedulers import Plateau, check_first_validation, follow_validation, with_schedule
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
@@ -85,8 +86,8 @@ class AlignmentModule(SavedModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
         self.strict_loading = False  # a checkpoint lacks frozen weights; `on_load_checkpoint` checks the others
-        errors = PairErrors(torch.ones(1), torch.ones(1))
-        terms = list(objective(errors, errors).terms)
+        check_facts(objective, backbone.schedule)
+        terms = term_names(objective)
         self.train_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps)
         # In training a range has too few pairs between two logged steps.
         self.val_metrics = PreferenceMetrics(terms, backbone.schedule.timesteps, HELD_OUT)
@@ -120,13 +121,8 @@ class AlignmentModule(SavedModule):
         self, encoded: EncodedBatch, draw: Draw, reference: PairErrors | None
     ) -> tuple[ObjectiveOutput, PairErrors]:
         """Apply the objective to the errors of the policy, and to those of the reference where it needs them."""
-        if self.objective.needs_vote and not encoded.pairs.voted:
-            raise UserValueError(
-                f"{type(self.objective).__name__} learns from votes, but these pairs are ordered by their human label. "
-                "Set data.vote, or choose DiffusionDPO."
-            )
-        policy = self.backbone.pair_errors(encoded, draw)
-        return self.objective(policy, reference), policy
+        prediction, target = self.backbone.predict_pairs(encoded, draw)
+        return judge(self.objective, self.backbone.schedule, prediction, target, reference, draw, encoded.pairs)
 
     def training_draw(self, encoded: EncodedBatch) -> tuple[Draw, Tensor]:
         """Draw noise, timesteps and dropped prompts (batch,) of a micro-batch from seed, rank and number of the batch.

@@ -198,6 +198,6 @@ def reference_source(objective: Objective, backbone: Backbone, folder: str | Non
         return ReferenceErrors(folder)
     if folder is not None:
         raise UserValueError(
-            f"model.reference_errors is {folder}, but {type(objective).__name__} has no reference. Leave it out."
+            f"model.reference_errors is {folder}, but {objective.name()} has no reference. Leave it out."
         )
     return NoReference()

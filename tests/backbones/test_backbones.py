@@ -167,7 +167,7 @@ def test_each_distinct_prompt_of_a_batch_is_encoded_once(sdxl, images):
     prompts, seen = ["fox", "red apple", "fox", "fox"], []
     pixels, ids = images[:4].unsqueeze(1).repeat(1, 2, 1, 1, 1), torch.zeros(4, 2, 6).long()
     ones = torch.ones(4)
-    info = PairInfo(list(range(4)), ones, ones < 0, ones.long(), ones, False)
+    info = PairInfo(list(range(4)), ones, ones < 0, ones.long(), ones, ones, False)
     hook = sdxl.text_encoders[1].register_forward_hook(lambda _, inputs, output: seen.append(len(output.text_embeds)))
     try:
         found = sdxl.encode(PreferenceBatch(pixels, ids, prompts, info)).conditioning

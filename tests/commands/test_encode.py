@@ -125,7 +125,7 @@ def batches(shards, cache, flipped):
     count, prompts = len(pairs), [pair.prompt for pair in pairs]
     info = PairInfo(
         list(range(count)), torch.ones(count), torch.full((count,), flipped), torch.ones(count, dtype=torch.int64),
-        torch.zeros(count), voted=False,
+        torch.zeros(count), torch.zeros(count), voted=False,
     )  # fmt: skip
     reader = CachedPairReader(cache, float(flipped))
     stored = torch.stack([cache.latents(shard, row, flipped) for row in range(count)])

@@ -31,6 +31,8 @@ def test_scores_in_the_shards_order_decide_as_those_in_another(tmp_path):
     assert {-1, 1} <= set(straight.sign.tolist())
     assert np.array_equal(straight.sign, turned.sign)
     assert np.array_equal(straight.vote_share, turned.vote_share)
+    assert np.array_equal(straight.balance, turned.balance)
+    assert straight.balance.any()
     assert straight.contents == turned.contents == [f"{number:016x}" for number in range(1, 41)]
     assert straight.faults == turned.faults == {}
 

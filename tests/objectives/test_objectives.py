@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_align.objectives import SFT, BalancedDPO, DiffusionDPO, MaPO, Objective, PaperMaPO
+from lit_align.objectives.wrappers import NoiseErrors, WinnerGuard, Wrapper
 from lit_align.training.metrics import weighted_mean
 from lit_align.types import PairErrors
 
@@ -126,7 +127,8 @@ POLICY, REFERENCE = errors([0.10, 0.30], [0.30, 0.20]), errors([0.15, 0.20], [0.
             ],
         ),
         ({"beta_dpo": 20.0, "loss_type": "hinge"}, [0.0, 2.0]),
-        ({"beta_dpo": 20.0, "loss_type": "ipo"}, [(0.075 - 0.025) ** 2, (-0.05 - 0.025) ** 2]),
+        ({"beta_dpo": 20.0, "loss_type": "ipo"}, [(1.5 - 0.5) ** 2, (-1.0 - 0.5) ** 2]),
+        ({"beta_dpo": 20.0, "loss_type": "hinge", "sft_mix": 0.25}, [0.0 + 0.25 * 0.10, 2.0 + 0.25 * 0.30]),
     ],
 )
 @pytest.mark.parametrize("objective", [DiffusionDPO, BalancedDPO])
@@ -185,9 +187,10 @@ def test_dpo_swapped_images_and_swapped_vote_are_the_same_pair():
     ("options", "message"),
     [
         ({"beta_dpo": 0.0}, "beta_dpo is 0.0; it must be greater than 0"),
-        ({"loss_type": "log"}, "loss_type is 'log'; it must be one of sigmoid, hinge, ipo"),
+        ({"loss_type": "log"}, "loss_type is 'log'; it must be one of sigmoid, hinge, ipo, dmpo, linear"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ({"label_smoothing": 0.1, "loss_type": "ipo"}, "which loss_type 'ipo' does not have"),
+        ({"sft_mix": -0.1}, "sft_mix is -0.1; it must be at least 0"),
     ],
 )
 def test_senseless_dpo_is_named(options, message):
@@ -238,10 +241,12 @@ def own_subclasses(kind):
 def test_parameter_names_are_unique_among_families_of_objectives():
     """A parameter shared by two families would survive a change of class in a config; BalancedDPO is a DiffusionDPO."""
     families = own_subclasses(Objective)
-    assert {cls.__name__ for cls in families} == {"MaPO", "PaperMaPO", "SFT", "DiffusionDPO"}
+    assert {cls.__name__ for cls in families} == {"MaPO", "PaperMaPO", "SFT", "DiffusionDPO", "Wrapper"}
+    families = [*(cls for cls in families if cls is not Wrapper), WinnerGuard]
     names = [name for cls in families for name in inspect.signature(cls).parameters]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 10
     assert own_subclasses(DiffusionDPO) == [BalancedDPO]
+    assert own_subclasses(Wrapper) == [WinnerGuard, NoiseErrors]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
@@ -258,12 +263,15 @@ def test_formula_shows_its_numbers():
     assert BalancedDPO(500.0).formula() == (
         "BalancedDPO: mean(-logsigmoid(inside)), inside = -0.5 500 ((L_w - L_l) - (R_w - R_l))"
     )
-    assert "(inside / 20 - 1 / (2 20))^2" in DiffusionDPO(20.0, "ipo").formula()
+    assert "mean((inside - 1/2)^2), inside = -0.5 20 (" in DiffusionDPO(20.0, "ipo").formula()
+    assert "mean(-logsigmoid(inside)) + 0.25 mean(L_w), inside" in DiffusionDPO(sft_mix=0.25).formula()
+    assert "q logsigmoid(inside) - (1 - q) logsigmoid(-inside)), q by the vote" in BalancedDPO(soft=True).formula()
     assert "0.9 logsigmoid(inside) - 0.1 logsigmoid(-inside)" in DiffusionDPO(label_smoothing=0.1).formula()
 
 
 @pytest.mark.parametrize(
-    ("loss", "beta", "count"), [("ipo", 5000, 1), ("ipo", 10, 0), ("sigmoid", 9.5, 1), ("hinge", 10, 0)]
+    ("loss", "beta", "count"),
+    [("ipo", 5000, 1), ("ipo", 500, 0), ("ipo", 9.5, 1), ("sigmoid", 9.5, 1), ("hinge", 10, 0)],
 )
 def test_unusual_betas_are_a_concern(loss, beta, count):
     assert len(DiffusionDPO(beta, loss_type=loss).concerns()) == count

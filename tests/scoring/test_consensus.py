@@ -136,6 +136,22 @@ def test_exchanged_images_exchange_the_verdict(vote):
         assert torch.equal(first.sign, -second.sign)
         assert torch.equal(first.vote_share, second.vote_share)
         assert ((first.vote_share >= 0) & (first.vote_share <= 1)).all()
+        assert torch.equal(first.balance, second.balance)
+        assert ((first.balance >= 0) & (first.balance <= first.vote_share + 1e-6)).all()
+
+
+def test_the_balance_counts_abstentions_on_neither_side():
+    """3 for; 2 for and 1 against; 1 for and 2 abstaining, a share of 1/3 that does not speak against; 1 to 1; none."""
+    differences = {
+        "a": torch.tensor([1.0, 1.0, -1.0, 1.0, 0.0]),
+        "b": torch.tensor([1.0, 1.0, 0.0, -1.0, 0.0]),
+        "c": torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0]),
+    }
+    verdict = Vote(["a", "b", "c"]).decide(Ballot(differences, torch.ones(5, dtype=torch.long)))
+    assert verdict.sign.tolist() == [1, 1, -1, 1, 1]
+    assert verdict.balance.tolist() == pytest.approx([1, 1 / 3, 1 / 3, 0, 0])
+    weighted = Vote(["a", "b", "c"], weights={"a": 2.0}).decide(Ballot(differences, torch.ones(5, dtype=torch.long)))
+    assert weighted.balance.tolist() == pytest.approx([1, 0.5, 0.5, 0.25, 0])
 
 
 @pytest.mark.parametrize("vote", [vote for vote in ALL_RULES if vote.rule != "random"], ids=str)

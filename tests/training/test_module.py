@@ -185,7 +185,7 @@ def test_precision_of_matrix_products_is_set_where_it_is_asked_for(tmp_path):
 def encoded():
     """Eight pairs with latents of 4 x 8 x 8."""
     nothing = torch.zeros(8)
-    pairs = PairInfo(list(range(8)), nothing + 1, nothing.bool(), nothing.long(), nothing, voted=False)
+    pairs = PairInfo(list(range(8)), nothing + 1, nothing.bool(), nothing.long(), nothing, nothing, voted=False)
     return EncodedBatch(Moments(torch.zeros(8, 2, 2, 4, 8, 8)), torch.zeros(8, 2, 6), {}, {}, pairs)
 
 

@@ -259,7 +259,7 @@ def test_checksums_tell_images_their_order_flips_and_prompts_apart():
     ones = torch.ones(2)
 
     def info(flipped=(False, False)):
-        return PairInfo([0, 1], ones, torch.tensor(flipped), ones.long(), ones, voted=False)
+        return PairInfo([0, 1], ones, torch.tensor(flipped), ones.long(), ones, ones, voted=False)
 
     batch = PreferenceBatch(images, ids, ["red fox", "fox red"], info())
     latents = torch.randn(2, 2, 2, 4, 8, 8).half()

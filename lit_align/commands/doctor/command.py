@@ -207,8 +207,7 @@ class Doctor:
         objective = self.parts.objective()
         if objective.needs_vote and self.config.data.vote is None and self.config.data.scorers is None:
             raise UserValueError(
-                f"{type(objective).__name__} learns from votes, but data.vote is not set. Set it, or choose "
-                "DiffusionDPO."
+                f"{objective.name()} learns from votes, but data.vote is not set. Set it, or choose DiffusionDPO."
             )
 
     def _refusals(self) -> None:

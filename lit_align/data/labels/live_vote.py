@@ -49,7 +49,8 @@ class LiveVote:
         images = torch.where(pairs.flipped.view(-1, 1, 1, 1, 1), batch.images.flip(-1), batch.images)
         differences = {name: self._difference(scorer, images, batch.prompts) for name, scorer in self.scorers.items()}
         verdict = self.vote.decide(Ballot(differences, pairs.human.cpu()))
-        decisions = Decisions(verdict.sign.to(pairs.human), verdict.vote_share.to(pairs.vote_share), voted=True)
+        share, balance = verdict.vote_share.to(pairs.vote_share), verdict.balance.to(pairs.balance)
+        decisions = Decisions(verdict.sign.to(pairs.human), share, balance, voted=True)
         ordered = order_pairs(batch.images, batch.time_ids, pairs, decisions)
         return PreferenceBatch(ordered.images, ordered.time_ids, batch.prompts, ordered.pairs)
 

@@ -13,6 +13,7 @@ class Decisions(NamedTuple):
 
     sign: Tensor  # (batch,) int64: 1: image 0 is chosen, -1: image 1 is, 0 if undecided
     vote_share: Tensor  # (batch,) float32, see `PairInfo`
+    balance: Tensor  # (batch,) float32, see `PairInfo`
     voted: bool
 
 
@@ -40,6 +41,7 @@ def order_pairs(images: Tensor, time_ids: Tensor, pairs: PairInfo, decisions: De
         weight=pairs.weight * (decisions.sign != 0),
         human=torch.where(swapped, -pairs.human, pairs.human),
         vote_share=decisions.vote_share,
+        balance=decisions.balance,
         voted=decisions.voted,
     )
     return OrderedPairs(images[rows, order], time_ids[rows, order], info)

@@ -18,6 +18,7 @@ class Decisions(NamedTuple):
 
     sign: NDArray[np.int8]  # (samples,) +1: image 0 is chosen, -1: image 1 is, 0: undecided
     vote_share: NDArray[np.float32]  # (samples,) share of the votes' weight for the decision
+    balance: NDArray[np.float32]  # (samples,) that share less the share against it
     contents: list[str]  # `content_digest` of what was scored; empty if nothing was
     faults: dict[int, str]  # why samples cannot be decided, by position
 
@@ -59,7 +60,8 @@ class HumanLabels(Labels):
     voted = False
 
     def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
-        return Decisions(human, np.zeros(len(keys), np.float32), [""] * len(keys), {})
+        nothing = np.zeros(len(keys), np.float32)
+        return Decisions(human, nothing, nothing, [""] * len(keys), {})
 
     def describe(self) -> str:
         return "the human label, until a vote while training" if self.keep_undecided else "the human label"
@@ -85,11 +87,12 @@ class VotedLabels(Labels):
         scores = {} if absent else read_scores(side_file(shard, self.folder))
         found = self._all(keys, scores) or self._each(shard, keys, scores)
         scored = [number for number in range(len(keys)) if number not in found.faults]
-        sign, vote_share = np.zeros(len(keys), np.int8), np.zeros(len(keys), np.float32)
+        sign, (vote_share, balance) = np.zeros(len(keys), np.int8), np.zeros((2, len(keys)), np.float32)
         if scored:
             verdict = self.vote.decide(self._ballot(scores, found, [keys[number] for number in scored], human[scored]))
             sign[scored], vote_share[scored] = verdict.sign.numpy(), verdict.vote_share.numpy()
-        return Decisions(sign, vote_share, found.contents, found.faults)
+            balance[scored] = verdict.balance.numpy()
+        return Decisions(sign, vote_share, balance, found.contents, found.faults)
 
     def _all(self, keys: list[str], scores: dict[str, Scores]) -> "_Found | None":
         """Find the scores of a shard whose samples all have them, in its order and of equal contents; else None."""

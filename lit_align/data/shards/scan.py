@@ -31,6 +31,7 @@ class Pairs(NamedTuple):
     sign: NDArray[np.int8]  # (pairs,) +1: image 0 is chosen, -1: image 1 is, 0: a live vote decides
     human: NDArray[np.int8]  # (pairs,) the human label: +1: image 0 is preferred, -1: image 1 is, 0: a tie
     vote_share: NDArray[np.float32]  # (pairs,) of the vote
+    balance: NDArray[np.float32]  # (pairs,) of the vote
     content: NDArray[np.uint64]  # (pairs,) `content_digest` of images and prompt; 0 where unknown
     key: NDArray[np.uint64]  # (pairs,) `key_digest` of the key
     sizes: NDArray[np.int32]  # (pairs, 4) height and width of image 0 and of image 1, pixels; 0 if not requested
@@ -182,6 +183,7 @@ def _pairs(
         sign=decided.sign[kept],
         human=human[kept],
         vote_share=decided.vote_share[kept],
+        balance=decided.balance[kept],
         content=_parsed([contents[number] for number in numbers]),
         key=key_digests([keys[number] for number in numbers]),
         sizes=_sizes(rows)[kept] if SIZES[0] in rows.column_names else np.broadcast_to(np.int32(0), (len(kept), 4)),

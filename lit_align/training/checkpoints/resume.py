@@ -40,7 +40,8 @@ def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
 
 def beginning(module: Any) -> dict[str, Any]:
     """Return the facts of a module that a run can never change."""
-    return {"seed": module.seed, "objective": type(module.objective).__name__, **module.backbone.export_info()}
+    objective = {"objective": module.objective.name(), "objective_form": module.objective.form}
+    return {"seed": module.seed, **objective, **module.backbone.export_info()}
 
 
 def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite: str) -> None:
@@ -64,6 +65,12 @@ def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite
         raise UserValueError(
             f"The run began with the objective {began['objective']}, not {objective}. Resume with that; or export its "
             f"weights, replace the pipeline's UNet by them, and begin a run with {objective} there."
+        )
+    if began.get("objective_form", 1) != now["objective_form"]:
+        raise UserValueError(
+            f"The run began with another form of {objective} (its ipo was 1 / beta_dpo^2 times today's, and its loss "
+            "would jump). Finish it with the version of lit-align that began it "
+            f"({began.get('version', 'an earlier one')}), or export its weights and begin a run from them."
         )
     if changed := _backbone_differences(began, now):
         raise UserValueError(
