@@ -18,10 +18,13 @@ def inherited_init_args(config: Any) -> list[str]:
     """
     files = [yaml.safe_load(path.get_content()) or {} for path in config.config or []]
     objectives = [file["model"]["objective"] for file in files if "objective" in (file.get("model") or {})]
-    if not objectives or not isinstance(objectives[-1], dict):
+    named = [one["class_path"] for one in objectives if isinstance(one, dict) and "class_path" in one]
+    if not named or not isinstance(objectives[-1], dict):
         return []
-    old, new = (str(objective["class_path"]).split(".")[-1] for objective in (objectives[-1], config.model.objective))
-    before, now = objectives[-1].get("init_args") or {}, config.model.objective.get("init_args") or {}
+    old, new = (str(path).split(".")[-1] for path in (named[-1], config.model.objective.class_path))
+    before, now = dict[str, Any](), config.model.objective.get("init_args") or {}
+    for objective in filter(lambda one: isinstance(one, dict), objectives):  # an overlay may hold arguments alone
+        before |= objective.get("init_args") or {}
     kept = [f"{name} {now[name]}" for name, value in before.items() if old != new and now.get(name) == value]
     return [f"model.objective: {new} keeps {', '.join(kept)} of {old}, which the config file names."] if kept else []
 

@@ -31,6 +31,7 @@ def test_configs_are_all_here():
         "balanced_dpo_sdxl_lora",
         "diffusion_dpo_sd15",
         "diffusion_dpo_sdxl",
+        "dpo_mix_sdxl_lora",
         "mapo_sd15",
         "mapo_sd21",
         "mapo_sdxl",
@@ -57,7 +58,13 @@ def test_config_dumps_to_itself(config, capsys):
         for key, value in yaml.safe_load(config.read_text())[part].items():
             if not isinstance(value, dict | list):
                 assert first[part][key] == value
-    objective = "BalancedDPO" if "balanced" in config.stem else "DiffusionDPO" if "diffusion" in config.stem else "MaPO"
+    objective = (
+        "BalancedDPO"
+        if "balanced" in config.stem
+        else "DiffusionDPO"
+        if config.stem.startswith(("diffusion", "dpo"))
+        else "MaPO"
+    )
     assert first["model"]["objective"]["class_path"] == f"lit_align.objectives.{objective}"
     assert (first["data"]["vote"] is not None) == (objective == "BalancedDPO")
     updates = [c for c in first["trainer"]["callbacks"] if c["class_path"].endswith(".ReferenceUpdate")]
