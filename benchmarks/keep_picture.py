@@ -101,9 +101,8 @@ def main() -> None:
     comparisons = json.loads((output / "test/results.json").read_text())["comparisons"]
     compared = {one["model"]: one["scorers"] for one in comparisons if one["against"] == "base"}
     record = {}
-    print(
-        "| objective, seed | chosen error | accuracy | high contrast | CLIP wins against the base |\n|---|---|---|---|---|"
-    )
+    print("| objective, seed | chosen error | accuracy | high contrast | CLIP wins against the base |")
+    print("|---|---|---|---|---|")
     for name, seed in runs:
         values, scorers = held_out(output, name, seed), compared[f"{name}-{seed}"]
         values |= {"style": scorers["high_contrast"]["mean"], "clip_wins": scorers["clip"]["win_rate"]}

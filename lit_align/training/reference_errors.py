@@ -114,7 +114,7 @@ class ReferenceErrors(NoReference):
         """Refuse errors of pairs that are others by their labels, seed or shards, before one of them comes up."""
         made = self.files.made()["pairs"]
         both = pairs.keys() & made.keys()  # a run may have no use for held-out pairs
-        changed = differences(*({name: some[name] for name in both} for some in (made, pairs)))
+        changed = differences({name: made[name] for name in both}, {name: pairs[name] for name in both})
         _refuse(f"{self.folder} is of other pairs: {in_words(changed)}. {AGAIN}" if changed else None, trainer)
 
     def check_folder(self) -> None:
