@@ -177,6 +177,17 @@ def test_remedies_are_listed_until_the_run_fits(capsys):
     assert "data.num_workers 4: with 0 the device waits" in changes[3]
 
 
+def test_the_gentler_way_to_keep_fewer_activations_is_advised_where_it_fits(capsys):
+    words = [QUICKSTART, "--data.batch_size=4", "--data.train_cache=null"]
+    plain = diagnose(capsys, *words, "--memory=24")[1]
+    assert "which waits in main memory" not in plain
+    moved = diagnose(capsys, *words, "--memory=24", "--model.backbone.activation_offload=true")[1]
+    assert "which waits in main memory" in moved
+    on_cpu = diagnose(capsys, *words, "--model.backbone.activation_offload=true")[1]
+    assert "model.backbone.activation_offload: without effect on a CPU" in on_cpu
+    assert "without effect" not in moved
+
+
 def test_nf4_is_advised_where_a_lora_does_not_fit(capsys):
     words = ["--trainer.precision=bf16-mixed", "--data.batch_size=1", "--model.backbone.lora.rank=2"]
     code, report = diagnose(capsys, QUICKSTART, *words, "--memory=0.01")
