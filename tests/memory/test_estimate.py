@@ -112,7 +112,7 @@ def real_step(module, batch_size, precision, gathered=False, offload=False):
         timesteps, geometry = torch.zeros(2 * batch_size).long(), torch.zeros(2 * batch_size, 6).long()
         cast = torch.autocast("cpu", dtype) if precision.endswith("mixed") else nullcontext()
         cpu = torch.device("cpu")
-        moving = MeasuredOffload(backbone.denoiser, cpu, live, home=cpu) if offload else None
+        moving = MeasuredOffload(backbone.denoiser, cpu, live, home=cpu).counted() if offload else None
         with cast, moving or count_saved(backbone.parameters()) as saved:
             errors = backbone.denoise(latents, timesteps, once, geometry).float().square().mean()
             bytes_saved = saved()
