@@ -177,15 +177,19 @@ def test_remedies_are_listed_until_the_run_fits(capsys):
     assert "data.num_workers 4: with 0 the device waits" in changes[3]
 
 
-def test_the_gentler_way_to_keep_fewer_activations_is_advised_where_it_fits(capsys):
-    words = [QUICKSTART, "--data.batch_size=4", "--data.train_cache=null"]
-    plain = diagnose(capsys, *words, "--memory=24")[1]
-    assert "which waits in main memory" not in plain
-    moved = diagnose(capsys, *words, "--memory=24", "--model.backbone.activation_offload=true")[1]
-    assert "which waits in main memory" in moved
-    on_cpu = diagnose(capsys, *words, "--model.backbone.activation_offload=true")[1]
+def test_what_keeps_fewer_activations_is_advised_and_read_from_options(capsys):
+    words = ["--config=configs/quickstart_balanced_dpo.yaml"]
+    report = diagnose(capsys, *words, "--memory=0.33")[1]
+    assert "model.backbone.gradient_checkpointing selective: activations other than results" in report
+    words += ["--model.backbone.activation_offload=true", "--model.backbone.gradient_checkpointing=true"]
+    assert "which waits in main memory" in diagnose(capsys, *words, "--memory=24")[1]
+    on_cpu = diagnose(capsys, *words)[1]
     assert "model.backbone.activation_offload: without effect on a CPU" in on_cpu
-    assert "without effect" not in moved
+    assert "which waits in main memory" not in on_cpu
+    words[-1] = "--model.backbone.gradient_checkpointing=selective"
+    code, report = diagnose(capsys, *words)
+    assert code == 1
+    assert "gradient_checkpointing is selective, whose results stay on the device" in report
 
 
 def test_nf4_is_advised_where_a_lora_does_not_fit(capsys):
