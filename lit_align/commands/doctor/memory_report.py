@@ -112,10 +112,6 @@ class MemoryReport:
         if options.gradient_checkpointing is not True:
             yield self._changes_of_checkpointing(options)
             backbone = {"gradient_checkpointing": True}
-        if work.device != "cpu" and not options.activation_offload:
-            backbone = backbone | {"activation_offload": True}
-            reason = "activations wait in main memory; equal numbers, slower by the time of the copies"
-            yield [Change("model.backbone.activation_offload true", reason, self._estimate_with(backbone, work))]
         if work.precision == "32-true" and work.device == "cuda":
             work = replace(work, precision="bf16-mixed")
             reason = "activations of half the size; rounds more"
@@ -124,6 +120,10 @@ class MemoryReport:
             smaller = [size for size in range(work.batch_size - 1, 0, -1) if work.batch_size % size == 0]
             yield [self._batch(size, backbone, work) for size in smaller]
             work = replace(work, batch_size=1)
+        if work.device != "cpu" and not options.activation_offload:
+            backbone = backbone | {"activation_offload": True}
+            reason = "activations wait in main memory; equal numbers, slower by the time of the copies"
+            yield [Change("model.backbone.activation_offload true", reason, self._estimate_with(backbone, work))]
         yield from self._changes_of_method(backbone, work)
 
     def _changes_of_checkpointing(self, options: Namespace) -> Iterator[Change]:
