@@ -3,6 +3,7 @@
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
@@ -11,16 +12,17 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 
+from lit_align.backbones.activations import checkpoint_blocks, offloaded
 from lit_align.backbones.compiled import name_plainly, order_channels_last, plain_name
 from lit_align.backbones.encoder_parts import DIFFUSERS_STEM, DTYPES, EncoderParts, Precision
 from lit_align.backbones.encoders import Encoders
 from lit_align.backbones.loading.meta import frozen_dtype, load_model
 from lit_align.backbones.loading.model_configs import check_unet
 from lit_align.backbones.loading.scheduler_config import load_scheduler
-from lit_align.backbones.lora import LoRA, add_adapter
-from lit_align.backbones.nf4 import quantize_linears
+from lit_align.backbones.lora import LoRA
 from lit_align.backbones.reference import Denoiser, FrozenAdapter, FrozenCopy, Reference, force_contiguous_proj_in
 from lit_align.backbones.sharding import shard_denoiser
+from lit_align.common.choices import Checkpointing
 from lit_align.common.hub import ModelLocation
 from lit_align.diffusion import NoisedPair, NoiseSchedule, image_errors, noise_pair, pair_errors
 from lit_align.diffusion.draws import Draw
@@ -40,6 +42,8 @@ class Backbone(Encoders):
         variant: variant of the weight files in `repo`, such as `fp16`; trained weights are float32 in any case.
         lora: settings of a low-rank adapter to train instead of the whole denoiser.
         gradient_checkpointing: recompute activations in the backward pass; about a third slower, much less memory.
+            `selective` keeps results of convolutions, long products and attention, and recomputes the others.
+        activation_offload: activations wait for the backward pass in main memory; without effect on a CPU.
         vae_precision: precision of the VAE, independent of the Trainer's; SDXL's original VAE overflows in fp16.
         vae_slicing: encode and decode one image at a time: less memory, but slower for small images.
         channels_last: keep the weights of convolutions in channels_last order, which some devices prefer.
@@ -61,7 +65,8 @@ class Backbone(Encoders):
         revision: str | None = None,
         variant: str | None = None,
         lora: LoRA | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
+        activation_offload: bool = False,
         vae_precision: Precision = "fp32",
         vae_slicing: bool = False,
         channels_last: bool = False,
@@ -81,7 +86,14 @@ class Backbone(Encoders):
         self.channels_last, self.compiles = channels_last, compile
         if channels_last:
             order_channels_last(self.denoiser)
-        self._choose_trainable(lora, gradient_checkpointing)
+        self.requires_grad_(False)
+        if lora is None:
+            self.denoiser.requires_grad_(True)
+        else:
+            self.lora_layers = lora.add_to(self.denoiser)
+        self.activation_offload = activation_offload
+        checkpoint_blocks(self.denoiser, gradient_checkpointing, activation_offload, compile)
+        self.train(False)
         self.reference: Reference | None = None
         name_plainly(self)
 
@@ -110,19 +122,6 @@ class Backbone(Encoders):
     def model_locations(self) -> dict[str, tuple[ModelLocation, str]]:
         return {"unet": (self.denoiser_location, DIFFUSERS_STEM), **super().model_locations()}
 
-    def _choose_trainable(self, lora: LoRA | None, gradient_checkpointing: bool) -> None:
-        self.requires_grad_(False)
-        if lora is None:
-            self.denoiser.requires_grad_(True)
-        else:
-            if lora.base == "nf4":
-                quantize_linears(self.denoiser)
-            self.lora_layers = lora.matches(self.denoiser)
-            add_adapter(self.denoiser, lora.config())  # peft makes its own weights trainable
-        if gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
-        self.train(False)
-
     @abstractmethod
     def _denoise(
         self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], time_ids: Tensor
@@ -138,7 +137,8 @@ class Backbone(Encoders):
             conditioning: from `encode_prompts`, (batch, ...) each.
             time_ids: (batch, 6) int64, sizes and crop of each image in pixels, see `PreferenceBatch`.
         """
-        return self._denoise(self.denoiser, latents, timesteps, conditioning, time_ids)
+        with offloaded(self.denoiser, latents.device) if self.activation_offload else nullcontext():
+            return self._denoise(self.denoiser, latents, timesteps, conditioning, time_ids)
 
     @torch.no_grad()
     def denoise_by_reference(

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from lit_align.backbones.nf4 import quantize_linears
 from lit_align.backbones.sharding import Denoiser
 from lit_align.user_errors import UserValueError
 
@@ -80,6 +81,18 @@ class LoRA:
                     f"{OPTION}.target_modules: {target!r} is a part of several layers. Name layers: {', '.join(known)}."
                 )
         return {target: len(names) for target, names in found.items()}
+
+    def add_to(self, denoiser: Denoiser) -> dict[str, int]:
+        """Add the adapter to a frozen denoiser, whose linear layers are first rounded if `base` says so.
+
+        Returns:
+            The number of layers with an adapter, by the target that names them.
+        """
+        if self.base == "nf4":
+            quantize_linears(denoiser)
+        layers = self.matches(denoiser)
+        add_adapter(denoiser, self.config())  # peft makes its own weights trainable
+        return layers
 
 
 def add_adapter(denoiser: Denoiser, config: LoraConfig, name: str = POLICY) -> None:

@@ -6,3 +6,4 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Sampler = Literal["euler", "ddim", "dpm++"]
 OnError = Literal["raise", "skip"]  # on a broken sample
 ImageFormat = Literal["png", "jpeg", "webp"]
+Checkpointing = bool | Literal["selective"]

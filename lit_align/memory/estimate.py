@@ -3,8 +3,8 @@
 Left out: the device's context, workspaces of its libraries, and the allocator's fragmentation.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from lit_align.backbones.loading.meta import shapes_only
 from lit_align.internals import backward
 from lit_align.memory.autocast import FusedAttention, MetaAutocast
 from lit_align.memory.live import LiveBytes, count_saved
+from lit_align.memory.main_memory import MeasuredOffload
 from lit_align.memory.optimizer_bytes import OptimizerBytes, measure_optimizer
 from lit_align.memory.shares import Shares
 from lit_align.memory.weight_bytes import WeightBytes, weigh
@@ -22,6 +23,7 @@ from lit_align.training.precisions import COMPUTE_DTYPES
 from lit_align.user_errors import UserValueError
 
 ENCODING = ("VAE", "text encoders")  # stages that a run on a cache skips
+META = torch.device("meta")
 PRECISIONS = {*COMPUTE_DTYPES, "32-true"}
 
 
@@ -61,6 +63,7 @@ class Estimate:
     optimizer: OptimizerBytes | None  # None where it cannot be measured
     saved: int  # by autograd for the backward pass
     stages: dict[str, int]  # peak of each part of a step, on top of `standing`
+    waiting: int = 0  # of `saved`, in main memory
 
     @property
     def standing(self) -> int:
@@ -108,7 +111,8 @@ def estimate(module: AlignmentModule, work: Work) -> Estimate:
         weights = weigh(module.backbone)
         trained = list(module.backbone.trainable_parameters().values())
         optimizer = measure_optimizer(module.optimizer, trained, foreach=work.device != "cpu")
-        saved, stages = MetaStep(module, work).run()
+        step = MetaStep(module, work)
+        saved, stages = step.run()
     width = COMPUTE_DTYPES.get(work.precision, torch.float32).itemsize  # bytes of a gathered weight
     stages["policy"] += width * work.shares.of_policy(module.backbone.denoiser)
     if "reference" in stages:
@@ -116,7 +120,8 @@ def estimate(module: AlignmentModule, work: Work) -> Estimate:
     if optimizer is not None:
         stages["optimizer step"] = work.shares.of_optimizer(optimizer.step)
         optimizer = OptimizerBytes(work.shares.of_optimizer(optimizer.state), optimizer.step)
-    return Estimate(work.shares.of_weights(weights), work.shares.buckets(weights), optimizer, saved, stages)
+    shares, waiting = work.shares, saved if step.offloads else 0
+    return Estimate(shares.of_weights(weights), shares.buckets(weights), optimizer, saved, stages, waiting)
 
 
 def prepare(module: AlignmentModule, work: Work) -> None:
@@ -141,6 +146,7 @@ class MetaStep:
 
     def __init__(self, module: AlignmentModule, work: Work) -> None:
         self.module, self.backbone, self.work = module, module.backbone, work
+        self.offloads = self.backbone.activation_offload and work.device != "cpu"
         self.stages: dict[str, int] = {}
         self.live = LiveBytes()
 
@@ -182,6 +188,11 @@ class MetaStep:
         timesteps = torch.zeros(images, dtype=torch.int64, device="meta")
         return latents, timesteps, conditioning, torch.zeros(images, 6, dtype=torch.int64, device="meta")
 
+    def _count_saved(self) -> AbstractContextManager[Callable[[], int]]:
+        if self.offloads:
+            return MeasuredOffload(self.backbone.denoiser, META, self.live, home=META).counted()
+        return count_saved(self.backbone.parameters(), self.live)
+
     def _denoise(self, inputs: tuple[Tensor, Tensor, dict[str, Tensor], Tensor]) -> int:
         mixed, dtype = self.work.precision.endswith("-mixed"), COMPUTE_DTYPES.get(self.work.precision)
         with ExitStack() as stack:
@@ -191,7 +202,7 @@ class MetaStep:
                 with self._stage("reference"):
                     self.backbone.denoise_by_reference(*inputs)
             with self._stage("policy"):
-                with count_saved(self.backbone.parameters(), self.live) as saved:
+                with self._count_saved() as saved:
                     errors = (self.backbone.denoise(*inputs).float() - inputs[0]).square().flatten(1).mean(1)
                     bytes_saved = saved()
                 if cast is not None:

@@ -177,6 +177,21 @@ def test_remedies_are_listed_until_the_run_fits(capsys):
     assert "data.num_workers 4: with 0 the device waits" in changes[3]
 
 
+def test_what_keeps_fewer_activations_is_advised_and_read_from_options(capsys):
+    words = ["--config=configs/quickstart_balanced_dpo.yaml"]
+    report = diagnose(capsys, *words, "--memory=0.33")[1]
+    assert "model.backbone.gradient_checkpointing selective: activations other than results" in report
+    words += ["--model.backbone.activation_offload=true", "--model.backbone.gradient_checkpointing=true"]
+    assert "which waits in main memory" in diagnose(capsys, *words, "--memory=24")[1]
+    on_cpu = diagnose(capsys, *words)[1]
+    assert "model.backbone.activation_offload: without effect on a CPU" in on_cpu
+    assert "which waits in main memory" not in on_cpu
+    words[-1] = "--model.backbone.gradient_checkpointing=selective"
+    code, report = diagnose(capsys, *words)
+    assert code == 1
+    assert "gradient_checkpointing is selective, whose results stay on the device" in report
+
+
 def test_nf4_is_advised_where_a_lora_does_not_fit(capsys):
     words = ["--trainer.precision=bf16-mixed", "--data.batch_size=1", "--model.backbone.lora.rank=2"]
     code, report = diagnose(capsys, QUICKSTART, *words, "--memory=0.01")

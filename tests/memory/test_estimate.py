@@ -20,6 +20,7 @@ from lit_align.callbacks.start_banner import StartBanner, memory_line
 from lit_align.memory import Shares, Work, estimate, measure_optimizer, weigh
 from lit_align.memory.autocast import MetaAutocast
 from lit_align.memory.live import LiveBytes, count_saved
+from lit_align.memory.main_memory import MeasuredOffload
 from lit_align.memory.optimizer_bytes import tensors
 from lit_align.memory.shares import layers_in_use
 from lit_align.objectives import DiffusionDPO, MaPO
@@ -31,14 +32,14 @@ from tests.support.published_unets import PUBLISHED
 from tests.support.runs import fit, make_data
 
 
-def make(lora=None, objective=None, optimizer=torch.optim.AdamW, checkpointing=False, repo=None):
-    backbone = StableDiffusionXL(str(repo or small_sdxl()), lora=lora, gradient_checkpointing=checkpointing)
+def make(lora=None, objective=None, optimizer=torch.optim.AdamW, checkpointing=False, repo=None, **options):
+    backbone = StableDiffusionXL(str(repo or small_sdxl()), lora=lora, gradient_checkpointing=checkpointing, **options)
     return AlignmentModule(backbone, objective or MaPO(), optimizer=optimizer)
 
 
-def guess(precision="32-true", batch_size=2, encoded=False, shares=None, **options):
+def guess(precision="32-true", batch_size=2, encoded=False, shares=None, device="cpu", **options):
     with shapes_only():
-        return estimate(make(**options), Work("cpu", precision, batch_size, 32, 32, encoded, shares or Shares()))
+        return estimate(make(**options), Work(device, precision, batch_size, 32, 32, encoded, shares or Shares()))
 
 
 class Weigh(L.Callback):
@@ -91,11 +92,12 @@ def test_cached_runs_hold_no_encoders():
     assert set(images.stages) - set(cached.stages) == {"VAE", "text encoders"}
 
 
-def real_step(module, batch_size, precision, gathered=False):
+def real_step(module, batch_size, precision, gathered=False, offload=False):
     """Measure the bytes that autograd saves in a real forward pass, and the peak of forward and backward.
 
     Args:
         gathered: whether the denoiser's weights are in the compute precision.
+        offload: whether saved tensors wait where they are not counted.
     """
     backbone, dtype = module.backbone, COMPUTE_DTYPES.get(precision, torch.float32)
     module.train()
@@ -110,7 +112,9 @@ def real_step(module, batch_size, precision, gathered=False):
         latents = torch.randn(2 * batch_size, *backbone.latent_shape(32, 32))
         timesteps, geometry = torch.zeros(2 * batch_size).long(), torch.zeros(2 * batch_size, 6).long()
         cast = torch.autocast("cpu", dtype) if precision.endswith("mixed") else nullcontext()
-        with cast, count_saved(backbone.parameters()) as saved:
+        cpu = torch.device("cpu")
+        moving = MeasuredOffload(backbone.denoiser, cpu, live, home=cpu).counted() if offload else None
+        with cast, moving or count_saved(backbone.parameters()) as saved:
             errors = backbone.denoise(latents, timesteps, once, geometry).float().square().mean()
             bytes_saved = saved()
         errors.backward()
@@ -129,6 +133,34 @@ def test_activations_equal_those_of_a_real_step(batch_size, precision, lora, che
     assert found.saved == (saved if precision == "32-true" else pytest.approx(saved, rel=0.01))
     assert found.stages["policy"] == pytest.approx(peak, rel=0.1)
     assert (found.saved < 0.6 * found.stages["policy"]) == checkpointing
+
+
+@pytest.mark.parametrize(
+    ("precision", "lora"), [("32-true", None), ("32-true", LoRA()), ("bf16-mixed", None)], ids=["full", "lora", "bf16"]
+)
+def test_selective_checkpointing_lies_between(precision, lora):
+    plain, found, full = (guess(precision, 4, lora=lora, checkpointing=way) for way in (False, "selective", True))
+    saved, peak = real_step(make(lora=lora, checkpointing="selective"), 4, precision)
+    assert found.saved == (saved if precision == "32-true" else pytest.approx(saved, rel=0.01))
+    assert found.stages["policy"] == pytest.approx(peak, rel=0.1)
+    assert 1.2 * full.saved < found.saved < 0.8 * plain.saved
+    assert full.stages["policy"] < found.stages["policy"] < plain.stages["policy"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("lora", [None, LoRA()], ids=["full", "lora"])
+def test_activations_in_main_memory_are_not_the_devices(lora, checkpointing):
+    """Kernels of attention differ between devices, and what they save with them."""
+    options = {"lora": lora, "checkpointing": checkpointing, "device": "cuda", "batch_size": 4}
+    plain, found = guess(**options), guess(activation_offload=True, **options)
+    assert (plain.waiting, found.waiting) == (0, found.saved)
+    assert found.saved == plain.saved
+    saved, peak = real_step(make(lora=lora, checkpointing=checkpointing), 4, "32-true", offload=True)
+    assert found.saved == pytest.approx(saved, rel=0.05)
+    assert found.stages["policy"] == pytest.approx(peak, rel=0.1)
+    assert found.stages["policy"] < plain.stages["policy"] - 0.5 * plain.saved
+    on_cpu = guess(activation_offload=True, **options | {"device": "cpu"})
+    assert on_cpu == guess(**options | {"device": "cpu"})
 
 
 def test_meta_autocast_follows_the_device():

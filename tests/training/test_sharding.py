@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import CheckpointException, save
 from torch.distributed.tensor import DTensor
 
 from lit_align.backbones import LoRA
+from lit_align.backbones.activations import checkpoint_blocks
 from lit_align.backbones.loading.sharded import meta_weights, read_into
 from lit_align.backbones.sharding import to_full
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard, ReferenceUpdate, SampleGrid
@@ -278,10 +279,10 @@ def test_bfloat16_gathers_half_and_rounds_policy_and_reference_equally(tmp_path)
 
     def run():
         ends = []
-        for checkpointing, strategy in ((False, FSDP2()), (True, FSDP2()), (True, ZeRO2())):
+        ways = [(False, FSDP2()), (True, FSDP2()), ("selective", FSDP2()), (True, ZeRO2())]
+        for checkpointing, strategy in ways:
             module, watch = make(), Losses()
-            if checkpointing:
-                module.backbone.denoiser.enable_gradient_checkpointing()
+            checkpoint_blocks(module.backbone.denoiser, checkpointing, offload=False, compiles=False)
             seen = set()
             module.backbone.denoiser.conv_in.register_forward_hook(
                 lambda conv, *_, seen=seen: seen.add(conv.weight.dtype)
@@ -299,9 +300,9 @@ def test_bfloat16_gathers_half_and_rounds_policy_and_reference_equally(tmp_path)
         torch.save(ends, tmp_path / f"rank{trainer.global_rank}.pt")
 
     fork_ranks(run)
-    plain, recomputed, kept = read(tmp_path)
+    plain, recomputed, selective, kept = read(tmp_path)
     assert [abs(loss - math.log(2)) < 1e-6 for loss in plain["losses"]] == [True, False, True]
-    for end in (plain, recomputed, kept):
+    for end in (plain, recomputed, selective, kept):
         assert end["gathered"] == {torch.bfloat16}
         assert {weight.dtype for weight in end["weights"].values()} == {torch.float32}
         assert equal(plain["weights"], end["weights"])

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
+
 from lit_align.backbones import LoRA
 from lit_align.commands.doctor.machine import Machine
 from lit_align.commands.doctor.run_parts import RunParts
@@ -62,11 +64,13 @@ class MemoryReport:
             *([f"buckets      {format_bytes(found.buckets)}: DDP's copy of the gradients"] if found.buckets else []),
             "optimizer    " + ("unknown: not counted" if optimizer is None else format_bytes(optimizer.state)),
             f"activations  {format_bytes(found.activations)}, the largest of: {stages}; saved for the backward pass "
-            f"{format_bytes(found.saved)}",
+            f"{format_bytes(found.saved)}" + (", which waits in main memory" if found.waiting else ""),
             f"total        {format_bytes(found.total)} of {format_bytes(self.machine.memory)} a device: "
             + self.verdict()
             + (", without the scorers" if self.parts.config.data.scorers is not None else ""),
         ]
+        if self.machine.device == "cpu" and self.parts.config.model.backbone.init_args.activation_offload:
+            lines.append("model.backbone.activation_offload: without effect on a CPU, whose memory is the main memory")
         if not self.machine.shares.known:
             strategy = self.machine.strategy
             lines.append(f"strategy {strategy}: it is unknown what it shards, so nothing is divided by the devices")
@@ -93,7 +97,8 @@ class MemoryReport:
                     break
             if now.total < 0.99 * best.total:
                 above = "" if best is self.estimate else ", with those above"
-                yield f"{change.words}: {change.reason}; then {format_bytes(now.total)}{above}"
+                moved = f" and {format_bytes(now.waiting)} of main memory" if now.waiting else ""
+                yield f"{change.words}: {change.reason}; then {format_bytes(now.total)}{moved}{above}"
                 best = now
             if self._fits(now):
                 return
@@ -103,11 +108,10 @@ class MemoryReport:
 
         Each group builds on the one before.
         """
-        config, backbone, work = self.parts.config, dict[str, Any](), self.work
-        if not config.model.backbone.init_args.gradient_checkpointing:
+        options, backbone, work = self.parts.config.model.backbone.init_args, dict[str, Any](), self.work
+        if options.gradient_checkpointing is not True:
+            yield self._changes_of_checkpointing(options)
             backbone = {"gradient_checkpointing": True}
-            reason = "activations are recomputed in the backward pass; equal numbers, about a third slower"
-            yield [Change("model.backbone.gradient_checkpointing true", reason, self._estimate_with(backbone, work))]
         if work.precision == "32-true" and work.device == "cuda":
             work = replace(work, precision="bf16-mixed")
             reason = "activations of half the size; rounds more"
@@ -116,7 +120,20 @@ class MemoryReport:
             smaller = [size for size in range(work.batch_size - 1, 0, -1) if work.batch_size % size == 0]
             yield [self._batch(size, backbone, work) for size in smaller]
             work = replace(work, batch_size=1)
+        if work.device != "cpu" and not options.activation_offload:
+            backbone = backbone | {"activation_offload": True}
+            reason = "activations wait in main memory; equal numbers, slower by the time of the copies"
+            yield [Change("model.backbone.activation_offload true", reason, self._estimate_with(backbone, work))]
         yield from self._changes_of_method(backbone, work)
+
+    def _changes_of_checkpointing(self, options: Namespace) -> Iterator[Change]:
+        name, more = "gradient_checkpointing", "recomputed in the backward pass; equal numbers"
+        if not (options.gradient_checkpointing or options.compile or options.activation_offload):
+            reason = f"activations other than results of convolutions, products and attention are {more}"
+            selective = self._estimate_with({name: "selective"}, self.work)
+            yield Change(f"model.backbone.{name} selective", reason, selective)
+        reason = f"activations are {more}, about a third slower"
+        yield Change(f"model.backbone.{name} true", reason, self._estimate_with({name: True}, self.work))
 
     def _changes_of_method(self, backbone: dict[str, Any], work: Work) -> Iterator[Iterable[Change]]:
         config = self.parts.config
