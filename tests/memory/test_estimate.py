@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lit_align.backbones import LoRA, StableDiffusionXL
+from lit_align.backbones.attention import use_kernel
 from lit_align.backbones.loading.meta import shapes_only
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.callbacks.start_banner import StartBanner, memory_line
@@ -30,9 +31,9 @@ from tests.support.published_unets import PUBLISHED
 from tests.support.runs import fit, make_data
 
 
-def make(lora=None, objective=None, optimizer=torch.optim.AdamW, checkpointing=False, repo=None):
+def make(lora=None, objective=None, optimizer=torch.optim.AdamW, checkpointing=False, repo=None, **module):
     backbone = StableDiffusionXL(str(repo or small_sdxl()), lora=lora, gradient_checkpointing=checkpointing)
-    return AlignmentModule(backbone, objective or MaPO(), optimizer=optimizer)
+    return AlignmentModule(backbone, objective or MaPO(), optimizer=optimizer, **module)
 
 
 def guess(precision="32-true", batch_size=2, encoded=False, shares=None, **options):
@@ -59,12 +60,14 @@ class Weigh(L.Callback):
     [
         ({}, "32-true"),
         ({"optimizer": AdamW8bit}, "bf16-true"),
+        ({"optimizer": AdamW8bit, "compensate_rounding": True}, "bf16-true"),
+        ({"objective": DiffusionDPO(), "compensate_rounding": True}, "bf16-true"),
         ({"lora": LoRA(rank=2)}, "bf16-mixed"),
         ({"lora": LoRA(rank=2, base="nf4")}, "bf16-mixed"),
         ({"objective": DiffusionDPO()}, "bf16-mixed"),
         ({"objective": DiffusionDPO(), "lora": LoRA(rank=2)}, "32-true"),
     ],
-    ids=["full", "8bit", "lora", "nf4", "reference", "lora-reference"],
+    ids=["full", "8bit", "8bit-compensated", "reference-compensated", "lora", "nf4", "reference", "lora-reference"],
 )
 def test_memory_between_steps_equals_that_of_a_real_run(tmp_path, options, precision):
     seen, found = Weigh(), guess(precision, **options)
@@ -128,6 +131,15 @@ def test_activations_equal_those_of_a_real_step(batch_size, precision, lora, che
     assert found.saved == (saved if precision == "32-true" else pytest.approx(saved, rel=0.01))
     assert found.stages["policy"] == pytest.approx(peak, rel=0.1)
     assert (found.saved < 0.6 * found.stages["policy"]) == checkpointing
+
+
+def test_attention_without_a_fused_kernel_keeps_its_matrix():
+    fused, whole = (guess(batch_size=4, attention=kernel) for kernel in ("flash", "math"))
+    module = make()
+    use_kernel(module.backbone, "math")
+    saved, peak = real_step(module, 4, "32-true")
+    assert fused.saved == guess(batch_size=4).saved < whole.saved == saved
+    assert whole.stages["policy"] == pytest.approx(peak, rel=0.1)
 
 
 def test_meta_autocast_follows_the_device():
