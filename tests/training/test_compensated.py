@@ -76,33 +76,36 @@ def test_equal_gradients_give_the_bits_of_float32_weights(name):
 
 
 def test_small_steps_add_up_that_bfloat16_loses():
-    """400 steps of a regression: plain AdamW's large weights stay, ours follow those in float32."""
+    """400 steps of a regression: plain AdamW's weights stay, ours follow those in float32."""
     targets = [value.float() - 0.01 for value in start()]
-    toward = lambda step, number, weight: weight.detach().float() - targets[number]  # noqa: E731
+
+    def toward(step, number, weight):
+        return weight.detach().float() - targets[number]
+
     build = partial(torch.optim.AdamW, lr=2e-5, weight_decay=0.0)
-    exact, plain, ours = (
-        torch.cat([weight.detach().float().flatten() for weight in train(make, dtype, 400, toward)[0]])
-        for make, dtype in ((build, torch.float32), (build, torch.bfloat16), (compensated(build), torch.bfloat16))
+    exact, plain = (
+        torch.cat([weight.detach().float().flatten() for weight in train(build, dtype, 400, toward)[0]])
+        for dtype in (torch.float32, torch.bfloat16)
     )
+    parameters, optimizer = train(compensated(build), torch.bfloat16, 400, toward)
+    ours = torch.cat([join(weight.data, optimizer.state[weight][LOW]).flatten() for weight in parameters])
     begun = torch.cat([value.float().flatten() for value in start()])
-    large = begun.abs() > 0.1
-    assert torch.equal(plain[large], begun[large])
-    assert ((exact - begun).abs() > 0.005).all()
-    half_unit = torch.exp2(exact.abs().log2().floor() - 8)  # of bfloat16's last place
-    assert ((ours - exact).abs() <= half_unit + 1e-3).all()
-    moved = (exact - begun)[large]
-    assert (ours - begun)[large].mean() == pytest.approx(moved.mean(), rel=0.02)
+    assert torch.equal(plain[begun.abs() > 0.01], begun[begun.abs() > 0.01])
+    assert ((exact - begun).abs() > 0.006).all()
+    off = (ours - exact).abs() / (exact - begun).abs()
+    assert off[begun.abs() < 1].mean() < 0.02
+    assert off.mean() < 0.1  # gradients are those at the rounded weights, which for larger ones are up to 0.008 away
 
 
-def displacement(tmp_path, precision, rate=3e-6, **options):
+def displacement(tmp_path, precision, **options):
     """Train the small SDXL for some steps; return how far all its weights moved from what bfloat16 holds of them."""
     module = make_module(**options)
     begun = {name: weight.bfloat16().float() for name, weight in weights(module).items()}
     for weight in module.backbone.trainable_parameters().values():
         weight.data = weight.data.bfloat16().float()
-    build = partial(torch.optim.AdamW, lr=rate)
+    build = partial(torch.optim.AdamW, lr=3e-6)
     module.optimizer = compensated(build) if options.get("compensate_rounding") else build
-    trainer = fit(module, make_data(), tmp_path, 8, precision=precision, gradient_clip_val=1.0)
+    trainer = fit(module, make_data(), tmp_path, 4, precision=precision, gradient_clip_val=1.0)
     state = trainer.optimizers[0].state
     found = module.backbone.trainable_parameters()
     full = {n: join(w.data, state[w][LOW]) if LOW in state[w] else w.detach().float() for n, w in found.items()}
@@ -114,10 +117,10 @@ def test_a_real_model_moves_as_in_float32(tmp_path):
     plain = displacement(tmp_path, "bf16-true")
     ours = displacement(tmp_path, "bf16-true", compensate_rounding=True)
     cosine = partial(torch.nn.functional.cosine_similarity, exact, dim=0)
-    assert cosine(ours) > 0.9
-    assert ours.norm() == pytest.approx(exact.norm(), rel=0.05)
+    assert cosine(ours) > 0.99
+    assert ours.norm() == pytest.approx(exact.norm(), rel=0.01)
     assert (plain == 0).float().mean() > 0.9
-    assert cosine(plain) < 0.5
+    assert cosine(plain) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -137,13 +140,13 @@ def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, build
 
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, **TRUE}
     whole = module()
-    trained = fit(whole, make_data(), tmp_path, 5, callbacks=[keep_all(tmp_path, every_n_train_steps=3)], **options)
-    saved = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    trained = fit(whole, make_data(), tmp_path, 3, callbacks=[keep_all(tmp_path, every_n_train_steps=2)], **options)
+    saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["optimizer_states"][0]["state"]
     assert {state[LOW].dtype for state in saved.values()} == {torch.int16}
     if build.func is torch.optim.AdamW:
         assert {state["exp_avg_sq"].dtype for state in saved.values()} == {torch.float32}
     resumed = module()
-    again = fit(resumed, make_data(), tmp_path, 5, ckpt_path=tmp_path / "step=3.ckpt", **options)
+    again = fit(resumed, make_data(), tmp_path, 3, ckpt_path=tmp_path / "step=2.ckpt", **options)
     assert equal(weights(resumed), weights(whole))
     lows = [[state[LOW] for state in trainer.optimizers[0].state.values()] for trainer in (trained, again)]
     assert all(map(torch.equal, *lows))
@@ -151,7 +154,7 @@ def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_one(tmp_path, build
     plain = make_module(lora=lora)
     plain.optimizer = build
     with pytest.raises(UserValueError, match=r"model\.compensate_rounding was True, is False: refused"):
-        fit(plain, make_data(), tmp_path, 5, ckpt_path=tmp_path / "step=3.ckpt", **options)
+        fit(plain, make_data(), tmp_path, 3, ckpt_path=tmp_path / "step=2.ckpt", **options)
 
 
 def test_dpo_begins_at_log_two_with_a_reference_in_bfloat16(tmp_path):
@@ -163,7 +166,7 @@ def test_dpo_begins_at_log_two_with_a_reference_in_bfloat16(tmp_path):
     reference = module.backbone.reference_weights()
     assert {weight.dtype for weight in reference.values()} == {torch.bfloat16}
     losses = [row["train/loss"] for _, row in logger.rows if "train/loss" in row]
-    assert losses[0] == losses[2] == pytest.approx(math.log(2), rel=1e-6)  # at the start, and right after the copy
+    assert losses[0] == losses[2] == torch.tensor(2.0).log().bfloat16()  # at the start, and right after a copy
     assert losses[1] != losses[0]
 
 
