@@ -47,7 +47,8 @@ def use_kernel(backbone: Backbone, kernel: str) -> None:
         for layer in _layers(denoiser):
             processor: Any = layer.processor
             plain = processor.processor if isinstance(processor, OneKernel) else processor
-            layer.set_processor(plain if kernel == "auto" else OneKernel(plain, kernel))
+            chosen: Any = plain if kernel == "auto" else OneKernel(plain, kernel)
+            layer.set_processor(chosen)
 
 
 def check_kernel(denoiser: nn.Module, kernel: str, device: torch.device, dtype: torch.dtype) -> None:
