@@ -157,7 +157,7 @@ class Offload(saved_tensors_hooks):
         moved = self.moved.get(storage)
         if moved is None or moved.version != tensor._version:
             moved = self.moved[storage] = _Moved(self.send(_content(storage, tensor.device)), tensor)
-        return partial(moved.tensor, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
+        return partial(moved.tensor, tensor.dtype, int(tensor.storage_offset()), tensor.shape, tensor.stride())
 
     @torch.no_grad()
     def _unpack(self, packed: Callable[[], Tensor]) -> Tensor:
@@ -175,8 +175,9 @@ class _Moved:
         """Return a saved tensor on its device; those that are alive at one time share a storage as before."""
         storage = None if self.back is None else self.back()
         if storage is None:
-            storage = torch.empty_like(self.content, device=self.device)
-            storage = storage.copy_(self.content, non_blocking=self.device.type == "cuda").untyped_storage()
+            content = torch.empty_like(self.content, device=self.device)
+            content.copy_(self.content, non_blocking=self.device.type == "cuda")
+            storage = content.untyped_storage()
             self.back = ref(storage)
         return torch.empty(0, dtype=dtype, device=self.device).set_(storage, offset, shape, stride)
 

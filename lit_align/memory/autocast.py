@@ -87,6 +87,8 @@ def _raise(value: Any) -> Any:
 class FusedAttention(TorchFunctionMode):
     """Replaces attention by the fused kernels of a device; on the meta device torch would allocate the full matrix.
 
+    Where only torch's `math` is enabled, the full matrix is what it allocates.
+
     Args:
         device: `cpu` or `cuda`.
     """
@@ -98,7 +100,7 @@ class FusedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not F.scaled_dot_product_attention:
+        if func is not F.scaled_dot_product_attention or not _may_fuse():
             return func(*args, **(kwargs or {}))
         return self._attend(*args, **(kwargs or {}))
 
@@ -118,8 +120,14 @@ class FusedAttention(TorchFunctionMode):
             flash = attention_kernel("flash_attention_for_cpu")
             return flash(*inputs, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
         half = query.dtype in (torch.float16, torch.bfloat16)
-        if half and attn_mask is None and query.shape[-1] <= FLASH_HEAD:
+        flash = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.cudnn_sdp_enabled()
+        if flash and half and attn_mask is None and query.shape[-1] <= FLASH_HEAD:
             return attention_kernel("flash_attention")(*inputs, dropout_p, is_causal, scale=scale)[0]
         with_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         efficient = attention_kernel("efficient_attention")
         return efficient(*inputs, attn_mask, with_gradients, dropout_p, is_causal, scale=scale)[0]
+
+
+def _may_fuse() -> bool:
+    cuda = torch.backends.cuda
+    return cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.cudnn_sdp_enabled()

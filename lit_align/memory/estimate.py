@@ -5,11 +5,12 @@ Left out: the device's context, workspaces of its libraries, and the allocator's
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lit_align.backbones.attention import use_kernel
 from lit_align.backbones.loading.meta import shapes_only
 from lit_align.internals import backward
 from lit_align.memory.autocast import FusedAttention, MetaAutocast
@@ -81,15 +82,6 @@ class Estimate:
         """Peak of a step."""
         return self.standing + self.activations
 
-    def without_encoders(self) -> "Estimate":
-        """Return the estimate for a run on a cache."""
-        stages = {name: peak for name, peak in self.stages.items() if name not in ENCODING}
-        return replace(self, weights=self.weights._replace(encoders=0), stages=stages)
-
-    def with_optimizer(self, optimizer: OptimizerBytes) -> "Estimate":
-        """Return the estimate with another optimizer."""
-        return replace(self, optimizer=optimizer, stages=self.stages | {"optimizer step": optimizer.step})
-
 
 def estimate(module: AlignmentModule, work: Work) -> Estimate:
     """Estimate memory by a step on the meta device.
@@ -132,6 +124,7 @@ def prepare(module: AlignmentModule, work: Work) -> None:
         nn.Module.to(backbone, dtype)
     module.train()
     backbone.cast_frozen(dtype)
+    use_kernel(backbone, module.attention)
     if not work.encoded:
         backbone.load_encoders()
 

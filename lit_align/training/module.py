@@ -1,6 +1,6 @@
 """The LightningModule: from a batch of pairs to the loss, the logs and the checkpoint."""
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from lit_align.backbones import Backbone
+from lit_align.backbones.attention import AttentionKernel
 from lit_align.diffusion.draws import Draw, fixed_draw
 from lit_align.internals import allow_graphs, unscales_gradients
 from lit_align.objectives import Objective
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.checkpoints.settings import OnResume
 from lit_align.training.clipping import clip
+from lit_align.training.compensated import check_compensation, compensated
 from lit_align.training.judging import check_facts, judge, term_names
+from lit_align.training.kernels import MatmulPrecision, check_names, choose_kernels
 from lit_align.training.lr_schedulers import Plateau, check_first_validation, follow_validation, with_schedule
 from lit_align.training.metrics import HELD_OUT, PreferenceMetrics, weighted_mean
 from lit_align.training.non_finite import ADVICE, NonFinite, Skipping
@@ -33,8 +36,6 @@ from lit_align.types import EncodedBatch, ObjectiveOutput, PairErrors, Preferenc
 from lit_align.user_errors import UserValueError
 
 GRAPHS = 64  # of a compiled block: two widths, a reference, a validation and a grid already meet torch's limit of 8
-MatmulPrecision = Literal["highest", "high", "medium"]
-MATMUL_PRECISIONS = get_args(MatmulPrecision)
 
 
 class AlignmentModule(SavedModule):
@@ -55,6 +56,9 @@ class AlignmentModule(SavedModule):
             factors to TF32 on GPUs that have it. None leaves it as it is, which is `highest` unless a script sets it.
         reference_errors: folder of the reference's errors from `lit-align reference-errors`, in place of a reference in
             memory; noise, timesteps and dropped prompts are then drawn by seed, epoch and pair.
+        attention: kernel of torch's `scaled_dot_product_attention` for the denoiser; `auto` leaves the choice to torch.
+        compensate_rounding: in bf16-true, keep the bits that bfloat16 rounds off each trained weight, 2 bytes a weight,
+            in the optimizer's state, so that steps change weights as in float32.
         optimizer_on_resume: whether a resumed run keeps its numbers of optimizer and lr_scheduler, or takes these.
         seed: of noise, timesteps and caption dropout; the command line sets it from `seed_everything`.
     """
@@ -71,19 +75,21 @@ class AlignmentModule(SavedModule):
         skip_limit: int = 10,
         float32_matmul: MatmulPrecision | None = None,
         reference_errors: str | None = None,
+        attention: AttentionKernel = "auto",
+        compensate_rounding: bool = False,
         optimizer_on_resume: OnResume = "keep",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout <= 1:
             raise UserValueError(f"model.caption_dropout is {caption_dropout}; it must lie between 0 and 1.")
-        if float32_matmul not in (None, *MATMUL_PRECISIONS):
-            raise UserValueError(f"model.float32_matmul is {float32_matmul!r}; choose {', '.join(MATMUL_PRECISIONS)}.")
+        check_names(float32_matmul, attention)
         if validation_draws < 1:
             raise UserValueError(f"model.validation_draws is {validation_draws}; it must be at least 1.")
         self.backbone, self.objective = backbone, objective
         self.reference = reference_source(objective, backbone, reference_errors)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer = compensated(optimizer) if compensate_rounding else optimizer
+        self.lr_scheduler, self.attention, self.compensate_rounding = lr_scheduler, attention, compensate_rounding
         self.caption_dropout, self.validation_draws, self.seed = caption_dropout, validation_draws, seed
         self.strict_loading = False  # a checkpoint lacks frozen weights; `on_load_checkpoint` checks the others
         check_facts(objective, backbone.schedule)
@@ -205,6 +211,7 @@ class AlignmentModule(SavedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         self.reference.check_length(self.trainer)
+        check_compensation(self.compensate_rounding, str(self.trainer.precision))
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
         if self.backbone.channels_last and type(optimizer).__module__.startswith("bitsandbytes"):
             raise UserValueError(
@@ -238,8 +245,7 @@ class AlignmentModule(SavedModule):
         self._prepare_frozen()
 
     def _prepare_frozen(self) -> None:
-        """Cast frozen weights, and set the precision of products. Earlier the plugin would still round the VAE's."""
+        """Cast frozen weights, and choose kernels. Earlier the plugin would still round the VAE's."""
         self.reference.check_model(self)
-        if self.float32_matmul is not None:
-            torch.set_float32_matmul_precision(self.float32_matmul)
-        self.backbone.cast_frozen(compute_dtype(self.trainer.precision))
+        self.backbone.cast_frozen(dtype := compute_dtype(self.trainer.precision))
+        choose_kernels(self.backbone, self.float32_matmul, self.attention, dtype)

@@ -1,6 +1,7 @@
 """`lit-align doctor`: its reports on valid and broken configs."""
 
 import os
+import re
 import shutil
 
 import lightning as L
@@ -198,6 +199,59 @@ def test_nf4_is_advised_where_a_lora_does_not_fit(capsys):
     assert code == 1
     assert "model.backbone.lora.base nf4: the frozen linear layers in 4 bits a weight" in report
     assert "lora.rank 8" not in report
+
+
+def test_what_is_advised_adds_up(capsys, tmp_path):
+    """The total after a change is that of a run with this change and all above it; scorers exclude a cache."""
+    words = [QUICKSTART, "--model.backbone.gradient_checkpointing=true", "--data.batch_size=2", "--memory=0.001"]
+    (tmp_path / "scorers.yaml").write_text(yaml.safe_dump({"data": {"scorers": SCORERS}}))
+    words += [f"--config={tmp_path}/scorers.yaml", "--data.vote.voters=[clip]"]
+    _, report = diagnose(capsys, *words, "--trainer.precision=bf16-mixed")
+    lines = [line for line in report.splitlines() if "; then " in line]
+    changes = [
+        (  # the batch alone saves nothing while the optimizer's step is the largest part
+            "data.batch_size 1 with trainer.accumulate_grad_batches 2 and model.optimizer bitsandbytes.optim.AdamW8bit",
+            ["data.batch_size=1", "model.optimizer=bitsandbytes.optim.AdamW8bit"],
+        ),
+        (
+            "trainer.precision bf16-true with model.compensate_rounding true: ",
+            ["trainer.precision=bf16-true", "model.compensate_rounding=true"],
+        ),
+        ("model.backbone.lora.rank 8: ", ["model.backbone.lora.rank=8"]),
+        ("model.backbone.lora.base nf4: ", ["model.backbone.lora.base=nf4"]),
+    ]
+    given = [*words, "--trainer.precision=bf16-mixed"]
+    for line, (start, options) in zip(lines, changes, strict=True):
+        assert line.startswith(f"  - {start}"), report
+        given += [f"--{option}" for option in options]
+        total = re.search(r"; then (\S+ \S+?)(,|$)", line)[1]
+        assert f"total        {total} of 1.0 MB a device" in diagnose(capsys, *given)[1]
+
+
+def test_an_optimizer_in_8_bits_or_without_states_gets_no_advice_on_it(capsys):
+    for optimizer in ("bitsandbytes.optim.AdamW8bit", "torch.optim.SGD"):
+        words = [QUICKSTART, f"--model.optimizer={optimizer}", "--trainer.precision=bf16-mixed", "--memory=0.001"]
+        report = diagnose(capsys, *words, "--data.batch_size=1")[1]
+        assert "model.optimizer bitsandbytes" not in report
+        assert "model.backbone.lora.base nf4: " in report
+
+
+def test_what_fit_refuses_on_this_device_is_an_error(capsys):
+    words = [QUICKSTART, "--model.attention=cudnn", "--model.compensate_rounding=true"]
+    code, report = diagnose(capsys, *words)
+    assert code == 1
+    assert report.endswith("2 errors: fit would not run\n")
+    assert "run: model.attention is cudnn, which cannot compute attention with heads of " in report
+    assert "run: model.compensate_rounding is true, but trainer.precision is 32-true" in report
+    code, report = diagnose(
+        capsys, QUICKSTART, "--model.attention=cudnn", "--trainer.precision=bf16-true", "--memory=24"
+    )
+    assert code == 0, report  # it cannot be tried here
+    assert "model.compensate_rounding true, or trainer.precision bf16-mixed: with bf16-true a change" in report
+    code, report = diagnose(capsys, QUICKSTART, "--trainer.precision=bf16-true", "--model.compensate_rounding=true")
+    assert code == 0, report
+    assert "optimizer    41.2 MB" in report
+    assert "rounded away" not in report
 
 
 class Unreadable(Scorer):

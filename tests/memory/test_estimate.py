@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lit_align.backbones import LoRA, StableDiffusionXL
+from lit_align.backbones.attention import use_kernel
 from lit_align.backbones.loading.meta import shapes_only
 from lit_align.backbones.sharding import shard_denoiser
 from lit_align.callbacks.start_banner import StartBanner, memory_line
@@ -31,10 +32,13 @@ from tests.support.pipelines import small_sdxl
 from tests.support.published_unets import PUBLISHED
 from tests.support.runs import fit, make_data
 
+MODULE = ("attention", "compensate_rounding")  # arguments of the module; others are the backbone's
+
 
 def make(lora=None, objective=None, optimizer=torch.optim.AdamW, checkpointing=False, repo=None, **options):
+    module = {name: options.pop(name) for name in MODULE if name in options}
     backbone = StableDiffusionXL(str(repo or small_sdxl()), lora=lora, gradient_checkpointing=checkpointing, **options)
-    return AlignmentModule(backbone, objective or MaPO(), optimizer=optimizer)
+    return AlignmentModule(backbone, objective or MaPO(), optimizer=optimizer, **module)
 
 
 def guess(precision="32-true", batch_size=2, encoded=False, shares=None, device="cpu", **options):
@@ -61,12 +65,14 @@ class Weigh(L.Callback):
     [
         ({}, "32-true"),
         ({"optimizer": AdamW8bit}, "bf16-true"),
+        ({"optimizer": AdamW8bit, "compensate_rounding": True}, "bf16-true"),
+        ({"objective": DiffusionDPO(), "compensate_rounding": True}, "bf16-true"),
         ({"lora": LoRA(rank=2)}, "bf16-mixed"),
         ({"lora": LoRA(rank=2, base="nf4")}, "bf16-mixed"),
         ({"objective": DiffusionDPO()}, "bf16-mixed"),
         ({"objective": DiffusionDPO(), "lora": LoRA(rank=2)}, "32-true"),
     ],
-    ids=["full", "8bit", "lora", "nf4", "reference", "lora-reference"],
+    ids=["full", "8bit", "8bit-compensated", "reference-compensated", "lora", "nf4", "reference", "lora-reference"],
 )
 def test_memory_between_steps_equals_that_of_a_real_run(tmp_path, options, precision):
     seen, found = Weigh(), guess(precision, **options)
@@ -161,6 +167,15 @@ def test_activations_in_main_memory_are_not_the_devices(lora, checkpointing):
     assert found.stages["policy"] < plain.stages["policy"] - 0.5 * plain.saved
     on_cpu = guess(activation_offload=True, **options | {"device": "cpu"})
     assert on_cpu == guess(**options | {"device": "cpu"})
+
+
+def test_attention_without_a_fused_kernel_keeps_its_matrix():
+    fused, whole = (guess(batch_size=4, attention=kernel) for kernel in ("flash", "math"))
+    module = make()
+    use_kernel(module.backbone, "math")
+    saved, peak = real_step(module, 4, "32-true")
+    assert fused.saved == guess(batch_size=4).saved < whole.saved == saved
+    assert whole.stages["policy"] == pytest.approx(peak, rel=0.1)
 
 
 def test_meta_autocast_follows_the_device():

@@ -5,6 +5,7 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 
 from lit_align.memory import measure_optimizer
+from lit_align.training.compensated import compensated
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,23 @@ from lit_align.memory import measure_optimizer
 def test_optimizer_states_by_hand(optimizer, state):
     found = measure_optimizer(optimizer, [torch.zeros(100, 100), torch.zeros(30)], foreach=True)
     assert (found and found.state) == state
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "state"),
+    [
+        (torch.optim.AdamW, 8 * 10_030 + 2 * 4),
+        (lambda p, fused=True: torch.optim.AdamW(p, fused=fused), 8 * 10_030 + 2 * 4),
+        (AdamW8bit, 2 * 10_000 + 2 * 4 * 40 + 8 * 30 + 2 * 1024),
+    ],
+    ids=["adamw", "fused", "8bit"],
+)
+def test_compensation_adds_two_bytes_a_weight_to_the_states_of_float32(optimizer, state):
+    weights = [torch.zeros(100, 100), torch.zeros(30)]
+    half = [weight.bfloat16() for weight in weights]
+    found = measure_optimizer(compensated(optimizer), half, foreach=True)
+    assert found.state == state + 2 * 10_030
+    assert found.step <= 28 * 10_000  # for the largest weight alone: in float32, with its gradient, and its bits
 
 
 def test_a_foreach_step_needs_a_copy_of_all_tensors():

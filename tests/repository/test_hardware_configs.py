@@ -23,6 +23,10 @@ def more(accumulate, *options):
 
 FITS = {  # by overlay: devices in all, and pairs a step and further options by experiment
     "one_24gb": (1, dict.fromkeys(("mapo_sd15", *LORA), (16, [])) | {"balanced_dpo_sdxl_lora": (64, more(32))}),
+    "one_48gb": (
+        1,
+        dict.fromkeys(FULL, (16, [])) | dict.fromkeys((*BALANCED, "balanced_dpo_sdxl"), (64, more(32))),
+    ),
     "one_80gb": (
         1,
         dict.fromkeys(FULL + LORA, (16, []))
@@ -76,7 +80,8 @@ def test_an_overlay_fits(overlay, config, capsys, monkeypatch):
     assert trainer["devices"] * trainer["num_nodes"] == devices
     assert data["batch_size"] * trainer["accumulate_grad_batches"] * devices == pairs
     assert trainer["val_check_interval"] == trainer["accumulate_grad_batches"] * STEPS
-    assert trainer["precision"] == "bf16-mixed"
+    assert trainer["precision"] == ("bf16-true" if overlay == "one_48gb" else "bf16-mixed")
+    assert found["model"]["compensate_rounding"] == (overlay == "one_48gb")
     assert found["model"]["backbone"]["init_args"]["gradient_checkpointing"]
     assert found["model"]["backbone"]["init_args"]["repo"] == alone["model"]["backbone"]["init_args"]["repo"]
     now, before = found["model"]["optimizer"], alone["model"]["optimizer"]

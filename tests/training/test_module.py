@@ -162,6 +162,7 @@ def test_logged_means_cover_all_micro_batches_of_the_interval(tmp_path):
     [
         ({"caption_dropout": 1.2}, "model.caption_dropout is 1.2"),
         ({"validation_draws": 0}, "model.validation_draws is 0"),
+        ({"attention": "xformers"}, "model.attention is 'xformers'; choose auto, flash, efficient, cudnn, math"),
         ({"float32_matmul": "tf32"}, "model.float32_matmul is 'tf32'; choose highest, high, medium"),
     ],
 )

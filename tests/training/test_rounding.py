@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lit_align.callbacks import StartBanner
+from lit_align.training.compensated import compensated
 from lit_align.training.rounding import moving_share, rounding_line
 from tests.support.paths import PIPELINE
 from tests.support.runs import fit, make_data, make_module
@@ -26,7 +27,13 @@ def test_the_line_says_the_share_and_the_reason():
     assert line.startswith(
         "bf16-true: 50.0% of the weights can change in a step of the learning rate 0.001, as changes"
     )
-    assert line.endswith("less than 1/512 of a weight are rounded away; bf16-mixed keeps float32 weights")
+    assert line.endswith(
+        "less than 1/512 of a weight are rounded away; bf16-mixed keeps float32 weights, model.compensate_rounding the "
+        "bits beyond bfloat16"
+    )
+    assert rounding_line(adam, "16-true").endswith("rounded away; bf16-mixed keeps float32 weights")
+    kept = compensated(torch.optim.AdamW)(weights)
+    assert rounding_line(kept, "bf16-true").endswith("so that steps act as on float32 weights")
     assert "of the weights can" not in rounding_line(torch.optim.SGD(weights, lr=0.1), "bf16-true")
     assert rounding_line(torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]), "32-true") is None
 

@@ -64,6 +64,9 @@ def test_values_are_put_back_where_the_config_has_them():
         ({"trainer.gradient_clip_val": None}, "taken", "taken"),
         ({"trainer.callbacks.Watch.every": 5}, "taken", "taken"),
         ({"data.val_shards": ["c.tar"]}, "taken", "taken"),
+        ({"model.attention": "math"}, "taken", "taken"),
+        ({"model.compensate_rounding": True}, "refused", "refused"),
+        ({"model.compensate_rounding": False}, "taken", "taken"),  # of a run from before there was the option
     ],
 )
 def test_what_becomes_of_a_changed_setting(changed, kept, asked):
@@ -104,6 +107,14 @@ def test_a_callback_that_restores_its_own_setting_gets_the_one_that_was_taken():
     began = {"trainer.callbacks.EarlyStopping#2.patience": 2}
     give_to_callbacks([first, second], compare(began, {"trainer.callbacks.EarlyStopping#2.patience": 3}, "keep"))
     assert (first.patience, second.patience) == (2, 3)
+
+
+def test_options_of_a_module_made_in_python_are_described():
+    module = make_module(attention="math", float32_matmul="high", compensate_rounding=True)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    found = made_in_python(module)
+    chosen = {"model.attention": "math", "model.float32_matmul": "high", "model.compensate_rounding": True}
+    assert {name: found[name] for name in chosen} == chosen
 
 
 def test_an_optimizer_that_takes_matrices_alone_is_described():

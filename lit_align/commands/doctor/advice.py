@@ -35,7 +35,7 @@ def advice_on_data(check: DataCheck, machine: Machine) -> Iterator[str]:
         )
 
 
-def advice_on_precision(backbone: Backbone, machine: Machine) -> Iterator[str]:
+def advice_on_precision(backbone: Backbone, machine: Machine, compensates: bool) -> Iterator[str]:
     """Advise on numbers that overflow or round away."""
     stored = AutoencoderKL.load_config(backbone.vae_location.repo, **backbone.vae_location.load_options)
     if backbone.vae_precision == "fp16" and stored.get("force_upcast"):
@@ -43,9 +43,10 @@ def advice_on_precision(backbone: Backbone, machine: Machine) -> Iterator[str]:
             f"model.backbone.vae_precision bf16 or fp32, or a model.backbone.vae_repo that is safe in fp16: the config "
             f"of {backbone.vae_location} says force_upcast, because its activations overflow in fp16"
         )
-    if machine.precision in HALF_WEIGHTS:
+    if machine.precision in HALF_WEIGHTS and not compensates:
+        also = "model.compensate_rounding true, or " if machine.precision == "bf16-true" else ""
         yield (
-            f"trainer.precision bf16-mixed: with {machine.precision} a change of a weight by less than "
+            f"{also}trainer.precision bf16-mixed: with {machine.precision} a change of a weight by less than "
             f"1/{HALF_WEIGHTS[machine.precision]} of its value is rounded away"
         )
 

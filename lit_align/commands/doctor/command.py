@@ -18,6 +18,7 @@ from lit_align.commands.doctor.data_check import DataCheck, reading_line
 from lit_align.commands.doctor.diagnosis import Diagnosis
 from lit_align.commands.doctor.machine import devices, machine_elsewhere, machine_of, versions
 from lit_align.commands.doctor.memory_report import MemoryReport
+from lit_align.commands.doctor.refused_options import refused_options
 from lit_align.commands.doctor.run_length import accumulations, count_steps, length_line, schedule_lines
 from lit_align.commands.doctor.run_parts import RunParts
 from lit_align.commands.doctor.weights_check import download_command, weight_lines
@@ -211,10 +212,9 @@ class Doctor:
             )
 
     def _refusals(self) -> None:
-        backbone, optimizer = self.config.model.backbone.init_args, self.parts.optimizer()
-        options = {"lora": backbone.lora is not None, "channels_last": backbone.channels_last}
-        for refusal in self.machine.refusals(precision=self.machine.precision, optimizer=optimizer, **options):
-            self.found.fail("run", UserValueError(refusal))
+        device = None if self.trainer is None or self.memory is not None else self.trainer.strategy.root_device
+        for refusal in refused_options(self.parts, self.machine, self.backbone, device):
+            self.found.fail("run", refusal)
 
     def _memory(self) -> Iterator[str]:
         if self.backbone is None:
@@ -239,7 +239,7 @@ class Doctor:
         if self.data is not None:
             advice += advice_on_data(self.data, self.machine)
         if self.backbone is not None:
-            advice += advice_on_precision(self.backbone, self.machine)
+            advice += advice_on_precision(self.backbone, self.machine, self.config.model.compensate_rounding)
         return [*advice, *advice_on_trainer(self.config.trainer, self.data, self.machine)]
 
     def _concerns(self) -> list[str]:

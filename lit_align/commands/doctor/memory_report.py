@@ -1,9 +1,8 @@
 """Report of the memory that a run needs, and of the settings that would make it fit."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -14,11 +13,29 @@ from lit_align.commands.doctor.machine import Machine
 from lit_align.commands.doctor.run_parts import RunParts
 from lit_align.common.sizes import format_bytes
 from lit_align.data.buckets import bucket_shapes
-from lit_align.memory import Estimate, OptimizerBytes, Work, estimate, measure_optimizer
+from lit_align.memory import Estimate, Work, estimate
+from lit_align.training.compensated import KNOWN
 
 SHOWN = 100_000  # bytes; smaller items, such as schedules and counters, are not listed
 EIGHT_BIT = "bitsandbytes.optim.AdamW8bit"
 KEPT_FREE = 0.1  # share of the memory, for the device's context and libraries, which the estimate leaves out
+
+
+class Plan(NamedTuple):
+    """Settings of a run after changes."""
+
+    work: Work
+    model: Mapping[str, Any] = {}  # in place of the config's
+    backbone: Mapping[str, Any] = {}  # in place of the config's
+
+    def with_work(self, **changes: Any) -> "Plan":
+        return self._replace(work=replace(self.work, **changes))
+
+    def with_model(self, **changes: Any) -> "Plan":
+        return self._replace(model={**self.model, **changes})
+
+    def with_backbone(self, **changes: Any) -> "Plan":
+        return self._replace(backbone={**self.backbone, **changes})
 
 
 class Change(NamedTuple):
@@ -26,7 +43,7 @@ class Change(NamedTuple):
 
     words: str  # options with their values
     reason: str
-    apply: Callable[[Estimate], Estimate]  # estimate with this change, from the estimate before it
+    apply: Callable[[Plan], Plan]
 
 
 class MemoryReport:
@@ -88,84 +105,92 @@ class MemoryReport:
         return found.total <= (1 - KEPT_FREE) * self.machine.memory
 
     def remedies(self) -> Iterator[str]:
-        """List changes, each on top of those before, until the run fits; those that train equally well come first."""
-        best = now = self.estimate
+        """List changes, each on top of those before, until the run fits; those that train equally well come first.
+
+        A change that saves nothing by itself, because another part of a step is as large, is listed with the next one
+        that does.
+        """
+        best, plan, held = self.estimate, Plan(self.work), list[Change]()
         for alternatives in self._changes():
             for change in alternatives:
-                now = change.apply(now)
+                changed = change.apply(plan)
+                now = estimate(self.parts.module(changed.backbone, **changed.model), changed.work)
                 if self._fits(now):
                     break
+            if now.total > best.total:
+                continue
+            plan, held = changed, [*held, change]
             if now.total < 0.99 * best.total:
+                words, reasons = " and ".join(one.words for one in held), "; ".join(one.reason for one in held)
                 above = "" if best is self.estimate else ", with those above"
                 moved = f" and {format_bytes(now.waiting)} of main memory" if now.waiting else ""
-                yield f"{change.words}: {change.reason}; then {format_bytes(now.total)}{moved}{above}"
-                best = now
+                yield f"{words}: {reasons}; then {format_bytes(now.total)}{moved}{above}"
+                best, held = now, []
             if self._fits(now):
                 return
 
     def _changes(self) -> Iterator[Iterable[Change]]:
-        """Yield groups of alternatives that `fit` accepts: the first that fits is used, or else the last.
-
-        Each group builds on the one before.
-        """
-        options, backbone, work = self.parts.config.model.backbone.init_args, dict[str, Any](), self.work
+        """Yield groups of alternatives that `fit` accepts: the first that fits is used, or else the last."""
+        config, work = self.parts.config, self.work
+        options = config.model.backbone.init_args
         if options.gradient_checkpointing is not True:
             yield self._changes_of_checkpointing(options)
-            backbone = {"gradient_checkpointing": True}
         if work.precision == "32-true" and work.device == "cuda":
-            work = replace(work, precision="bf16-mixed")
             reason = "activations of half the size; rounds more"
-            yield [Change("trainer.precision bf16-mixed", reason, self._estimate_with(backbone, work))]
+            yield [Change("trainer.precision bf16-mixed", reason, lambda plan: plan.with_work(precision="bf16-mixed"))]
         if work.batch_size > 1:
             smaller = [size for size in range(work.batch_size - 1, 0, -1) if work.batch_size % size == 0]
-            yield [self._batch(size, backbone, work) for size in smaller]
-            work = replace(work, batch_size=1)
+            yield [self._batch(size) for size in smaller]
         if work.device != "cpu" and not options.activation_offload:
-            backbone = backbone | {"activation_offload": True}
             reason = "activations wait in main memory; equal numbers, slower by the time of the copies"
-            yield [Change("model.backbone.activation_offload true", reason, self._estimate_with(backbone, work))]
-        yield from self._changes_of_method(backbone, work)
+            offload = {"activation_offload": True}
+            yield [Change("model.backbone.activation_offload true", reason, lambda plan: plan.with_backbone(**offload))]
+        if not work.encoded and config.data.scorers is None:  # scorers need pixels, which a cache does not have
+            words, reason = "data.train_cache and data.val_cache", "lit-align encode makes them; no encoder is loaded"
+            yield [Change(words, reason, lambda plan: plan.with_work(encoded=True))]
+        yield from self._changes_of_optimizer()
+        yield from self._changes_of_method()
 
     def _changes_of_checkpointing(self, options: Namespace) -> Iterator[Change]:
         name, more = "gradient_checkpointing", "recomputed in the backward pass; equal numbers"
         if not (options.gradient_checkpointing or options.compile or options.activation_offload):
             reason = f"activations other than results of convolutions, products and attention are {more}"
-            selective = self._estimate_with({name: "selective"}, self.work)
-            yield Change(f"model.backbone.{name} selective", reason, selective)
+            selective = {name: "selective"}
+            yield Change(f"model.backbone.{name} selective", reason, lambda plan: plan.with_backbone(**selective))
         reason = f"activations are {more}, about a third slower"
-        yield Change(f"model.backbone.{name} true", reason, self._estimate_with({name: True}, self.work))
+        yield Change(f"model.backbone.{name} true", reason, lambda plan: plan.with_backbone(**{name: True}))
 
-    def _changes_of_method(self, backbone: dict[str, Any], work: Work) -> Iterator[Iterable[Change]]:
-        config = self.parts.config
-        if not work.encoded and config.data.scorers is None:  # scorers need pixels, which a cache does not have
-            work = replace(work, encoded=True)
-            words, reason = "data.train_cache and data.val_cache", "lit-align encode makes them; no encoder is loaded"
-            yield [Change(words, reason, Estimate.without_encoders)]
-        has_bitsandbytes = find_spec("bitsandbytes") is not None
-        if has_bitsandbytes and not self.machine.refusals(optimizer=EIGHT_BIT):
-            yield [Change(f"model.optimizer {EIGHT_BIT}", "a quarter of AdamW's state", self._with_eight_bit)]
-        trained = config.model.backbone.init_args.lora
-        if trained is None and not self.machine.refusals(lora=True):
+    def _changes_of_optimizer(self) -> Iterator[Iterable[Change]]:
+        used, trained = (
+            str(self.parts.config.model.optimizer.class_path),
+            self.parts.config.model.backbone.init_args.lora,
+        )
+        eight_bit = find_spec("bitsandbytes") is not None and not self.machine.refusals(optimizer=EIGHT_BIT)
+        if eight_bit and not used.endswith("8bit"):
+            optimizer = Namespace(class_path=EIGHT_BIT, init_args=Namespace())
+            words, reason = f"model.optimizer {EIGHT_BIT}", "a quarter of AdamW's state"
+            yield [Change(words, reason, lambda plan: plan.with_model(optimizer=optimizer))]
+        half = self.work.precision in ("32-true", "bf16-mixed") and not self.machine.refusals(precision="bf16-true")
+        known = eight_bit or str(self.parts.optimizer()).startswith(KNOWN)
+        if trained is None and self.work.device == "cuda" and half and known:
+            words = "trainer.precision bf16-true with model.compensate_rounding true"
+            reason = "weights and gradients of half the size; gradients are summed in bfloat16"
+            compensate = {"compensate_rounding": True}
+            yield [Change(words, reason, lambda plan: plan.with_work(precision="bf16-true").with_model(**compensate))]
+
+    def _changes_of_method(self) -> Iterator[Iterable[Change]]:
+        if self.machine.refusals(lora=True):
+            return
+        trained = self.parts.config.model.backbone.init_args.lora
+        if trained is None:
             reason = "trains an adapter: few gradients, little state; needs a greater learning rate"
-            lora = self._estimate_with(backbone | {"lora": LoRA()}, work)
-            yield [Change("model.backbone.lora.rank 8", reason, lora)]
-        if has_bitsandbytes and not self.machine.refusals(lora=True):
-            quantized = {"lora": LoRA(**{**(vars(trained) if trained else {}), "base": "nf4"})}
+            yield [Change("model.backbone.lora.rank 8", reason, lambda plan: plan.with_backbone(lora=LoRA()))]
+        if find_spec("bitsandbytes") is not None:
+            lora = LoRA(**{**(vars(trained) if trained else {}), "base": "nf4"})
             reason = "the frozen linear layers in 4 bits a weight; rounds them, and takes longer"
-            yield [Change("model.backbone.lora.base nf4", reason, self._estimate_with(backbone | quantized, work))]
+            yield [Change("model.backbone.lora.base nf4", reason, lambda plan: plan.with_backbone(lora=lora))]
 
-    def _estimate_with(self, backbone: dict[str, Any], work: Work) -> Callable[[Estimate], Estimate]:
-        """Return a function that estimates with these backbone arguments and this work; it ignores its argument."""
-        return lambda _: estimate(self.parts.module(**backbone), work)
-
-    def _batch(self, size: int, backbone: dict[str, Any], work: Work) -> Change:
+    def _batch(self, size: int) -> Change:
         accumulate = self.parts.config.trainer.accumulate_grad_batches * self.work.batch_size // size
         words = f"data.batch_size {size} with trainer.accumulate_grad_batches {accumulate}"
-        return Change(words, "as many pairs a step", self._estimate_with(backbone, replace(work, batch_size=size)))
-
-    def _with_eight_bit(self, found: Estimate) -> Estimate:
-        weights = list(self.parts.module().backbone.trainable_parameters().values())
-        eight_bit = measure_optimizer(import_module("bitsandbytes.optim").AdamW8bit, weights, foreach=True)
-        if eight_bit is None:
-            return found
-        return found.with_optimizer(OptimizerBytes(self.work.shares.of_optimizer(eight_bit.state), eight_bit.step))
+        return Change(words, "as many pairs a step", lambda plan: plan.with_work(batch_size=size))

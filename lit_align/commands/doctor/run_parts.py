@@ -1,6 +1,6 @@
 """Instantiate each part of a training run separately, so that an error in one hides no other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -98,15 +98,18 @@ class RunParts:
             made: Backbone = self._instantiate("model", Namespace(backbone=self.config.model.backbone))["backbone"]
         return made
 
-    def module(self, **changes: Any) -> AlignmentModule:
+    def module(self, backbone: Mapping[str, Any] | None = None, **changes: Any) -> AlignmentModule:
         """Build the module on the meta device.
 
         Args:
-            changes: arguments of the backbone that replace the config's.
+            backbone: arguments of the backbone that replace the config's.
+            changes: arguments of the module that replace the config's.
         """
         config = self.config.model.clone()
-        for name, value in changes.items():
+        for name, value in (backbone or {}).items():
             config.backbone.init_args[name] = value
+        for name, value in changes.items():
+            config[name] = value
         with shapes_only():
             return AlignmentModule(**self._instantiate("model", config))
 

@@ -41,14 +41,8 @@ def score(
         ModuleNotFoundError: if `report` is set and matplotlib is missing.
     """
     # Imported here, so that --help imports no torch.
+    from lit_align.commands.score import scoring
     from lit_align.commands.score.agreement import report_agreement, require_matplotlib
-    from lit_align.commands.score.scoring import (
-        LoadedScorer,
-        score_shards,
-        unfinished,
-        wait_for_others,
-        without_scores,
-    )
     from lit_align.commands.shared.process_group import join_process_group
     from lit_align.data.labels.score_files import Identity, side_files
     from lit_align.data.read_options import ReadOptions
@@ -64,15 +58,15 @@ def score(
     loaded = load_scorers(names, presets)
     known = {name: Identity(scorer.version, scorer.fingerprint()) for name, scorer in loaded.items()}
     mine = paths[group.rank :: group.world_size]
-    todo = list(unfinished(mine, output, known, overwrite))
-    prepared = {name: LoadedScorer(loaded[name].prepare(group.device), known[name]) for name in names}
+    todo = list(scoring.unfinished(mine, output, known, overwrite))
+    prepared = {name: scoring.LoadedScorer(loaded[name].prepare(group.device), known[name]) for name in names}
     options = ReadOptions(on_error)
-    skipped = score_shards(todo, prepared, output, batch_size, options, hidden=group.rank > 0)
+    skipped = scoring.score_shards(todo, prepared, output, batch_size, options, hidden=group.rank > 0)
     print(f"{group}: scored {len(todo)} shards, {len(mine) - len(todo)} were done before, skipped {skipped} samples")
     group.wait()
-    left = len(without_scores(paths, output, names))
+    left = len(scoring.without_scores(paths, output, names))
     group.say_whole(left, len(paths), "shards' scores", f"all {len(paths)} shards have scores by {', '.join(names)}")
     if report and group.rank == 0:
         if group.world_size > 1:
-            wait_for_others(paths, output, names)
+            scoring.wait_for_others(paths, output, names)
         report_agreement(paths, output, names, options)

@@ -17,6 +17,8 @@ from lit_align.common.manifest import Change, changes
 OnResume = Literal["keep", "take"]
 Outcome = Literal["taken", "kept", "refused"]
 OPTIMIZER, SCHEDULER, CALLBACKS = "model.optimizer", "model.lr_scheduler", "trainer.callbacks."
+COMPENSATES = "model.compensate_rounding"
+OWN = ("caption_dropout", "validation_draws", "float32_matmul", "attention", "compensate_rounding")
 # Not compared here: where a run logs; what `check_beginning` compares; and what decides the pairs and their order,
 # which the data module compares by content.
 ELSEWHERE = (
@@ -110,7 +112,7 @@ def _is_plain(value: Any) -> bool:
 
 def made_in_python(module: Any) -> dict[str, Any]:
     """Describe the settings of a run that was made without a config, as far as its objects tell them."""
-    own = {f"model.{name}": getattr(module, name) for name in ("caption_dropout", "validation_draws", "float32_matmul")}
+    own = {f"model.{name}": getattr(module, name) for name in OWN}
     own |= {"model.reference_errors": module.reference.folder and str(module.reference.folder)}
     own |= {"model.non_finite": module.skipping.policy, "model.skip_limit": module.skipping.limit}
     own |= described("model.objective", module.objective)
@@ -162,7 +164,7 @@ def _elsewhere(name: str) -> bool:
 def _judge(change: Change, on_resume: OnResume, saved: Collection[str] | None) -> tuple[Outcome, str]:
     """Decide what becomes of a changed setting: the table of docs/training.md, section Resume."""
     name, was, now = change
-    if name == OPTIMIZER:
+    if name == OPTIMIZER or (name == COMPENSATES and bool(was) != bool(now)):  # None before there was the option
         return "refused", "the checkpoint holds the state of the other optimizer"
     if name == "trainer.accumulate_grad_batches":
         return "refused", "its steps would be of other pairs"
