@@ -56,7 +56,7 @@ def train(name: str, seed: int, output: Path) -> Path:
             f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={STEPS}",
             f"--trainer.callbacks={json.dumps([keep, rise])}", f"--trainer.logger={json.dumps(logger)}",
             f"--model.objective={json.dumps(OBJECTIVES[name])}",
-            f"--model.optimizer.init_args.lr={RATE}", f"--data.batch_size={PAIRS}",
+            f"--model.optimizer.init_args.lr={RATE}", f"--data.batch_size={PAIRS}", "--ckpt_path=last",
         )  # fmt: skip
     return checkpoint
 

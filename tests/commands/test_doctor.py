@@ -201,6 +201,7 @@ def test_nf4_is_advised_where_a_lora_does_not_fit(capsys):
     assert "lora.rank 8" not in report
 
 
+@pytest.mark.slow
 def test_what_is_advised_adds_up(capsys, tmp_path):
     """The total after a change is that of a run with this change and all above it; scorers exclude a cache."""
     words = [QUICKSTART, "--model.backbone.gradient_checkpointing=true", "--data.batch_size=2", "--memory=0.001"]
