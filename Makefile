@@ -94,7 +94,7 @@ bench: $(INSTALLED)
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/mypy
 	$(BIN)/python scripts/audit.py
 
 format: $(INSTALLED_DEV)

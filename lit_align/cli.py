@@ -1,9 +1,12 @@
 """The front door: a table of commands, each imported only when it is called."""
 
 import difflib
+import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -122,7 +125,20 @@ def print_completion(words: list[str]) -> None:
 def load(name: str) -> Any:
     """Import a command."""
     module, _, attribute = COMMANDS[name].path.partition(":")
-    return getattr(import_module(module), attribute)
+    with uncollected():
+        return getattr(import_module(module), attribute)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause Python's search for garbage: what an import makes stays, and is looked through again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_configs(words: list[str]) -> None:
