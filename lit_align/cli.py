@@ -131,14 +131,19 @@ def load(name: str) -> Any:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Pause Python's search for garbage: what an import makes stays, and is looked through again and again."""
-    enabled = gc.isenabled()
+    """Import without Python's searches for garbage, which find none, and keep what was imported out of later ones.
+
+    Only in a process that has just begun: in another one there may be garbage already, which would stay for good.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.freeze()
+        gc.enable()
 
 
 def check_configs(words: list[str]) -> None:
