@@ -11,6 +11,7 @@ on shipped configs, whose overrides are in benchmarks/accelerator_runs.py.
 
 import argparse
 import datetime
+import gc
 import platform
 import shutil
 import signal
@@ -260,6 +261,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() and not arguments.rehearse else "cpu"
     if device == "cpu" and not arguments.rehearse:
         parser.error("this machine has no CUDA device; --rehearse runs at toy size on the CPU")
+    gc.freeze()  # what was imported stays out of searches for garbage, as in a `lit-align fit` of its own
     work = arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-benchmark-"))
     if arguments.rehearse:
         torch.compiler.set_stance("force_eager")  # compiling takes minutes on a CPU

@@ -12,8 +12,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 
-LONGEST = ("slurm", "sharding", "kills", "cli", "divergence_guard", "resume", "preemption", "reference")
-LONGEST += ("doctor", "test_command", "notebooks", "accelerator_benchmark", "estimate", "scoring")
+LONGEST = ("slurm", "accelerator_benchmark", "peers_benchmark", "kills", "cli", "notebooks", "sharding")
+LONGEST += ("divergence_guard", "resume", "preemption", "reference", "doctor", "test_command", "estimate", "scoring")
 LONGEST += ("win_rate_callback", "assets")
 
 

@@ -17,7 +17,6 @@ from lit_align.evaluation.report.page import make_templates
 from lit_align.evaluation.tables import compare_all, overview, to_text
 from lit_align.evaluation.win_rates import compare
 
-
 # binomtest(wins, wins + losses), its proportion_ci(0.95, "wilson") and its pvalue
 SCIPY = [
     (0, 1, 0.0, 0.7934506856227626, 1.0),
