@@ -14,6 +14,10 @@ QUICKSTART := runs/quickstart
 MADE := made_by_make
 begin = @test ! -e $(1) -o -e $(1)/$(MADE) || { echo "$(1) is a run of yours. Move it away: make would replace it."; exit 1; }
 
+# pip would compile one file after the other. Some packages have templates that are no Python, and do not compile.
+install = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '$(1)'
+compile = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+
 # Image processors that nothing here uses ask for torchvision.
 export TRANSFORMERS_VERBOSITY = error
 
@@ -106,17 +110,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11 to 3.13. Choose one: make PYTHON=..."; exit 1; }
 	@echo "Making .venv with $(PYTHON); installing takes a few minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(call install,.)
+	@$(compile)
 	touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Adding what tests, lint and notebooks need to .venv."
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(call install,.[dev])
+	@$(compile)
 	touch $@
 
 $(INSTALLED_DOCS): $(INSTALLED)
 	@echo "Adding what the pages need to .venv."
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(call install,.[docs])
+	@$(compile)
 	touch $@
 
 # Deletes what make made: the environment, the pages and the quickstarts. All other runs stay.

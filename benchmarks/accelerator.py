@@ -14,6 +14,7 @@ stage is passed over.
 """
 
 import argparse
+import gc
 import shutil
 import sys
 import tempfile
@@ -255,6 +256,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() and not arguments.rehearse else "cpu"
     if device == "cpu" and not arguments.rehearse:
         parser.error("this machine has no CUDA device; --rehearse runs at toy size on the CPU")
+    gc.freeze()  # what was imported stays out of searches for garbage, as in a `lit-align fit` of its own
     work = (arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-benchmark-"))).resolve()
     if arguments.rehearse:
         torch.compiler.set_stance("force_eager")  # compiling takes minutes on a CPU

@@ -1,9 +1,12 @@
 """The front door: a table of commands, each imported only when it is called."""
 
 import difflib
+import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -127,7 +130,25 @@ def print_completion(words: list[str]) -> None:
 def load(name: str) -> Any:
     """Import a command."""
     module, _, attribute = COMMANDS[name].path.partition(":")
-    return getattr(import_module(module), attribute)
+    with uncollected():
+        return getattr(import_module(module), attribute)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without Python's searches for garbage, which find none, and keep what was imported out of later ones.
+
+    Only in a process that has just begun: in another one there may be garbage already, which would stay for good.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def check_configs(words: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The front door: all commands at a glance, without the libraries that they need."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from lit_align import __version__
 from lit_align.__main__ import see_working_directory
-from lit_align.cli import COMMANDS, GROUPS, check_configs, main
+from lit_align.cli import COMMANDS, GROUPS, check_configs, load, main
 from lit_align.commands.completion import completion_script
 from lit_align.commands.export import export
 from lit_align.user_errors import UserValueError
@@ -58,6 +59,25 @@ print([name for name in {HEAVY[:4]} if name in sys.modules])
     *text, imported = result.stdout.splitlines()
     assert text
     assert imported == "[]"
+
+
+def test_imports_of_a_command_are_not_searched_for_garbage():
+    code = """
+import gc
+from lit_align.cli import load
+gc.callbacks.append(lambda phase, info: print("search"))
+load("inspect")
+gc.callbacks.clear()
+print(gc.isenabled(), gc.get_freeze_count() > 10_000)
+"""
+    assert python(code).stdout == "True True\n"
+
+
+def test_a_command_in_a_running_program_keeps_no_garbage():
+    before = gc.get_freeze_count()
+    load("export")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == before
 
 
 def test_every_line_fits_a_terminal(capsys):
