@@ -1,26 +1,25 @@
 """Measure full-size training on one accelerator, in the order of what matters most, within some minutes.
 
-python benchmarks/accelerator.py --out DIR [--minutes 9]
+python benchmarks/accelerator.py --out DIR [--minutes 9] [--peer DIR] [--peer-python PYTHON]
 python benchmarks/accelerator.py --out DIR --rehearse          every stage at toy size, on the CPU
 
 It needs the checkout, its dependencies and one card, and no network: pipelines of the published sizes with random
 weights and pairs of random images are made on the spot. Each result is written to DIR/results.json and DIR/results.md
 as soon as it is there; what fails is recorded, and what no time is left for is skipped. Trainings are `lit-align fit`
 on shipped configs, whose overrides are in benchmarks/accelerator_runs.py.
+
+--peer is a checkout, or a folder that holds checkouts, of mapo-t2i/mapo and of huggingface/diffusers: their scripts run
+as they are, by PYTHON, whose environment must have what they import (datasets, torchvision, wandb). Without it, that
+stage is passed over.
 """
 
 import argparse
-import datetime
-import platform
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,28 +27,33 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # finds `benchmarks`
 
-from benchmarks.accelerator_record import Facts, Record
+from benchmarks.accelerator_estimates import Estimates
+from benchmarks.accelerator_peers import Peers
+from benchmarks.accelerator_rates import forward_flops, matmul_rate
+from benchmarks.accelerator_record import Facts, Record, about
+from benchmarks.accelerator_resume import resume
 from benchmarks.accelerator_runs import (
-    CLOCK,
-    ROOT,
-    Site,
-    callback,
-    forward_flops,
-    matmul_rate,
+    ADAMW,
+    BATCH,
+    CACHE,
+    CHECKPOINTING,
+    EIGHT_BIT,
+    OBJECTIVE,
+    OPTIMIZER,
+    PRECISION,
     run_quietly,
     start_afresh,
     train,
+    train_words,
     words,
 )
+from benchmarks.accelerator_score import score
+from benchmarks.accelerator_site import Site
+from benchmarks.peers_scripts import add_peer_options, check_peer_options
 
-CHECKPOINTING = "model.backbone.init_args.gradient_checkpointing"
 CHANNELS_LAST, COMPILE = "model.backbone.init_args.channels_last", "model.backbone.init_args.compile"
 FUSED = "model.optimizer.init_args.fused"
 TF32 = ("32-true", "high")
-BATCH, CACHE, PRECISION = "data.batch_size", "data.train_cache", "trainer.precision"
-EIGHT_BIT = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
-ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
-PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "bitsandbytes")
 T = TypeVar("T")
 
 
@@ -59,10 +63,12 @@ class Benchmark:
     Args:
         site: where they run.
         record: of their results.
+        peers: the released scripts.
+        estimates: of the trainings' memory, by the doctor.
     """
 
-    def __init__(self, site: Site, record: Record) -> None:
-        self.site, self.record = site, record
+    def __init__(self, site: Site, record: Record, peers: Peers, estimates: Estimates) -> None:
+        self.site, self.record, self.released, self.estimates = site, record, peers, estimates
         self.rate = 0.0  # measured bfloat16 operations per second of the device
         self.flops: dict[str, int] = {}  # of a forward pass over an image, by kind of pipeline
         self.cache: str | None = None  # of SDXL's pairs
@@ -70,8 +76,8 @@ class Benchmark:
     def stages(self) -> list[Callable[[], None]]:
         """All stages, the most valuable ones first."""
         return [
-            *(self.device, self.encode, self.lora, self.full, self.kill_and_resume, self.levers, self.strategies),
-            *(self.objectives, self.precisions, self.sd15, self.generate, self.more_lora),
+            *(self.device, self.encode, self.lora, self.full, self.kill_and_resume, self.peers, self.levers),
+            *(self.score, self.strategies, self.objectives, self.precisions, self.sd15, self.generate, self.more_lora),
         ]
 
     def device(self) -> None:
@@ -116,14 +122,14 @@ class Benchmark:
             ("AdamW not fused", {FUSED: False}, 15),
             ("channels_last, compiled blocks", {CHANNELS_LAST: True, COMPILE: True}, 15),
         ]
-        for name, more, seconds in self._some(rows):
+        for name, more, seconds in rows[-1:] if self.site.toy else rows:
             options = {BATCH: 2, CHECKPOINTING: False, CACHE: self.cache, **more}
             title = f"{_title(2, True, False)}, {name}"
             self._train("SDXL LoRA, MaPO", title, "sdxl", "mapo_sdxl_lora.yaml", options, 2, seconds)
 
     def _lora(self, runs: Sequence[tuple[int, bool, bool]]) -> None:
         """Train with some numbers of pairs, cached or not, with activations recomputed or not."""
-        for batch, cached, recompute in self._some(runs):
+        for batch, cached, recompute in self._some(runs, 2):
             options = {BATCH: batch, CHECKPOINTING: recompute, CACHE: self.cache if cached else None}
             self._train("SDXL LoRA, MaPO", _title(batch, cached, recompute), "sdxl", "mapo_sdxl_lora.yaml", options, 2)
 
@@ -131,7 +137,7 @@ class Benchmark:
         """SDXL, all weights, by 8-bit AdamW."""
         for batch, recompute in self._some([(2, True), (4, True), (1, False), (1, True)]):
             options: dict[str, Any] = {BATCH: batch, CHECKPOINTING: recompute, CACHE: self.cache}
-            options["model.optimizer"] = EIGHT_BIT
+            options[OPTIMIZER] = EIGHT_BIT
             name = _title(batch, True, recompute)
             self._train("SDXL, all weights, 8-bit AdamW, MaPO", name, "sdxl", "mapo_sdxl.yaml", options, 3)
 
@@ -139,7 +145,7 @@ class Benchmark:
         """What a reference costs: the LoRA is switched off for it."""
         for name, passes in (("MaPO", 2), ("DiffusionDPO", 3)):
             options: dict[str, Any] = {BATCH: 2, CHECKPOINTING: False, CACHE: self.cache}
-            options["model.objective"] = {"class_path": f"lit_align.objectives.{name}"}
+            options[OBJECTIVE] = {"class_path": f"lit_align.objectives.{name}"}
             self._train("SDXL LoRA by objective", name, "sdxl", "mapo_sdxl_lora.yaml", options, passes)
 
     def precisions(self) -> None:
@@ -161,7 +167,7 @@ class Benchmark:
         sharded = {"class_path": "lit_align.training.strategies.FSDP2"}
         for name, strategy in (("ddp", "ddp"), ("FSDP2", sharded)):
             options: dict[str, Any] = {BATCH: 1, CHECKPOINTING: True, CACHE: self.cache, "trainer.strategy": strategy}
-            options["model.optimizer"] = ADAMW  # FSDP2 takes those of torch alone
+            options[OPTIMIZER] = ADAMW  # FSDP2 takes those of torch alone
             self._train("SDXL, all weights, by strategy", name, "sdxl", "mapo_sdxl.yaml", options, 3)
 
     def kill_and_resume(self) -> None:
@@ -170,24 +176,33 @@ class Benchmark:
             "kill -9 and resume", "SDXL LoRA", partial(resume, self.site, self.cache, self.record.left), 90
         )
 
+    def peers(self) -> None:
+        """The released scripts beside lit-align."""
+        self.released.measure(self.cache)
+
+    def score(self) -> None:
+        """Scores of a model of HPSv2's size, beside that model alone."""
+        self.record.measure("score", "HPSv2's size, random weights", partial(score, self.site), 40)
+
     def generate(self) -> None:
         """Images of prompts by SDXL."""
+        steps = 2 if self.site.toy else 25
 
         def measure() -> Facts:
             count, prompts = (2 if self.site.toy else 8), self.site.work / "prompts.txt"
             prompts.write_text("".join(f"a red fox number {number}\n" for number in range(count)))
             side = self.site.resolution("sdxl")
-            line = [f"--prompts={prompts}", f"--output={self.site.work / 'images'}", "--steps=25"]
+            line = [f"--prompts={prompts}", f"--output={self.site.work / 'images'}", f"--steps={steps}"]
             line += [f"--model={self.site.pipeline('sdxl')}", f"--accelerator={self.site.accelerator}"]
             start = time.perf_counter()
             run_quietly(["predict", *line, f"--height={side}", f"--width={side}"])
             return {"images/s, with the start": count / (time.perf_counter() - start)}
 
-        self.record.measure("predict, 25 steps", "SDXL", measure)
+        self.record.measure(f"predict, {steps} steps", "SDXL", measure)
 
-    def _some(self, values: Sequence[T]) -> Sequence[T]:
-        """Return all values; two of them in a rehearsal."""
-        return values[:2] if self.site.toy else values
+    def _some(self, values: Sequence[T], count: int = 1) -> Sequence[T]:
+        """Return all values; the first `count` of them in a rehearsal."""
+        return values[:count] if self.site.toy else values
 
     def _train(
         self,
@@ -206,46 +221,24 @@ class Benchmark:
         if CACHE in options and options[CACHE] is None and "on the fly" not in name:
             return  # without its cache it would not be what its name says
 
+        line: list[str] = []
+
         def measure() -> Facts:
-            facts = train(self.site, kind, config, options)
+            line.extend(train_words(self.site, kind, config, options))
+            facts = train(self.site, line)
             if kind in self.flops and self.rate:
                 facts["model FLOPs utilisation"] = facts["pairs/s"] * 2 * passes * self.flops[kind] / self.rate
             return facts
 
-        self.record.measure(stage, name, measure, seconds)
+        self.estimates.go_on()
+        found = self.record.measure(stage, name, measure, seconds)
+        if found is not None and not (self.site.toy and self.estimates.asked):  # one is enough to rehearse
+            self.estimates.ask(stage, name, line)
 
 
 def _title(batch: int, cached: bool, recompute: bool) -> str:
     source, activations = "cached" if cached else "on the fly", "recomputed" if recompute else "kept"
     return f"{batch} pairs, {source}, activations {activations}"
-
-
-def resume(site: Site, cache: str | None, left: Callable[[], float]) -> Facts:
-    """Kill a training after its fourth step, resume it, and compare its end with the unbroken one's."""
-    ends = []
-    for name, stop_at in (("unbroken", 0), ("killed", 4), ("killed", 0)):
-        folder = site.work / "resume" / name
-        options: dict[str, Any] = {BATCH: 1, CHECKPOINTING: True, CACHE: cache, "trainer.max_steps": 6}
-        options |= {"trainer.enable_checkpointing": True, "trainer.default_root_dir": str(folder)}
-        kept = {"dirpath": str(folder), "every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
-        callbacks = [
-            callback(CLOCK, path=str(site.work / "resume.json"), skip=1, stop_at=stop_at),
-            callback("lightning.pytorch.callbacks.ModelCheckpoint", **kept, save_last="link"),
-        ]
-        line = words(site, "sdxl", "mapo_sdxl_lora.yaml", options | {"trainer.deterministic": True}, callbacks)
-        command = [sys.executable, "-m", "lit_align", "fit", *line, "--ckpt_path=last"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left())
-        if done.returncode != (-signal.SIGKILL if stop_at else 0):
-            raise RuntimeError(f"{name}: exit code {done.returncode}: {done.stderr[-1000:]}")
-        ends.append(folder / "step=6.ckpt")
-    whole, resumed = (_weights(path) for path in (ends[0], ends[2]))
-    differences = [(whole[name].float() - resumed[name].float()).abs().max().item() for name in whole]
-    return {"weights": len(whole), "largest difference": max(differences)}
-
-
-def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    return state
 
 
 def main() -> None:
@@ -256,20 +249,20 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="all stages at toy size, on the CPU")
     parser.add_argument("--stages", nargs="+", help="names of stages, in place of all")
     parser.add_argument("--work", type=Path, help="folder for pipelines and pairs, about 10 GB; none: a temporary one")
+    add_peer_options(parser)
     arguments = parser.parse_args()
+    check_peer_options(parser, arguments)
     device = "cuda" if torch.cuda.is_available() and not arguments.rehearse else "cpu"
     if device == "cpu" and not arguments.rehearse:
         parser.error("this machine has no CUDA device; --rehearse runs at toy size on the CPU")
-    work = arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-benchmark-"))
+    work = (arguments.work or Path(tempfile.mkdtemp(prefix="lit-align-benchmark-"))).resolve()
     if arguments.rehearse:
         torch.compiler.set_stance("force_eager")  # compiling takes minutes on a CPU
     try:
         work.mkdir(parents=True, exist_ok=True)
         record = Record(arguments.out, about(device), 60 * arguments.minutes, start_afresh)
-        benchmark = Benchmark(Site(work, device, arguments.rehearse, 0 if arguments.rehearse else 8), record)
-        for stage in benchmark.stages():
-            if arguments.stages is None or stage.__name__ in arguments.stages:
-                stage()
+        site = Site(work, device, arguments.rehearse, 0 if arguments.rehearse else 8)
+        run(site, record, Peers(arguments.peer, arguments.peer_python, site, record), arguments.stages)
         if arguments.rehearse and (failed := [row["name"] for row in record.rows if "failed" in row]):
             sys.exit(f"{len(failed)} of {len(record.rows)} measurements failed: {', '.join(failed)}")
     finally:
@@ -277,25 +270,13 @@ def main() -> None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def about(device: str) -> dict[str, Any]:
-    """Return the facts about the machine and the checkout that a record begins with."""
-    revision = ""  # a copy of a checkout may have no history, and a machine no git
-    if git := shutil.which("git"):
-        describe = [git, "describe", "--always", "--dirty"]
-        revision = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    installed = {}
-    for name in PACKAGES:
-        try:
-            installed[name] = version(name)
-        except ModuleNotFoundError:
-            installed[name] = "not installed"
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "checkout": revision or "unknown",
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}",
-        "packages": ", ".join(f"{name} {number}" for name, number in installed.items()),
-    }
+def run(site: Site, record: Record, peers: Peers, names: Sequence[str] | None) -> None:
+    """Run the stages of these names, or all."""
+    with Estimates(record, site.work, at_once=1 if site.toy else 2) as estimates:
+        for stage in Benchmark(site, record, peers, estimates).stages():
+            if names is None or stage.__name__ in names:
+                stage()
+        estimates.finish()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,24 @@
 """The record of a benchmark: each result is on the disk as soon as it is there, as JSON and as a table."""
 
+import datetime
 import json
+import platform
+import shutil
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_align.common.files import write_text
 
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "bitsandbytes")
 Facts = dict[str, Any]  # of one measurement: numbers and short strings
 
 
@@ -65,6 +75,19 @@ class Record:
         self._add(stage, name, {**facts, "seconds": round(taken, 1)})
         return facts
 
+    def pass_over(self, stage: str, name: str, why: str) -> None:
+        """Record that a measurement is not made, for another reason than time."""
+        self._add(stage, name, {"passed over": why})
+
+    def row(self, stage: str, name: str) -> Facts:
+        """Return the last row of this name."""
+        return next(row for row in reversed(self.rows) if (row["stage"], row["name"]) == (stage, name))
+
+    def add(self, stage: str, name: str, facts: Facts) -> None:
+        """Add facts to a row."""
+        self.row(stage, name).update(facts)
+        self._write()
+
     def left(self) -> float:
         """Seconds that are left, at least one."""
         return max(self.ends - time.monotonic(), 1.0)
@@ -94,3 +117,24 @@ class Record:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
+
+
+def about(device: str) -> dict[str, Any]:
+    """Return the facts about the machine and the checkout that a record begins with."""
+    revision = ""  # a copy of a checkout may have no history, and a machine no git
+    if git := shutil.which("git"):
+        describe = [git, "describe", "--always", "--dirty"]
+        revision = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = version(name)
+        except ModuleNotFoundError:
+            installed[name] = "not installed"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "checkout": revision or "unknown",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}",
+        "packages": ", ".join(f"{name} {number}" for name, number in installed.items()),
+    }

@@ -6,101 +6,29 @@ import io
 import json
 import logging
 import os
-import re
 import resource
 import signal
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 import yaml
-from diffusers import UNet2DConditionModel
-from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.accelerator_record import Facts
-from benchmarks.full_size import write_pipeline
+from benchmarks.accelerator_record import ROOT, Facts
+from benchmarks.accelerator_site import Site
 from lit_align.cli import main as lit_align
-from lit_align.data.shards.writer import NewPair, write_shard
 from lit_align.training.steps import at_step
 
-ROOT = Path(__file__).parents[1]
-TOTAL = re.compile(r"^\s*total\s+([\d.,]+) (\w+) of", re.MULTILINE)  # in the doctor's report
-CLOCK = f"{__name__}.Clock"
-UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a benchmark runs, and with what.
-
-    Args:
-        work: folder for pipelines, pairs and runs.
-        device: `cuda` or `cpu`.
-        toy: small networks and images, to rehearse.
-        workers: processes of a training's loader.
-        side: of all images in pixels; None, that of the published pipeline.
-    """
-
-    work: Path
-    device: str
-    toy: bool
-    workers: int
-    side: int | None = None
-
-    @property
-    def accelerator(self) -> str:
-        """The device in the words of the commands."""
-        return "gpu" if self.device == "cuda" else "cpu"
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """Steps before the clock starts, and timed ones."""
-        return (1, 1) if self.toy else (3, 20)
-
-    def resolution(self, kind: str) -> int:
-        """Side of the training images in pixels."""
-        if self.side is not None:
-            return self.side
-        return (64 if self.toy else 1024) if kind == "sdxl" else (32 if self.toy else 512)
-
-    def pipeline(self, kind: str) -> Path:
-        """Write the pipeline of a kind, at its first use."""
-        folder = self.work / kind
-        if not folder.exists():
-            write_pipeline(folder, kind, self.device, self.toy)
-        return folder
-
-    def pairs(self, kind: str) -> str:
-        """Write pairs of a kind's resolution, at their first use, and return the name of their shard."""
-        side = self.resolution(kind)
-        shard = self.work / f"pairs-{side}/00000.tar"
-        if not shard.exists():
-            shard.parent.mkdir(parents=True, exist_ok=True)
-            write_shard(shard, (pair(number, side) for number in range(self.count)))
-        return str(shard)
-
-    @property
-    def count(self) -> int:
-        """Pairs of a shard: enough that no epoch ends within the timed steps of up to 4 pairs."""
-        return 8 if self.toy else 96
-
-
-def pair(number: int, side: int) -> NewPair:
-    """A pair of smooth random images, whose files are about as large as photographs'."""
-    draw = np.random.default_rng(number)
-
-    def image() -> bytes:
-        coarse, buffer = draw.integers(0, 256, (max(side // 8, 2), max(side // 8, 2), 3), dtype=np.uint8), io.BytesIO()
-        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "jpeg", quality=92)
-        return buffer.getvalue()
-
-    return NewPair(f"{number:05d}", image(), image(), 1.0, f"a red fox number {number}, in the snow")
+CLOCK, FOUND = f"{__name__}.Clock", "clock.json"
+CHECKPOINTING = "model.backbone.init_args.gradient_checkpointing"
+BATCH, CACHE, PRECISION = "data.batch_size", "data.train_cache", "trainer.precision"
+OBJECTIVE, OPTIMIZER = "model.objective", "model.optimizer"
+ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
+EIGHT_BIT = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 1e-6, "weight_decay": 0.01}}
 
 
 class Clock(L.Callback):
@@ -169,7 +97,7 @@ def callback(class_path: str, **arguments: Any) -> dict[str, Any]:
 def words(
     site: Site, kind: str, config: str, overrides: dict[str, Any], callbacks: Sequence[dict[str, Any]] = ()
 ) -> list[str]:
-    """Write the overrides of a shipped config to a file, and return the words of a command line.
+    """Write the overrides of a shipped config to a new file, and return the words of a command line.
 
     Args:
         site: of the benchmark.
@@ -210,20 +138,22 @@ def words(
         for key in outer:
             at = at.setdefault(key, {})
         at[last] = value
-    path = site.work / "overrides.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return [f"--config={ROOT / 'configs' / config}", f"--config={path}"]
+    with tempfile.NamedTemporaryFile("w", prefix="overrides-", suffix=".yaml", dir=site.work, delete=False) as file:
+        file.write(yaml.safe_dump(values))
+    return [f"--config={ROOT / 'configs' / config}", f"--config={file.name}"]
 
 
-def train(site: Site, kind: str, config: str, overrides: dict[str, Any]) -> Facts:
-    """Train for some steps by `lit-align fit`, and return the speed, the memory, and the doctor's estimate of it."""
-    path = site.work / "clock.json"
+def train_words(site: Site, kind: str, config: str, overrides: dict[str, Any]) -> list[str]:
+    """Return the words of a training for `train`; the arguments are those of `words`."""
+    return words(site, kind, config, overrides, [callback(CLOCK, path=str(site.work / FOUND), skip=site.steps[0])])
+
+
+def train(site: Site, line: list[str]) -> Facts:
+    """Train for some steps by `lit-align fit`, and return the speed, the memory and the losses."""
+    path = site.work / FOUND
     path.unlink(missing_ok=True)
-    line = words(site, kind, config, overrides, [callback(CLOCK, path=str(path), skip=site.steps[0])])
     run_quietly(["fit", *line])
     found: Facts = json.loads(path.read_text())
-    if (expected := estimate(line)) is not None:
-        found |= {"doctor's GB": expected / 1e9, "doctor/peak": expected / 1e9 / found["peak GB"]}
     return found
 
 
@@ -242,52 +172,10 @@ def run_quietly(line: list[str]) -> str:
     return text.getvalue()
 
 
-def estimate(line: list[str]) -> float | None:
-    """Return the bytes that the doctor expects of a training; None where it fails or its report has none."""
-    try:
-        found = TOTAL.search(run_quietly(["doctor", *line]))
-    except Exception:  # the training's own result must not be lost
-        return None
-    return None if found is None else float(found[1].replace(",", "")) * UNITS[found[2]]
-
-
 def start_afresh() -> None:
     """Give back what a run has held, and what it has set. While its error is handled, its frames keep it alive."""
     torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def forward_flops(site: Site, kind: str) -> int:
-    """Count the floating-point operations of the UNet's forward pass over one image, without memory or time."""
-    config = UNet2DConditionModel.load_config(site.pipeline(kind), subfolder="unet")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-        side, added = site.resolution(kind) // 8, {}
-        if kind == "sdxl":
-            pooled = config["projection_class_embeddings_input_dim"] - 6 * 256
-            added = {"text_embeds": torch.ones(1, pooled), "time_ids": torch.ones(1, 6)}
-        tokens = torch.ones(1, 77, config["cross_attention_dim"])
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            unet(torch.ones(1, 4, side, side), torch.ones(1), tokens, added_cond_kwargs=added)
-    return counter.get_total_flops()
-
-
-def matmul_rate(device: str, side: int, seconds: float = 1.0) -> float:
-    """Measure the bfloat16 operations per second of a large matrix product."""
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        left @ right
-    count, start = 0, _now(device)
-    while _now(device) - start < seconds:
-        for _ in range(10):
-            left @ right
-        count += 10
-    return count * 2 * side**3 / (_now(device) - start)
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

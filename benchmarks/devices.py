@@ -18,7 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # finds `benchmarks`
 
-from benchmarks.accelerator_runs import Site, forward_flops
+from benchmarks.accelerator_rates import forward_flops
+from benchmarks.accelerator_site import Site
 from lit_align.backbones import LoRA, StableDiffusionXL
 from lit_align.backbones.loading.meta import shapes_only
 from lit_align.memory import Work, estimate

@@ -29,9 +29,10 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # finds `benchmarks`
 
-from benchmarks.accelerator import about
-from benchmarks.accelerator_record import Facts, Record
-from benchmarks.accelerator_runs import ROOT, TOTAL, UNITS, Site, callback, words
+from benchmarks.accelerator_estimates import total
+from benchmarks.accelerator_record import ROOT, Facts, Record, about
+from benchmarks.accelerator_runs import callback, words
+from benchmarks.accelerator_site import Site
 from benchmarks.peers_marks import peak_bytes
 from lit_align.backbones.loading.trained import read_trained
 from lit_align.backbones.lora import POLICY
@@ -140,9 +141,9 @@ class Trial:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _doctor(self) -> float:
-        found = TOTAL.search(command(["doctor", *self.line], codes=(0, 1)).text)
-        assert found is not None, "the doctor's report has no total"
-        return float(found[1].replace(",", "")) * UNITS[found[2]] / 1e9
+        expected = total(command(["doctor", *self.line], codes=(0, 1)).text)
+        assert expected is not None, "the doctor's report has no total"
+        return expected / 1e9
 
     def _train(self) -> Facts:
         done = command(["fit", *self.line])

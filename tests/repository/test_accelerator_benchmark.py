@@ -7,9 +7,14 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel
 
+from benchmarks.accelerator_peers import STAGE
 from benchmarks.accelerator_record import Record
+from benchmarks.accelerator_score import NAME, clip_config, score
+from benchmarks.accelerator_site import Site
 from benchmarks.full_size import KINDS, write_pipeline
+from lit_align.data.labels.score_files import read_scores, side_file
 from tests.support.paths import ROOT
 
 
@@ -40,15 +45,35 @@ def test_failures_and_skipped_measurements_are_recorded(tmp_path):
     assert record.measure("one", "good", lambda: {"pairs/s": 2.5, "losses": [0.5]}) == {"pairs/s": 2.5, "losses": [0.5]}
     assert record.measure("one", "bad", fails) is None
     assert record.measure("two", "long", lambda: {}, seconds=100) is None
+    record.pass_over("two", "optional", "not asked for")
     found = json.loads((tmp_path / "results.json").read_text())
-    good, bad, long = found["results"]
+    good, bad, long, optional = found["results"]
     assert (good["pairs/s"], good["losses"]) == (2.5, [0.5])
     assert bad["failed"] == "SystemExit: out of | memory"
     assert long["skipped"].endswith("s were left")
+    assert optional == {"stage": "two", "name": "optional", "passed over": "not asked for"}
     table = (tmp_path / "results.md").read_text()
     assert "| good | 2.5 |" in table
     assert "out of / memory" in table
     assert "losses" not in table
+
+
+def test_the_scorer_has_the_size_of_vit_h():
+    with torch.device("meta"):
+        model = CLIPModel(clip_config())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 986_109_441
+
+
+def test_all_images_of_a_shard_are_scored_at_toy_size(tmp_path):
+    site = Site(tmp_path, "cpu", toy=True, workers=0)
+    facts = score(site)
+    assert facts["precision"] == "float32"
+    assert facts["of the model alone"] == pytest.approx(facts["images/s"] / facts["model alone, images/s"])
+    assert facts["images/s"] > 0
+    scores = read_scores(side_file(site.pairs("sdxl"), str(tmp_path / "scores")))[NAME]
+    assert len(scores.keys) == site.count
+    assert scores.finite.all()
+    assert torch.cat([scores.score_0, scores.score_1]).unique().numel() == 2 * site.count
 
 
 @pytest.mark.slow
@@ -60,6 +85,9 @@ def test_every_stage_runs_at_toy_size(tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     rows = {(row["stage"], row["name"]): row for row in found["results"]}
     assert not [row for row in rows.values() if "skipped" in row]
-    assert len({stage for stage, _ in rows}) == 10
+    assert len({stage for stage, _ in rows}) == 12
+    assert [row for row in rows.values() if "passed over" in row] == [rows[STAGE, "all"]]
     assert all(row["pairs/s"] > 0 for (stage, _), row in rows.items() if "MaPO" in stage)
-    assert rows["kill -9 and resume", "SDXL LoRA"]["largest difference"] == 0
+    resumed = rows["kill -9 and resume", "SDXL LoRA"]
+    assert (resumed["largest difference"], resumed["resumed after step"]) == (0, 1)
+    assert rows["SDXL LoRA, MaPO", "2 pairs, cached, activations kept"]["doctor's GB"] > 0

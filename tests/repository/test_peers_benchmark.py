@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from benchmarks.peers import DPO, MAPO, find
 from benchmarks.peers_marks import watch
+from benchmarks.peers_scripts import DPO, MAPO, find
 from tests.support.paths import ROOT
 
 BURN = "import time; end = time.process_time() + {seconds}\nwhile time.process_time() < end: pass"
