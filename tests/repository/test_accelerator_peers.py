@@ -22,7 +22,7 @@ import data
 weight = torch.nn.Parameter(torch.ones(3))
 optimizer = torch.optim.AdamW([weight])
 for step in range({steps}):
-    time.sleep(0.5 if step == 0 else 0.2)
+    time.sleep(2 if step == 0 else 0.2)
     weight.sum().backward()
     optimizer.step()
 Path(sys.argv[1].removeprefix("--output=")).write_text(data.WORDS + __name__)
@@ -49,7 +49,7 @@ def test_a_script_is_timed_from_step_to_step_and_ended(tmp_path, steps):
         assert output.read_text() == "neighbour __main__"
         return
     found = json.loads(facts.read_text())
-    assert found["ms a step"] == pytest.approx(200, abs=60)
+    assert 200 <= found["ms a step"] < 1000  # not the first step's 2 s
     assert found["pairs/s"] == pytest.approx(2000 / found["ms a step"])
     assert 0.05 < found["peak GB"] < 3
     assert not output.exists()
