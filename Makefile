@@ -16,7 +16,7 @@ begin = @test ! -e $(1) -o -e $(1)/$(MADE) || { echo "$(1) is a run of yours. Mo
 
 # pip would compile one file after the other. Some packages have templates that are no Python, and do not compile.
 install = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '$(1)'
-compile = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+compile = $(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 
 # Image processors that nothing here uses ask for torchvision.
 export TRANSFORMERS_VERBOSITY = error

@@ -43,7 +43,7 @@ def train(name: str, seed: int, output: Path) -> Path:
     """Train unless the checkpoint is there, and return it."""
     folder = output / f"{name}-{seed}"
     checkpoint = folder / "last.ckpt"
-    if not checkpoint.is_file():
+    if not (checkpoint.is_file() and validated(folder)):
         keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": str(folder)}}
         keep["init_args"] |= {"save_last": True, "save_top_k": 0, "every_n_train_steps": STEPS}  # type: ignore[operator]
         rise = {"class_path": "lit_align.callbacks.ChosenErrorRise"}
@@ -61,10 +61,15 @@ def train(name: str, seed: int, output: Path) -> Path:
     return checkpoint
 
 
+def validated(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of the validations after the start."""
+    rows = [row for path in folder.rglob("metrics.csv") for row in csv.DictReader(path.read_text().splitlines())]
+    return [row for row in rows if row.get("val/chosen_error_rise")]
+
+
 def held_out(output: Path, name: str, seed: int) -> dict[str, float]:
     """Read the values of the last validation."""
-    (path,) = (output / f"{name}-{seed}").rglob("metrics.csv")
-    rows = [row for row in csv.DictReader(path.read_text().splitlines()) if row.get("val/chosen_error_rise")]
+    rows = validated(output / f"{name}-{seed}")
     wanted = ("val/chosen_error_rise", "val/accuracy", "val/chosen_drift", "val/rejected_drift")
     return {key.removeprefix("val/"): float(rows[-1][key]) for key in wanted}
 

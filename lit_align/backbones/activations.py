@@ -43,6 +43,10 @@ def checkpoint_blocks(denoiser: Denoiser, checkpointing: Checkpointing, offload:
     Raises:
         UserValueError: if `selective` is set with one of the other options.
     """
+    if checkpointing not in (True, False, "selective"):
+        raise UserValueError(
+            f"model.backbone.gradient_checkpointing is {checkpointing!r}; choose true, false or selective."
+        )
     if checkpointing == "selective":
         if compiles:
             raise UserValueError(
@@ -76,7 +80,7 @@ class _KeptResults:
     def __call__(self, context: Any, operator: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
         if not is_expensive(str(operator), inputs):
             return CheckpointPolicy.PREFER_RECOMPUTE
-        result = context.op_output
+        result = getattr(context, "op_output", ())  # older versions of torch ask before the result is there
         results = result if isinstance(result, tuple | list) else [result]
         self.results += [result for result in results if isinstance(result, Tensor)]
         return CheckpointPolicy.MUST_SAVE

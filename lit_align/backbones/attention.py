@@ -81,7 +81,7 @@ def _reasons(kernel: str, width: int, device: torch.device, dtype: torch.dtype) 
             key = torch.ones(1, 1, count, width, **options)
             try:
                 with sdpa_kernel(KERNELS[kernel]):
-                    F.scaled_dot_product_attention(query, key, key)
+                    F.scaled_dot_product_attention(query, key, key).sum().backward()  # not every kernel has both passes
             except RuntimeError as error:
                 lines = [str(one.message).split(" (Triggered")[0] for one in said]
                 return " ".join(" ".join([*lines, f"{error}."]).split()).replace("..", ".")

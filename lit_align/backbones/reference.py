@@ -84,7 +84,7 @@ def _contiguous(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 class FrozenCopy(Reference):
     """A second denoiser in memory, for full fine-tuning.
 
-    It stays in float32 like the policy, so that right after a copy both predict equal bits.
+    It has the policy's precision, so that right after a copy both predict equal bits.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:

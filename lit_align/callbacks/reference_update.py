@@ -35,6 +35,11 @@ class ReferenceUpdate(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._reference(pl_module).check_alpha(self.alpha)
+        if self.alpha < 1 and trainer.precision in ("bf16-true", "16-true"):
+            raise UserValueError(
+                f"ReferenceUpdate.alpha is {self.alpha}, but trainer.precision is {trainer.precision}, in which the "
+                "reference's small moves would round to nothing. Set alpha to 1, or trainer.precision to bf16-mixed."
+            )
 
     def should_update(self, step: int) -> bool:
         """Whether to move the reference after this optimizer step; called once per step, equally on all ranks."""

@@ -26,6 +26,7 @@ from lit_align.data.loader import BatchLoader
 from lit_align.data.order import Batch, Order
 from lit_align.data.pair_identity import describe_pairs
 from lit_align.data.split import Split
+from lit_align.training.kernels import choose_kernels
 from lit_align.training.module import AlignmentModule
 from lit_align.training.precisions import compute_dtype, full_spelling
 from lit_align.training.reference_errors import identity
@@ -181,8 +182,7 @@ class Work:
         module.to(self.group.device)
         module.backbone.eval()
         module.backbone.cast_frozen(compute_dtype(self.precision))
-        if module.float32_matmul is not None:
-            torch.set_float32_matmul_precision(module.float32_matmul)
+        choose_kernels(module.backbone, module.float32_matmul, module.attention, compute_dtype(self.precision))
         ends = ((seen.order.whole_batches, part) for seen, parts in todo for part in parts)
         total = sum(min(self.batches, whole - part * self.batches) for whole, part in ends)
         with show_progress(total, "reference errors", "batch", hidden=self.group.rank > 0) as bar:

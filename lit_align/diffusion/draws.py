@@ -20,7 +20,7 @@ class Draw(NamedTuple):
 def seeded_draw(seed: int, shape: Sequence[int], timesteps: int, device: torch.device) -> Draw:
     """Draw noise for latents of `shape` (batch, channels, h, w) and uniform timesteps below `timesteps`."""
     generator = torch.Generator(device).manual_seed(seed)
-    noise, posterior_noise = torch.randn((2, *shape), generator=generator, device=device)
+    noise, posterior_noise = torch.randn((2, *shape), generator=generator, device=device, dtype=torch.float32)
     return Draw(noise, uniform_timesteps(shape[0], timesteps, generator, device), posterior_noise)
 
 
@@ -30,7 +30,9 @@ def fixed_draw(numbers: Sequence[int], shape: Sequence[int], timesteps: int, dev
     The draw happens on the CPU, so that it does not depend on the device or the batch. The timesteps follow the golden
     ratio, which spreads consecutive numbers evenly.
     """
-    noises = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(number)) for number in numbers]
+    generators = [torch.Generator().manual_seed(number) for number in numbers]
+    # A half-precision run has another default dtype.
+    noises = [torch.randn(tuple(shape), generator=generator, dtype=torch.float32) for generator in generators]
     times = [int((number + 0.5) * 0.6180339887498949 % 1 * timesteps) for number in numbers]
     return Draw(torch.stack(noises).to(device), torch.tensor(times, device=device), None)
 
@@ -40,7 +42,7 @@ def numbered_draw(seeds: Sequence[int], shape: Sequence[int], timesteps: int, de
     noises, times = list[Tensor](), list[Tensor]()
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        noises.append(torch.randn((2, *shape), generator=generator))
+        noises.append(torch.randn((2, *shape), generator=generator, dtype=torch.float32))
         times.append(uniform_timesteps(1, timesteps, generator, torch.device("cpu")))
     noise, posterior_noise = _send(torch.stack(noises, 1), device)
     return Draw(noise, _send(torch.cat(times), device), posterior_noise)
@@ -53,4 +55,4 @@ def _send(values: Tensor, device: torch.device) -> Tensor:
 
 def dropped_prompts(pairs: int, share: float, seed: int) -> Tensor:
     """Draw which of `pairs` train without their prompt, each with probability `share`: (pairs,) bool on the CPU."""
-    return torch.rand(pairs, generator=torch.Generator().manual_seed(seed)) < share
+    return torch.rand(pairs, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < share

@@ -1,6 +1,7 @@
 """Measure an optimizer's memory by letting it take steps on the meta device."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -26,23 +27,33 @@ def measure_optimizer(build: Callable[..., Any], weights: Sequence[Tensor], fore
         weights: weights that it will train, on any device.
         foreach: whether it updates all tensors at once where it can, as torch's optimizers do on a GPU by default.
     """
-    twins = [nn.Parameter(torch.empty_like(weight, device="meta")) for weight in weights]
+    alike = Counter((weight.shape, weight.dtype) for weight in weights)
+    one_by_one = getattr(build, "steps_one_by_one", False)  # then weights of one shape are measured once, for time
+    kinds = list(alike) if one_by_one else [(weight.shape, weight.dtype) for weight in weights]
+    twins = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in kinds]
     for twin in twins:
         twin.grad = torch.empty_like(twin)
+    counts: dict[Tensor, int] = {}
+    if one_by_one:
+        counts |= {twin: alike[kind] for twin, kind in zip(twins, kinds, strict=True)}
     for options in ({}, {"fused": False}):  # fused optimizers need a real device; unfused ones have equal states
         with suppress(Exception):  # optimizers without meta support raise various errors
             optimizer = build(twins, **options)
-            state = _state_bytes(optimizer)
+            state = _state_bytes(optimizer, counts)
             return OptimizerBytes(state, 0 if options else _step_bytes(optimizer, twins, foreach))
     return None
 
 
-def _state_bytes(optimizer: Any) -> int:
+def _state_bytes(optimizer: Any, counts: Mapping[Tensor, int]) -> int:
+    """Measure the states of all weights; `counts` says for how many weights one stands, 1 if it is not there."""
     _set_foreach(optimizer, True)  # faster, with equal states
     with LiveBytes():
         _first_step(optimizer)
-    storages = [tensor.untyped_storage() for tensor in tensors(optimizer.state)]
-    return sum({storage_key(storage): storage.nbytes() for storage in storages}.values())
+    found = dict[int, int]()
+    for weight, state in optimizer.state.items():
+        storages = [tensor.untyped_storage() for tensor in tensors(state)]
+        found |= {storage_key(storage): storage.nbytes() * counts.get(weight, 1) for storage in storages}
+    return sum(found.values())
 
 
 def _step_bytes(optimizer: Any, twins: Sequence[nn.Parameter], foreach: bool) -> int:

@@ -1,6 +1,8 @@
 """Base class of all objectives, and helpers for their formulas."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -18,7 +20,9 @@ class Objective(ABC):
     needs_reference: bool
     needs_vote: bool = False  # whether pairs must be ordered by a vote of scorers
     needs: frozenset[str] = frozenset()  # names of the `PairFacts` that it reads
-    form: int = 1  # to be raised with a change of the formula: a run does not go on with another one
+    needs_v: bool = False  # whether it makes sense for models that predict v alone
+    compares: bool = True  # whether the rejected image has a part in the loss
+    form: int = 1  # to be raised with a change of a formula, see `changed_since`
 
     @abstractmethod
     def __call__(
@@ -39,6 +43,15 @@ class Objective(ABC):
     @abstractmethod
     def formula(self) -> str:
         """Write the loss with its numbers, for the banner at the start of a run."""
+
+    def changed_since(self, form: int, settings: Mapping[str, Any]) -> str | None:
+        """Say how the loss differs from that of an earlier form, or return None if it does not.
+
+        Args:
+            form: of the objective with which a run began.
+            settings: of that run, by option.
+        """
+        return None
 
     def concerns(self) -> list[str]:
         """List unusual numbers, each with the option to change and the reason, for `lit-align doctor`."""

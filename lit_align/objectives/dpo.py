@@ -8,6 +8,9 @@ Conventions of beta differ. As in the code of Diffusion-DPO's authors (whose lau
 an image's elements and the factor 0.5 is kept; the paper sums errors and has no 0.5.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,8 +30,8 @@ class DiffusionDPO(Objective):
         ipo       (inside - 1/2)^2 (IPO, arXiv 2310.12036); it has no bound, so begin near beta 500 at a low rate
         dmpo      KL(Bernoulli(sigmoid(inside)) || Bernoulli(0.99)), the reverse of sigmoid's (DMPO); it gives up
                   pairs that are far on the wrong side
-        linear    slope 0.5 - 0.4 inside between -1 and 0 (Linear-DPO), for a reference that follows the policy: use
-                  ReferenceUpdate with every_n_steps 1
+        linear    slope -clamp(0.5 - 0.4 inside, 0.001, 0.999) (Linear-DPO), for a reference that follows the policy:
+                  use ReferenceUpdate with every_n_steps 1
 
     Args:
         beta_dpo: strength of the tie to the reference; greater values keep the policy closer to it.
@@ -38,6 +41,7 @@ class DiffusionDPO(Objective):
     """
 
     needs_reference = True
+    form = 2  # ipo was 1 / beta^2 times this one in form 1
 
     def __init__(
         self,
@@ -54,7 +58,6 @@ class DiffusionDPO(Objective):
         if label_smoothing and loss_type != "sigmoid":
             raise UserValueError(f"label_smoothing is {label_smoothing}, which loss_type {loss_type!r} does not have.")
         self.loss_type, self.label_smoothing = loss_type, float(label_smoothing)
-        self.form = 2 if loss_type == "ipo" else 1  # form 1 of ipo was this one / beta^2
 
     def __call__(
         self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None
@@ -81,6 +84,10 @@ class DiffusionDPO(Objective):
         if self.label_smoothing:
             return soft_sigmoid(inside, torch.full_like(inside, 1 - self.label_smoothing))
         return LOSSES[self.loss_type](inside)
+
+    def changed_since(self, form: int, settings: Mapping[str, Any]) -> str | None:
+        was_ipo = any(name.endswith("loss_type") and value == "ipo" for name, value in settings.items())
+        return "its ipo was 1 / beta_dpo^2 times today's" if form < 2 and was_ipo else None
 
     def concerns(self) -> list[str]:
         if self.loss_type == "ipo" and self.beta_dpo > 1000:
@@ -119,7 +126,7 @@ class BalancedDPO(DiffusionDPO):
         label_smoothing: see `DiffusionDPO`.
         sft_mix: see `DiffusionDPO`.
         soft: learn how clear a vote was, which is ours: the loss is -q logsigmoid(inside) - (1 - q) logsigmoid(-inside)
-            with q = (1 + share for - share against) / 2, at most 0.98, and 0.5 where the tie rule decided.
+            with q = (1 + share for - share against) / 2, at least 0.5 and at most 0.98; 0.5 where the tie rule decided.
     """
 
     needs_vote = True

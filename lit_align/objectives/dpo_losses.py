@@ -1,5 +1,6 @@
 """Losses of the DPO family: functions of x, the logit of the preference, which is 0 at the reference."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,9 +28,8 @@ def dmpo(x: Tensor) -> Tensor:
     KL(Bernoulli(sigmoid(x)) || Bernoulli(1 - WRONG)) (Diffusion-SDPO's train.py, DMPO; TRL's exo_pair). Its gradient,
     sigmoid(x) sigmoid(-x) (x - logit(1 - WRONG)), vanishes for large |x|.
     """
-    wrong = x.new_tensor(WRONG)
     for_, against = torch.sigmoid(x), torch.sigmoid(-x)
-    return for_ * (F.logsigmoid(x) - torch.log1p(-wrong)) + against * (F.logsigmoid(-x) - wrong.log())
+    return for_ * (F.logsigmoid(x) - math.log1p(-WRONG)) + against * (F.logsigmoid(-x) - math.log(WRONG))
 
 
 def linear(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ class SFT(Objective):
     """
 
     needs_reference = False
+    compares = False
 
     def __call__(
         self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None

@@ -1,5 +1,8 @@
 """Objectives around another objective, whose errors they change before it sees them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,13 +21,23 @@ class Wrapper(Objective):
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.needs_reference, self.needs_vote = objective.needs_reference, objective.needs_vote
-        self.needs, self.form = objective.needs, objective.form
+        self.needs, self.needs_v = frozenset(objective.needs), objective.needs_v
+        self.compares, self.form = objective.compares, objective.form
+        within = objective
+        while isinstance(within, Wrapper):
+            if type(within) is type(self):
+                raise UserValueError(f"model.objective: {self.name()} has {type(self).__name__} twice. Take one out.")
+            within = within.objective
 
     def name(self) -> str:
         return f"{type(self).__name__}({self.objective.name()})"
 
+    def changed_since(self, form: int, settings: Mapping[str, Any]) -> str | None:
+        return self.objective.changed_since(form, settings)
+
     def concerns(self) -> list[str]:
-        return self.objective.concerns()
+        inner = self.objective.concerns()
+        return [concern.replace("model.objective.", "model.objective.objective.", 1) for concern in inner]
 
     def inner(self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None) -> ObjectiveOutput:
         """Call the inner objective, with facts if it asks for some."""
@@ -34,7 +47,7 @@ class Wrapper(Objective):
 
 
 class WinnerGuard(Wrapper):
-    """Scales down the rejected image's gradient where it would raise the chosen error (Diffusion-SDPO).
+    """Damps the rejected image's gradient where both residuals point the same way (Diffusion-SDPO).
 
         factor = clamp((1 - mu) mean(e_w^2) / mean(e_w e_l), 0, 1), and 1 where mean(e_w e_l) is not positive
 
@@ -44,12 +57,18 @@ class WinnerGuard(Wrapper):
 
     Args:
         objective: of pairs, such as DiffusionDPO.
-        mu: 0 only keeps the first-order change of the chosen error from being positive, 1 leaves the chosen gradient
-            alone wherever residuals overlap. Diffusion-SDPO's scripts: 0.9 for SD1.5, 0.6 for SDXL.
+        mu: at 0, a step that moved both outputs of a pair alike would not raise the chosen error, which says little of
+            the step in weights; 1 leaves the chosen gradient alone wherever residuals overlap. Diffusion-SDPO's
+            scripts: 0.9 for SD1.5, 0.6 for SDXL.
     """
 
     def __init__(self, objective: Objective, mu: float = 0.9) -> None:
         super().__init__(objective)
+        if not objective.compares:
+            raise UserValueError(
+                f"model.objective is WinnerGuard, but {objective.name()} does not train on the rejected image. Take "
+                "the guard out."
+            )
         if not 0 <= mu <= 1:
             raise UserValueError(f"mu is {mu}; it must lie between 0 and 1.")
         self.mu = float(mu)
@@ -86,7 +105,7 @@ class NoiseErrors(Wrapper):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective)
-        self.needs |= {"alpha_bar"}
+        self.needs, self.needs_v = self.needs | {"alpha_bar"}, True
 
     def __call__(
         self, policy: PairErrors, reference: PairErrors | None, facts: PairFacts | None = None

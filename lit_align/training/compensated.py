@@ -54,29 +54,35 @@ class Compensated(Optimizer):
             for group, weights in groups:
                 for weight in weights:
                     if weight.grad is not None:
-                        group["params"] = [weight]
-                        self._step_one(weight)
+                        self._step_one(group, weight)
                 group["params"] = []
         finally:
             for group, weights in groups:
                 group["params"] = weights
         return loss
 
-    def _step_one(self, weight: nn.Parameter) -> None:
+    def _step_one(self, group: dict[str, Any], weight: nn.Parameter) -> None:
+        """Step on a float32 stand-in: DDP loses its hold on a weight whose own data change their precision."""
         if weight.dtype != torch.bfloat16:
+            group["params"] = [weight]
             super().step()
             return
-        high, gradient = weight.data, weight.grad
-        assert gradient is not None
-        low = self.state[weight].get(LOW) if weight in self.state else None
-        _replace(weight, high.float() if low is None else join(high, low), gradient.float())
+        assert weight.grad is not None
+        state = self.state.pop(weight, {})
+        low = state.pop(LOW, None)
+        full = nn.Parameter(weight.detach().float() if low is None else join(weight.detach(), low))
+        full.grad = weight.grad.float()
+        if state:  # optimizers begin where a weight's state is empty
+            self.state[full] = state
+        group["params"] = [full]
         try:
             super().step()
-            new, low = split(weight.data)
-            high.copy_(new)
-            self.state[weight][LOW] = low  # after the first step: optimizers begin where a weight's state is empty
+            new, low = split(full.detach())
+            weight.copy_(new)
         finally:
-            _replace(weight, high, gradient)
+            self.state[weight] = self.state.pop(full, {})
+            if low is not None:
+                self.state[weight][LOW] = low
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states in their own precision: optimizers cast them to that of the weights, bfloat16."""
@@ -88,12 +94,6 @@ class Compensated(Optimizer):
             for name, value in state_dict["state"].get(number, {}).items():
                 if name in state and isinstance(value, Tensor) and value.dtype != state[name].dtype:
                     state[name] = value.to(weight.device, copy=True)
-
-
-def _replace(weight: nn.Parameter, data: Tensor, gradient: Tensor) -> None:
-    weight.grad = None  # torch lets no gradient differ in precision from its weight
-    weight.data = data
-    weight.grad = gradient
 
 
 def compensated(build: OptimizerCallable) -> OptimizerCallable:
@@ -110,9 +110,10 @@ def compensated(build: OptimizerCallable) -> OptimizerCallable:
                 "torch.optim or bitsandbytes.optim, or set model.compensate_rounding to false."
             )
         members = {"__module__": kind.__module__, "__doc__": kind.__doc__}
-        optimizer.__class__ = type(f"Compensated{kind.__name__}", (Compensated, kind), members)
+        optimizer.__class__ = type(kind.__name__, (Compensated, kind), members)  # the name by which a run knows it
         return optimizer
 
+    build_compensated.steps_one_by_one = True  # type: ignore[attr-defined]  # for who measures its memory
     return build_compensated
 
 

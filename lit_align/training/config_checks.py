@@ -12,21 +12,39 @@ from lit_align.user_errors import UserValueError
 
 
 def inherited_init_args(config: Any) -> list[str]:
-    """Warn when a new `--model.objective` inherits init_args from the objective in the config file.
+    """Warn when a new `--model.objective` inherits arguments of the objective in the config files, or lacks them.
 
-    jsonargparse keeps init_args of equal names when a class path changes, and does not say so.
+    jsonargparse keeps init_args of equal names when a class path changes, and does not say so. A wrapper around the
+    files' objective has that objective with its defaults.
     """
     files = [yaml.safe_load(path.get_content()) or {} for path in config.config or []]
-    objectives = [file["model"]["objective"] for file in files if "objective" in (file.get("model") or {})]
-    named = [one["class_path"] for one in objectives if isinstance(one, dict) and "class_path" in one]
-    if not named or not isinstance(objectives[-1], dict):
+    old, before = _objective_of(files)
+    now = config.model.objective
+    new, arguments = str(now.class_path).split(".")[-1], now.get("init_args") or {}
+    if old in ("", new):
         return []
-    old, new = (str(path).split(".")[-1] for path in (named[-1], config.model.objective.class_path))
-    before, now = dict[str, Any](), config.model.objective.get("init_args") or {}
-    for objective in filter(lambda one: isinstance(one, dict), objectives):  # an overlay may hold arguments alone
-        before |= objective.get("init_args") or {}
-    kept = [f"{name} {now[name]}" for name, value in before.items() if old != new and now.get(name) == value]
+    inner = arguments.get("objective")
+    if inner is not None and str(inner.class_path).split(".")[-1] == old:
+        given = inner.get("init_args") or {}
+        lost = ", ".join(f"{name} {value}" for name, value in before.items() if given.get(name) != value)
+        remedy = "Give them as --model.objective.objective.NAME."
+        return [f"model.objective: {new}'s {old} lacks {lost} of the config files. {remedy}"] if lost else []
+    kept = [f"{name} {arguments[name]}" for name, value in before.items() if arguments.get(name) == value]
     return [f"model.objective: {new} keeps {', '.join(kept)} of {old}, which the config file names."] if kept else []
+
+
+def _objective_of(files: list[Any]) -> tuple[str, dict[str, Any]]:
+    """Return class and arguments of the objective that config files name, a later one over those before it."""
+    name, arguments = "", dict[str, Any]()
+    for file in files:
+        found = (file.get("model") or {}).get("objective")
+        found = {"class_path": found} if isinstance(found, str) else found or {}
+        given = str(found.get("class_path", name)).split(".")[-1]
+        if given != name:
+            name, arguments = given, {}
+        flat = {key: value for key, value in found.items() if key not in ("class_path", "init_args")}
+        arguments |= (found.get("init_args") or {}) | flat
+    return name, arguments
 
 
 def choose_versions(trainer: Any) -> None:

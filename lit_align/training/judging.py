@@ -16,9 +16,9 @@ def check_facts(objective: Objective, schedule: NoiseSchedule) -> None:
     Raises:
         UserValueError: naming it.
     """
-    if unknown := objective.needs - set(PairFacts._fields):
+    if unknown := set(objective.needs) - set(PairFacts._fields):
         raise UserValueError(f"{objective.name()} needs {sorted(unknown)}; known are {', '.join(PairFacts._fields)}.")
-    if "alpha_bar" in objective.needs and schedule.prediction_type == "epsilon":
+    if objective.needs_v and schedule.prediction_type == "epsilon":
         raise UserValueError(
             f"model.objective is {objective.name()}, but this model predicts the noise, so that its errors are those "
             "of the noise already. Take NoiseErrors out."

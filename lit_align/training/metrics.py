@@ -27,6 +27,10 @@ class WeightedMeans(Metric):
         self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
         self.add_state("weights", torch.zeros(len(self.names)), dist_reduce_fx="sum")
 
+    def _apply(self, fn, exclude_state: Sequence[str] = ""):  # type: ignore[no-untyped-def]  # torchmetrics' own signature
+        """Follow the module to a device, but not to half precision, in which sums stop to grow at 512 pairs."""
+        return super()._apply(lambda value: value.to(fn(value).device), exclude_state)
+
     def update(self, values: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Add values and their weights, both (batch,), for every name."""
         stacked = torch.stack([values[name][0].float() for name in self.names])

@@ -25,7 +25,7 @@ from lit_align.training.strategies import FSDP2
 from lit_align.types import EncodedBatch, PairErrors, PreferenceBatch
 from lit_align.user_errors import UserValueError
 
-NUMBERS = ("seed", "caption_dropout", "validation_draws", "float32_matmul")  # of the module
+NUMBERS = ("seed", "caption_dropout", "validation_draws", "float32_matmul", "attention")  # of the module
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 

@@ -11,7 +11,7 @@ from lit_align.backbones.compiled import plain_name
 from lit_align.internals import rewind_to_step
 from lit_align.objectives import Objective
 from lit_align.training.checkpoints.plain_state import make_plain
-from lit_align.training.checkpoints.resume import beginning, check_beginning, check_weights
+from lit_align.training.checkpoints.resume import beginning, check_beginning, check_form, check_weights
 from lit_align.training.checkpoints.run_record import RunRecord
 from lit_align.training.non_finite import Skipping, describe_non_finite
 from lit_align.user_errors import UserRuntimeError
@@ -72,6 +72,7 @@ class SavedModule(L.LightningModule):
         self.skipping.count = began.get("skipped", 0)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             check_beginning(began, beginning(self), self.skipping.policy)
+            check_form(began, self.objective)
             self.run_record.resume(checkpoint, self)
 
     def _agree(self, fault: str | None) -> str | None:

@@ -46,6 +46,7 @@ class FSDP2(ModelParallelStrategy):
         module: Any = self.lightning_module
         backbone = module.backbone
         options = {"lora": backbone.lora is not None, "channels_last": backbone.channels_last}
+        options["offload"] = backbone.activation_offload
         self._refuse(precision=self.precision_plugin.precision, **options)
         assert self.cluster_environment is not None
         shard_over_all_devices(self, self.num_nodes * self.num_processes)

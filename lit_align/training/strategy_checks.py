@@ -45,6 +45,7 @@ def refusals(
     optimizer: str | None = None,
     lora: bool = False,
     channels_last: bool = False,
+    offload: bool = False,
 ) -> list[str]:
     """List the settings that FSDP2 and ZeRO2 do not train with, each with what to set instead.
 
@@ -54,6 +55,7 @@ def refusals(
         optimizer: import path of its class; None is not checked.
         lora: whether an adapter is trained.
         channels_last: whether weights of convolutions are in this order.
+        offload: whether activations wait in main memory.
     """
     found = []
     if precision is not None and precision not in SUPPORTED:
@@ -75,5 +77,10 @@ def refusals(
         found.append(
             f"model.backbone.channels_last is true, but {strategy} shards weights, which torch does with contiguous "
             "ones only. Set it to false."
+        )
+    if offload:
+        found.append(
+            f"model.backbone.activation_offload is true, but {strategy} gathers weights for each block, which would "
+            "move to main memory as activations do. Set it to false."
         )
     return found

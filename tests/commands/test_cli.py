@@ -138,7 +138,11 @@ def test_export_gives_the_same_images(tmp_path, lora, capsys):
     ("config", "words", "init_args"),
     [
         ("mapo_sdxl", ["PaperMaPO", "beta_paper=64"], {"beta_paper": 64.0}),
-        ("mapo_sdxl", ["BalancedDPO"], {"beta_dpo": 5000.0, "loss_type": "sigmoid", "label_smoothing": 0.0}),
+        (
+            "mapo_sdxl",
+            ["BalancedDPO"],
+            {"beta_dpo": 5000.0, "loss_type": "sigmoid", "label_smoothing": 0.0, "sft_mix": 0.0, "soft": False},
+        ),
         ("balanced_dpo_sdxl", ["MaPO"], {"beta_mapo": 0.1, "snr_value": 0.5, "margin_scale": 1000.0}),
         ("quickstart_balanced_dpo", ["SFT"], {}),
     ],

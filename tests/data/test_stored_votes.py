@@ -1,11 +1,16 @@
 """Stored scores decide alike, in whatever order they lie."""
 
 import numpy as np
+import pytest
 import torch
 
-from lit_align.data.labels.score_files import Identity, Scores, side_file, survey, write_scores
+from lit_align.data import PreferenceDataModule
+from lit_align.data.labels.live_vote import LiveVote
+from lit_align.data.labels.score_files import Identity, Scores, read_scores, side_file, survey, write_scores
 from lit_align.data.labels.stored import VotedLabels
-from lit_align.scoring.vote import Vote
+from lit_align.scoring import Colourfulness, HighContrast, Sharpness
+from lit_align.scoring.vote import Ballot, Vote
+from tests.support.paths import PAIRS
 
 KEYS = [f"{number:03d}" for number in range(40)]
 HUMAN = np.random.default_rng(0).choice([-1, 0, 1], 40).astype(np.int8)
@@ -50,3 +55,36 @@ def test_a_sample_without_a_score_or_of_other_contents_is_named_and_the_others_a
     kept = [number for number in range(40) if number not in found.faults]
     assert np.array_equal(found.sign[kept], whole.sign[kept])
     assert found.sign[[3, 7]].tolist() == [0, 0]
+
+
+def test_the_balance_of_stored_votes_reaches_the_batch():
+    """Two to one, one for and two abstentions, and unanimous votes among the bundled pairs, counted by hand."""
+    margins = {"clip": 0.03, "style": 4.0, "colour": 40.0}
+    shard, vote = str(PAIRS / "train/00000.tar"), Vote([*margins], margins=margins)
+    data = PreferenceDataModule(shard, resolution=32, batch_size=2, num_workers=0, vote=vote)
+    data.setup("fit")
+    found = {}
+    for batch in data.train_dataloader():
+        found |= dict(zip(batch.pairs.numbers, batch.pairs.balance.tolist(), strict=True))
+    stored = [read_scores(side_file(shard))[name] for name in margins]
+    differences = np.stack([(scores.score_0.double() - scores.score_1.double()).numpy() for scores in stored])
+    votes = np.sign(differences) * (np.abs(differences) > np.array([*margins.values()])[:, None])
+    expected = np.abs(votes.sum(0)) / 3
+    assert len(found) == len(expected) == 26
+    assert [found[number] for number in range(26)] == pytest.approx(expected.tolist())
+    assert len(set(expected.round(3))) >= 3
+
+
+def test_the_balance_of_live_votes_reaches_the_batch():
+    data = PreferenceDataModule(str(PAIRS / "train/00000.tar"), resolution=32, batch_size=26, num_workers=0)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    scorers = {"colour": Colourfulness(), "sharp": Sharpness(), "contrast": HighContrast()}
+    vote = Vote([*scorers], margins={"colour": 80.0})
+    ordered = LiveVote(vote, scorers).order(batch)
+    sides = [list(side) for side in (batch.chosen, batch.rejected)]
+    scored = {name: [scorer.score(side, batch.prompts).double() for side in sides] for name, scorer in scorers.items()}
+    verdict = vote.decide(Ballot({name: first - second for name, (first, second) in scored.items()}, batch.pairs.human))
+    assert torch.equal(ordered.pairs.balance, verdict.balance)
+    assert len(set(verdict.balance.tolist())) >= 2
+    assert not torch.equal(verdict.balance, verdict.vote_share)

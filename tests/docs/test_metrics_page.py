@@ -6,7 +6,7 @@ import pytest
 
 from lit_align.callbacks import ChosenErrorRise, DivergenceGuard, ReferenceUpdate, SampleGrid, Throughput, WinRate
 from lit_align.data import PreferenceDataModule
-from lit_align.objectives import BalancedDPO, MaPO
+from lit_align.objectives import BalancedDPO, MaPO, WinnerGuard
 from lit_align.scoring import Sharpness
 from lit_align.scoring.vote import Vote
 from tests.support.paths import PAIRS, ROOT
@@ -23,8 +23,8 @@ def logged(tmp_path_factory):
     vote = Vote(["clip", "style", "colour"], margins={"clip": 0.004, "style": 0.4, "colour": 4.0})
     options = {"resolution": 32, "batch_size": 2, "num_workers": 0, "vote": vote}
     voted = PreferenceDataModule(str(PAIRS / "train/00000.tar"), str(PAIRS / "held_out/00002.tar"), **options)
-    names = set()
-    for objective, data, more in ((MaPO(), make_data(), []), (BalancedDPO(), voted, [ReferenceUpdate(1)])):
+    names, guarded = set(), WinnerGuard(BalancedDPO(soft=True))
+    for objective, data, more in ((MaPO(), make_data(), []), (guarded, voted, [ReferenceUpdate(1)])):
         logs = KeepLogs()
         sampling = {"height": 32, "width": 32, "steps": 1}
         watching = [ChosenErrorRise(), DivergenceGuard(), Throughput()]

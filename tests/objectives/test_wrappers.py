@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_align.diffusion import pair_errors, pair_overlap
-from lit_align.objectives import BalancedDPO, DiffusionDPO, MaPO, NoiseErrors, WinnerGuard
+from lit_align.objectives import SFT, BalancedDPO, DiffusionDPO, MaPO, NoiseErrors, WinnerGuard
 from lit_align.types import PairErrors, PairFacts
 
 REFERENCE = PairErrors(torch.tensor([0.9]), torch.tensor([0.8]))
@@ -44,22 +44,22 @@ def test_the_guard_scales_the_rejected_gradient_alone(mu, chosen, rejected, fact
     assert gradient[1].tolist() == pytest.approx((factor(mu) * plain[1]).tolist(), rel=1e-5, abs=1e-12)
 
 
-def test_the_guard_keeps_the_chosen_error_from_rising_to_first_order():
-    """A step along both gradients changes the chosen error by -|g_w|^2 + factor <g_w, g_l>; with mu 0 it is at most 0.
-
-    The step is in a layer that both images share: both residuals move by the same vector.
-    """
-    generator = torch.Generator().manual_seed(0)
+def test_a_step_that_moves_both_outputs_alike_does_not_raise_the_chosen_error():
+    """With mu 0: a vector that both residuals share, and the slope of the chosen error along the loss's gradient."""
+    generator, rises = torch.Generator().manual_seed(0), {True: 0, False: 0}
     for _ in range(50):
-        chosen, rejected = torch.randn(2, 8, generator=generator).tolist()
-        residuals = torch.tensor([chosen, rejected])
-        overlap = pair_overlap(residuals, torch.zeros(2, 8))
-        policy = pair_errors(residuals, torch.zeros(2, 8))
-        output = WinnerGuard(DiffusionDPO(5.0), 0.0)(policy, REFERENCE, PairFacts(overlap))
-        factor = output.terms["guard_factor"].item()
-        first, second = residuals
-        assert (first @ first - factor * (first @ second)).item() >= -1e-5
-        assert 0 <= factor <= 1
+        residuals = torch.randn(2, 8, generator=generator) + torch.tensor([[0.0], [0.5]])
+        for guarded in (True, False):
+            shared = torch.zeros(8, requires_grad=True)
+            moved, nothing = residuals + shared, torch.zeros(2, 8)
+            policy, facts = pair_errors(moved, nothing), PairFacts(pair_overlap(moved, nothing))
+            plain = DiffusionDPO(5.0)
+            output = WinnerGuard(plain, 0.0)(policy, REFERENCE, facts) if guarded else plain(policy, REFERENCE)
+            (step,) = torch.autograd.grad(output.losses.sum(), shared, retain_graph=True)
+            (slope,) = torch.autograd.grad(policy.chosen.sum(), shared)
+            rises[guarded] += int((slope @ step).item() < -1e-7)  # a step goes against the gradient
+    assert rises[True] == 0
+    assert rises[False] > 0
 
 
 def test_factors_are_of_each_pair():
@@ -100,14 +100,35 @@ def test_errors_of_v_become_those_of_the_noise():
     )
 
 
+def test_the_order_of_wrappers_does_not_matter():
+    generator = torch.Generator().manual_seed(3)
+    residuals, nothing = torch.randn(8, 16, generator=generator), torch.zeros(8, 16)
+    residuals[4:] = 0.6 * residuals[:4] + 0.4 * residuals[4:]
+    policy = pair_errors(residuals, nothing)
+    reference = PairErrors(policy.chosen + 0.1, policy.rejected)
+    facts = PairFacts(pair_overlap(residuals, nothing), torch.tensor([0.01, 0.3, 0.6, 0.99]))
+    inner = DiffusionDPO(5.0)
+    first, second = WinnerGuard(NoiseErrors(inner), 0.5), NoiseErrors(WinnerGuard(inner, 0.5))
+    one, two = (made(policy, reference, facts) for made in (first, second))
+    assert (one.terms["guard_factor"] < 1).any()
+    assert one.terms["guard_factor"].tolist() == pytest.approx(two.terms["guard_factor"].tolist(), rel=1e-5)
+    assert one.losses.tolist() == pytest.approx(two.losses.tolist(), rel=1e-6)
+
+
 def test_wrappers_need_what_their_objective_needs_and_say_what_they_do():
     made = WinnerGuard(NoiseErrors(BalancedDPO(soft=True)), mu=0.6)
     assert made.needs == {"overlap", "alpha_bar", "confidence"}
-    assert (made.needs_reference, made.needs_vote, made.form) == (True, True, 1)
+    assert (made.needs_reference, made.needs_vote, made.form, made.needs_v) == (True, True, 2, True)
     assert made.name() == "WinnerGuard(NoiseErrors(BalancedDPO))"
     assert made.formula().startswith("BalancedDPO: mean(-q logsigmoid(inside)")
     assert made.formula().endswith("the gradient of L_l times clamp(0.4 L_w / mean(e_w e_l), 0, 1)")
-    assert WinnerGuard(DiffusionDPO(loss_type="ipo")).form == 2
+    assert NoiseErrors(BalancedDPO()).needs == {"alpha_bar"}
+    assert BalancedDPO().needs == set()
+    assert WinnerGuard(DiffusionDPO(5.0)).concerns()[0].startswith("model.objective.objective.beta_dpo 5000: at 5")
+    with pytest.raises(ValueError, match=r"WinnerGuard\(NoiseErrors\(WinnerGuard\(MaPO\)\)\) has WinnerGuard twice"):
+        WinnerGuard(NoiseErrors(WinnerGuard(MaPO())))
+    with pytest.raises(ValueError, match="SFT does not train on the rejected image"):
+        WinnerGuard(SFT())
     assert WinnerGuard(MaPO()).needs_reference is False
     with pytest.raises(ValueError, match=r"mu is 1\.5; it must lie between 0 and 1"):
         WinnerGuard(MaPO(), mu=1.5)

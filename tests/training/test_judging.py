@@ -7,14 +7,16 @@ import torch
 
 from lit_align.backbones import StableDiffusion
 from lit_align.cli import main
+from lit_align.commands.fit import ConfigCLI, make_cli
 from lit_align.diffusion import NoiseSchedule
 from lit_align.diffusion.draws import Draw
 from lit_align.objectives import BalancedDPO, DiffusionDPO, MaPO, NoiseErrors, Objective, WinnerGuard
+from lit_align.training.config_checks import inherited_init_args
 from lit_align.training.judging import judge, term_names
 from lit_align.types import ObjectiveOutput, PairErrors, PairInfo
 from tests.support.configs import small_options
 from tests.support.paths import ROOT
-from tests.support.runs import KeepLogs, fit, keep_all, make_data, make_module
+from tests.support.runs import KeepLogs, equal, fit, keep_all, make_data, make_module, weights
 
 ALPHAS = torch.linspace(0.99, 0.01, 10)
 
@@ -90,7 +92,13 @@ def test_a_guarded_run_logs_its_factor_and_resumes(tmp_path):
     assert len(factors) == 4
     assert all(0 < factor <= 1 for factor in factors)
     assert min(factors) < 0.9
-    fit(module(), make_data(), tmp_path, 5, ckpt_path=tmp_path / "step=4.ckpt")
+    whole, resumed = module(), module()
+    fit(whole, make_data(), tmp_path / "whole", 5)
+    fit(resumed, make_data(), tmp_path, 5, ckpt_path=tmp_path / "step=4.ckpt")
+    assert equal(weights(resumed), weights(whole))
+    other = module(sft_mix=0.5)
+    fit(other, make_data(), tmp_path / "other", 5, ckpt_path=tmp_path / "step=4.ckpt")
+    assert "step 4: model.objective.objective.sft_mix was 0.0, is 0.5" in other.run_record.history
     with pytest.raises(ValueError, match=r"began with the objective WinnerGuard\(DiffusionDPO\), not DiffusionDPO"):
         fit(make_module(objective=DiffusionDPO(5000.0)), make_data(), tmp_path, 5, ckpt_path=tmp_path / "step=4.ckpt")
 
@@ -102,7 +110,8 @@ def test_a_run_of_the_old_ipo_is_refused(tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["lit_align"].pop("objective_form") == 2
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match=r"another form of DiffusionDPO \(its ipo was 1 / beta_dpo\^2 times"):
+    fit(make_module(objective=WinnerGuard(ipo)), make_data(), tmp_path / "new", 1)  # nothing to refuse
+    with pytest.raises(ValueError, match=r"earlier form of DiffusionDPO: its ipo was 1 / beta_dpo\^2 times"):
         fit(make_module(objective=ipo), make_data(), tmp_path, 2, ckpt_path=path)
 
 
@@ -116,7 +125,40 @@ def test_recommended_losses_by_overlay_and_a_guard_by_options(tmp_path, sd15, sd
     words = small_options(ROOT / "configs/dpo_mix_sdxl_lora.yaml", folders[1], sd15, sd21)
     guard = ["--model.objective=WinnerGuard", "--model.objective.mu=0.6", "--model.objective.objective=DiffusionDPO"]
     main(["fit", *words, *guard, "--model.objective.objective.sft_mix=0.25", "--trainer.max_steps=1"])
+    assert "model.objective: WinnerGuard's DiffusionDPO lacks" not in caplog.text  # the mix is given
     assert "+ 0.25 mean(L_w), inside = -0.5 5000 ((L_w - L_l) - (R_w - R_l)); WinnerGuard: the gradient" in caplog.text
+
+
+def test_an_old_sigmoid_run_may_change_to_ipo(tmp_path):
+    """Its loss was never ipo's old one."""
+    fit(make_module(objective=DiffusionDPO(500.0)), make_data(), tmp_path, 1, callbacks=[keep_all(tmp_path)])
+    path = tmp_path / "step=1.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["lit_align"]["objective_form"]
+    torch.save(checkpoint, path)
+    module = make_module(objective=DiffusionDPO(500.0, "ipo"))
+    fit(module, make_data(), tmp_path, 2, ckpt_path=path)
+    assert "step 1: model.objective.loss_type was 'sigmoid', is 'ipo'" in module.run_record.history
+
+
+def test_numbers_that_a_wrapper_loses_are_said():
+    def found(*words):
+        config = f"--config={ROOT / 'configs/diffusion_dpo_sd15.yaml'}"
+        cli = make_cli(ConfigCLI, [config, *words], run=False, prog="lit-align")
+        return inherited_init_args(cli.config)
+
+    mix = f"--config={ROOT / 'configs/objectives/mix.yaml'}"
+    guard = ["--model.objective=WinnerGuard", "--model.objective.objective=DiffusionDPO"]
+    assert found(mix) == []
+    assert found(mix, *guard) == [
+        "model.objective: WinnerGuard's DiffusionDPO lacks sft_mix 0.25 of the config files. Give them as "
+        "--model.objective.objective.NAME."
+    ]
+    assert found(mix, *guard, "--model.objective.objective.sft_mix=0.25") == []
+    assert found(mix, "--model.objective=BalancedDPO") == [
+        "model.objective: BalancedDPO keeps beta_dpo 5000.0, sft_mix 0.25 of DiffusionDPO, which the config file names."
+    ]
+    assert found("--model.objective=MaPO") == []
 
 
 def test_a_soft_vote_that_was_tied_pulls_the_preference_back():

@@ -141,7 +141,8 @@ class MemoryReport:
         if work.batch_size > 1:
             smaller = [size for size in range(work.batch_size - 1, 0, -1) if work.batch_size % size == 0]
             yield [self._batch(size) for size in smaller]
-        if work.device != "cpu" and not options.activation_offload:
+        moves = work.device != "cpu" and not self.machine.refusals(offload=True)
+        if moves and not options.activation_offload:
             reason = "activations wait in main memory; equal numbers, slower by the time of the copies"
             offload = {"activation_offload": True}
             yield [Change("model.backbone.activation_offload true", reason, lambda plan: plan.with_backbone(**offload))]
@@ -166,12 +167,13 @@ class MemoryReport:
             self.parts.config.model.backbone.init_args.lora,
         )
         eight_bit = find_spec("bitsandbytes") is not None and not self.machine.refusals(optimizer=EIGHT_BIT)
+        eight_bit = eight_bit and not self.parts.config.model.backbone.init_args.channels_last
         if eight_bit and not used.endswith("8bit"):
             optimizer = Namespace(class_path=EIGHT_BIT, init_args=Namespace())
             words, reason = f"model.optimizer {EIGHT_BIT}", "a quarter of AdamW's state"
             yield [Change(words, reason, lambda plan: plan.with_model(optimizer=optimizer))]
         half = self.work.precision in ("32-true", "bf16-mixed") and not self.machine.refusals(precision="bf16-true")
-        known = eight_bit or str(self.parts.optimizer()).startswith(KNOWN)
+        known = str(self.parts.optimizer()).startswith(KNOWN)
         if trained is None and self.work.device == "cuda" and half and known:
             words = "trainer.precision bf16-true with model.compensate_rounding true"
             reason = "weights and gradients of half the size; gradients are summed in bfloat16"

@@ -28,6 +28,7 @@ def refused_options(
     model, optimizer = parts.config.model, parts.optimizer()
     wanted = model.backbone.init_args
     options = {"lora": wanted.lora is not None, "channels_last": wanted.channels_last}
+    options["offload"] = wanted.activation_offload
     for refusal in machine.refusals(precision=machine.precision, optimizer=optimizer, **options):
         yield UserValueError(refusal)
     checks: list[Callable[[], None]] = [partial(check_compensation, model.compensate_rounding, machine.precision)]

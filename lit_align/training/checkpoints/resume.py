@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_align.backbones.lora import LoRA
 from lit_align.common.manifest import differences, in_words
+from lit_align.objectives import Objective
 from lit_align.user_errors import UserValueError
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,6 @@ def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite
             f"The run began with the objective {began['objective']}, not {objective}. Resume with that; or export its "
             f"weights, replace the pipeline's UNet by them, and begin a run with {objective} there."
         )
-    if began.get("objective_form", 1) != now["objective_form"]:
-        raise UserValueError(
-            f"The run began with another form of {objective} (its ipo was 1 / beta_dpo^2 times today's, and its loss "
-            "would jump). Finish it with the version of lit-align that began it "
-            f"({began.get('version', 'an earlier one')}), or export its weights and begin a run from them."
-        )
     if changed := _backbone_differences(began, now):
         raise UserValueError(
             f"The run began with another backbone: {in_words(changed)}. Resume with the model.backbone that the run "
@@ -87,6 +82,20 @@ def check_beginning(began: Mapping[str, Any], now: Mapping[str, Any], non_finite
             "The run began with model.backbone.repo %s, and resumes with %s: their frozen weights must be equal.",
             began["repo"],
             now["repo"],
+        )
+
+
+def check_form(began: Mapping[str, Any], objective: Objective) -> None:
+    """Refuse to resume a run whose objective had another formula.
+
+    Raises:
+        UserValueError: saying how it differs.
+    """
+    form, settings = began.get("objective_form", 1), began.get("run", {}).get("settings", {})
+    if changed := objective.changed_since(form, settings):
+        raise UserValueError(
+            f"The run began with an earlier form of {objective.name()}: {changed}, and its loss would jump. Finish it "
+            "with the commit of lit-align that began it, or export its weights and begin a run from them."
         )
 
 

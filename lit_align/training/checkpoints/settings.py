@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_align.common.manifest import Change, changes
+from lit_align.objectives import Objective
 
 OnResume = Literal["keep", "take"]
 Outcome = Literal["taken", "kept", "refused"]
@@ -95,7 +96,11 @@ def put(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 def described(name: str, thing: Any) -> dict[str, Any]:
     """Describe an object by its class and those arguments of its constructor that it keeps under their names."""
     arguments = {one: getattr(thing, one) for one in inspect.signature(type(thing)).parameters if hasattr(thing, one)}
-    return {name: type(thing).__name__, **_plain({f"{name}.{one}": value for one, value in arguments.items()})}
+    found = {name: type(thing).__name__, **_plain({f"{name}.{one}": value for one, value in arguments.items()})}
+    for one, value in arguments.items():
+        if isinstance(value, Objective):  # of a wrapper
+            found |= described(f"{name}.{one}", value)
+    return found
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,8 +158,13 @@ def compare(
         on_resume: see `RunRecord`.
         saved: names of the optimizer's numbers in the checkpoint, which come back; none if they are not known.
     """
-    there = [change for change in changes(began, now) if not _elsewhere(change.name)]
+    there = [change for change in changes(began, now) if not _elsewhere(change.name) and not _is_new(change, began)]
     return [Changed(one.name, one.was, one.now, *_judge(one, on_resume, saved)) for one in there]
+
+
+def _is_new(change: Change, began: Mapping[str, Any]) -> bool:
+    """Whether an option did not exist when the run began, and does nothing yet."""
+    return change.name not in began and change.now in (None, False, 0, "auto")
 
 
 def _elsewhere(name: str) -> bool:
