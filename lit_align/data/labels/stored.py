@@ -60,7 +60,7 @@ class HumanLabels(Labels):
     voted = False
 
     def decide(self, shard: str, keys: list[str], human: NDArray[np.int8]) -> Decisions:
-        nothing = np.zeros(len(keys), np.float32)
+        nothing = np.broadcast_to(np.float32(0), len(keys))
         return Decisions(human, nothing, nothing, [""] * len(keys), {})
 
     def describe(self) -> str:

@@ -182,12 +182,17 @@ def _pairs(
         size=rows["size"].to_numpy()[kept],
         sign=decided.sign[kept],
         human=human[kept],
-        vote_share=decided.vote_share[kept],
-        balance=decided.balance[kept],
+        vote_share=_kept(decided.vote_share, kept),
+        balance=_kept(decided.balance, kept),
         content=_parsed([contents[number] for number in numbers]),
         key=key_digests([keys[number] for number in numbers]),
         sizes=_sizes(rows)[kept] if SIZES[0] in rows.column_names else np.broadcast_to(np.int32(0), (len(kept), 4)),
     )
+
+
+def _kept(column: NDArray[np.float32], kept: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Take some rows of a column; one number for all rows, as without a vote, stays one number in memory."""
+    return column[kept] if any(column.strides) else np.broadcast_to(column[:1], len(kept))
 
 
 def _parsed(digests: list[str]) -> NDArray[np.uint64]:
