@@ -49,7 +49,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "words",
         ),
         "reference-errors": Command(
-            "compute a static reference's errors, for DPO at the cost of MaPO",
+            "errors of a static reference, for DPO at MaPO's cost",
             "lit_align.commands.static_reference:run_reference_errors",
             "words",
         ),
