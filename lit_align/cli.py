@@ -69,7 +69,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "for the shell": {
         "completion": Command(
-            'completion of names and options, by eval "$(lit-align completion bash)"',
+            'names and options completed, by eval "$(lit-align completion bash)"',
             "lit_align.cli:print_completion",
             "words",
         ),

@@ -106,7 +106,8 @@ class AlignmentModule(SavedModule):
         encoded = self.backbone.encode(batch)
         draw, dropped = self.training_draw(encoded)
         encoded = encoded.drop_prompts(dropped)
-        reference = self.reference.errors(batch, encoded, draw, self.trainer.current_epoch)
+        epoch = self.trainer.current_epoch if self.reference.draws_by_pair else 0
+        reference = self.reference.errors(batch, encoded, draw, epoch)
         output, errors = self._judge(encoded, draw, reference)
         self.train_metrics.observe(output, errors, draw.timesteps, encoded.pairs)
         loss = weighted_mean(output.losses, encoded.pairs.weight).to(errors.chosen.dtype)
@@ -210,8 +211,9 @@ class AlignmentModule(SavedModule):
             self.backbone.shard(strategy.device_mesh["data_parallel"], dtype, strategy.keep_for_backward)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        self.reference.check_length(self.trainer)
-        check_compensation(self.compensate_rounding, str(self.trainer.precision))
+        if self._trainer is not None:
+            self.reference.check_length(self.trainer)
+            check_compensation(self.compensate_rounding, str(self.trainer.precision))
         optimizer = self.optimizer(list(self.backbone.trainable_parameters().values()))
         if self.backbone.channels_last and type(optimizer).__module__.startswith("bitsandbytes"):
             raise UserValueError(

@@ -5,12 +5,16 @@ import os
 import socket
 from collections.abc import Callable
 
+import torch
+
 
 def fork(function: Callable[[], None], **environment: str) -> multiprocessing.Process:
     """Start a function in a forked process, which need not import anything again (10 seconds)."""
 
     def run():
         os.environ.update(environment)
+        # After a fork torch makes its pool of threads anew; two threads that ask for it first may meet none.
+        torch.set_num_threads(1)
         function()
 
     process = multiprocessing.get_context("fork").Process(target=run)
