@@ -158,13 +158,8 @@ def compare(
         on_resume: see `RunRecord`.
         saved: names of the optimizer's numbers in the checkpoint, which come back; none if they are not known.
     """
-    there = [change for change in changes(began, now) if not _elsewhere(change.name) and not _is_new(change, began)]
+    there = [change for change in changes(began, now) if not _elsewhere(change.name)]
     return [Changed(one.name, one.was, one.now, *_judge(one, on_resume, saved)) for one in there]
-
-
-def _is_new(change: Change, began: Mapping[str, Any]) -> bool:
-    """Whether an option did not exist when the run began, and does nothing yet."""
-    return change.name not in began and change.now in (None, False, 0, "auto")
 
 
 def _elsewhere(name: str) -> bool:
