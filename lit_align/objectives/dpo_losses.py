@@ -1,6 +1,5 @@
 """Losses of the DPO family: functions of x, the logit of the preference, which is 0 at the reference."""
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 LossType = Literal["sigmoid", "hinge", "ipo", "dmpo", "linear"]
 WRONG = 0.01  # dmpo's share of wrong labels: its optimum is x = logit(1 - WRONG) = 4.6
+LOG_RIGHT, LOG_WRONG = (torch.tensor(share, dtype=torch.float64).log().item() for share in (1 - WRONG, WRONG))
 FLOOR = 1e-3  # least slope of the linear loss; the greatest is 1 less
 EDGE = (0.5 - FLOOR) / 0.4  # of x, where the slope of the linear loss stops to change
 
@@ -29,7 +29,7 @@ def dmpo(x: Tensor) -> Tensor:
     sigmoid(x) sigmoid(-x) (x - logit(1 - WRONG)), vanishes for large |x|.
     """
     for_, against = torch.sigmoid(x), torch.sigmoid(-x)
-    return for_ * (F.logsigmoid(x) - math.log1p(-WRONG)) + against * (F.logsigmoid(-x) - math.log(WRONG))
+    return for_ * (F.logsigmoid(x) - LOG_RIGHT) + against * (F.logsigmoid(-x) - LOG_WRONG)
 
 
 def linear(x: Tensor) -> Tensor:
