@@ -20,7 +20,7 @@ class Site:
         device: `cuda` or `cpu`.
         toy: small networks and images, to rehearse.
         workers: processes of a training's loader.
-        side: of all images in pixels; None, that of the published pipeline.
+        side: of all images, pixels; None takes the published pipeline's.
     """
 
     work: Path

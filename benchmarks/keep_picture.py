@@ -44,8 +44,8 @@ def train(name: str, seed: int, output: Path) -> Path:
     folder = output / f"{name}-{seed}"
     checkpoint = folder / "last.ckpt"
     if not (checkpoint.is_file() and validated(folder)):
-        keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": str(folder)}}
-        keep["init_args"] |= {"save_last": True, "save_top_k": 0, "every_n_train_steps": STEPS}  # type: ignore[operator]
+        saving = {"dirpath": str(folder), "save_last": True, "save_top_k": 0, "every_n_train_steps": STEPS}
+        keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saving}
         rise = {"class_path": "lit_align.callbacks.ChosenErrorRise"}
         logger = {
             "class_path": "lightning.pytorch.loggers.CSVLogger",

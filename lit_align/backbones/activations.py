@@ -28,6 +28,7 @@ ATTENTION = {
     )
 }
 CONVOLUTION = "aten.convolution.default"
+MAIN_MEMORY = torch.device("cpu")
 LEAST_TERMS = 64  # of a sum; a product of shorter ones, such as an adapter's second factor, costs little to repeat
 
 
@@ -131,7 +132,7 @@ class Offload(saved_tensors_hooks):
         home: device to which they move.
     """
 
-    def __init__(self, denoiser: nn.Module, device: torch.device, home: torch.device = torch.device("cpu")) -> None:  # noqa: B008
+    def __init__(self, denoiser: nn.Module, device: torch.device, home: torch.device = MAIN_MEMORY) -> None:
         super().__init__(self._pack, self._unpack)
         self.device, self.home = device, home
         self.weights = WeakSet(to_local(weight).untyped_storage() for weight in denoiser.parameters())
@@ -143,7 +144,7 @@ class Offload(saved_tensors_hooks):
 
     def stays(self, tensor: Tensor) -> bool:
         """Whether a saved tensor is left on its device."""
-        if type(tensor) is not Tensor or tensor.device.type != self.device.type:  # weights gathered by FSDP2 too
+        if type(tensor) is not Tensor or tensor.device.type != self.device.type:
             return True
         return tensor.untyped_storage() in self.weights
 

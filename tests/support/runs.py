@@ -74,6 +74,18 @@ class Recorder(L.Callback):
         self.pairs.append(batch.pairs.numbers)
 
 
+class Losses(Recorder):
+    """Records the loss of every training batch too."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.losses.append(outputs["loss"].item())
+
+
 class KeepLogs(L.pytorch.loggers.logger.DummyLogger):
     """Keeps every row that is logged, with its step."""
 

@@ -12,7 +12,7 @@ from lit_align.cli import main
 from lit_align.data.cache.reader import Cache
 from lit_align.data.shards.index import index_shard
 from tests.support.paths import PAIRS, PIPELINE, ROOT
-from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
+from tests.support.runs import Losses, Recorder, equal, fit, keep_all, make_data, make_module, weights
 from tests.support.shards import read_dicts, write_dicts
 
 CONFIG = str(ROOT / "configs/quickstart.yaml")
@@ -43,16 +43,6 @@ def no_encoders(monkeypatch):
 
     for kind in (AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection):
         monkeypatch.setattr(kind, "from_pretrained", refuse)
-
-
-class Losses(Recorder):
-    def __init__(self):
-        super().__init__()
-        self.losses = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self.losses.append(outputs["loss"].item())
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])

@@ -23,7 +23,7 @@ from lit_align.training.step_draws import draw_by_pair
 from lit_align.training.steps import total_epochs
 from lit_align.types import EncodedBatch, Moments, PairInfo, PreferenceBatch
 from tests.support.paths import PAIRS, PIPELINE, ROOT
-from tests.support.runs import Recorder, equal, fit, keep_all, make_data, make_module, weights
+from tests.support.runs import Losses, Recorder, equal, fit, keep_all, make_data, make_module, weights
 from tests.support.shards import read_dicts, write_dicts
 
 TRAIN = [str(PAIRS / f"train/0000{i}.tar") for i in range(2)]  # those of `make_data`
@@ -54,16 +54,6 @@ def folder(tmp_path_factory):
 def make(folder=None, **options):
     options = {"objective": DiffusionDPO(100.0), "repo": PIPELINE, "caption_dropout": 0.3, **options}
     return make_module(reference_errors=None if folder is None else str(folder), validation_draws=2, **options)
-
-
-class Losses(Recorder):
-    def __init__(self):
-        super().__init__()
-        self.losses = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self.losses.append(outputs["loss"].item())
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
